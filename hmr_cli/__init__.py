@@ -1,0 +1,1 @@
+"""The command line of hmr. Typer and rich live here and nowhere else."""

@@ -1,0 +1,88 @@
+"""From exception to one line, a hint and the exit code (docs/design.md, section 7)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from stages.errors import HmrError, MachineError
+
+DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the folder is read-only",
+}
+
+
+def known(error: BaseException) -> HmrError | None:
+    """The hmr error that `error` amounts to, or None for a bug."""
+    if isinstance(error, HmrError):
+        return error
+    if isinstance(error, OSError) and error.errno in DISK:
+        return MachineError(
+            f"{DISK[error.errno]}: {error.filename or 'while writing'}", "free some space; the same command resumes"
+        )
+    if isinstance(error, PermissionError):
+        return MachineError(f"no permission: {error.filename}", "choose another place with -o")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return MachineError("out of memory", "use a smaller --batch-size; the same command resumes")
+    return None
+
+
+def say(text: str) -> None:
+    """One line on stderr, which may be closed or not speak UTF-8."""
+    with contextlib.suppress(OSError, ValueError):
+        encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+        sys.stderr.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        sys.stderr.flush()
+
+
+def run_and_exit(command: Callable[[], Any], *, debug: bool) -> NoReturn:
+    """Run `command` and leave the process with the design's exit code."""
+    code = 0
+    try:
+        result = command()
+        code = result if isinstance(result, int) else 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # `hmr ... | head`: the reader left, which is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        say("interrupted; the same command resumes")
+        code = 130
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code = explain(error)
+    sys.exit(code)
+
+
+def explain(error: Exception) -> int:
+    """Print what went wrong in one line and return the exit code."""
+    failure = known(error)
+    if failure is not None:
+        say(
+            f"hmr: {' '.join(failure.message.split())}"
+            + (f" -> {' '.join(failure.hint.split())}" if failure.hint else "")
+        )
+        return failure.exit_code
+    if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # Typer's usage errors
+        say(f"hmr: {' '.join(error.format_message().split())} -> see hmr {command_path(error)}--help")
+        return 2
+    if type(error).__name__ in ("Exit", "Abort"):
+        return int(getattr(error, "exit_code", 1))
+    say(f"hmr: a bug in hmr: {type(error).__name__}: {error} -> run again with --debug and report it")
+    return 1
+
+
+def command_path(error: Exception) -> str:
+    """The words between `hmr` and the option that was wrong, for the hint."""
+    context = getattr(error, "ctx", None)
+    words = getattr(context, "command_path", "hmr").split()[1:]
+    return "".join(f"{word} " for word in words)
