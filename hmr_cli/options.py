@@ -3,8 +3,8 @@
     @stage_command(app, Params)
     def detect(inputs: Inputs, *, out: Path, params: Params, run: Run) -> Path | dict: ...
 
-`out`, `params` and `run` are not typed on the command line: the decorator replaces `out` by -o, `params` by one flag per
-field of Params (plus --params-from) and `run` by --device, --batch-size, ... . What the function returns is the
+`out`, `params` and `run` are not typed on the command line: the decorator replaces `out` by -o, `params` by one flag
+per field of Params (plus --params-from) and `run` by --device, --batch-size, ... . What the function returns is the
 result: a path is printed, a dictionary too with --json.
 """
 

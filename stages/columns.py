@@ -1,4 +1,4 @@
-"""Column: one array of an artefact, as data. Networks and verbs declare what they write with it; artefact.py enforces it."""
+"""Column: one array of an artefact, as data. Networks and verbs declare with it what they write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """`name` "group/array"; `dtype` numpy code; `shape` with the row axis first, strings for sizes that vary ("R", "J", 3)."""
+    """`name` "group/array" · `dtype` a numpy code · `shape` row axis first, strings where it varies: ("R", "J", 3)."""
 
     name: str
     dtype: str

@@ -6,7 +6,10 @@ from stages.errors import MachineError, UsageError
 
 
 def resolve_device(device: str) -> str:
-    """auto, cpu, cuda, cuda:N or mps -> a device that is there. Raises UsageError (spelling) or MachineError (absent)."""
+    """auto, cpu, cuda, cuda:N or mps -> a device that is there.
+
+    Raises UsageError (spelling) or MachineError (absent).
+    """
     import torch
 
     name, _, number = device.partition(":")

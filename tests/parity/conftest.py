@@ -28,7 +28,16 @@ class Fixtures:
         self.weights = self._weights(root)
 
     def _weights(self, root: Path) -> ModuleType:
-        path = next(p for p in (self.folder / "weights.py", root / "weights.py", root.parent / "weights.py", SHARED / "weights.py") if p.exists())
+        path = next(
+            p
+            for p in (
+                self.folder / "weights.py",
+                root / "weights.py",
+                root.parent / "weights.py",
+                SHARED / "weights.py",
+            )
+            if p.exists()
+        )
         spec = importlib.util.spec_from_file_location("parity_weights", path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
@@ -37,7 +46,9 @@ class Fixtures:
 
     def cases(self, stem: str) -> list[Path]:
         """The files of one case and its suffixed siblings: model_r50.npz, model_r50_2.npz, ..."""
-        return sorted(p for p in self.folder.glob(f"{stem}*.npz") if p.stem == stem or p.stem[len(stem) + 1 :].isdigit())
+        return sorted(
+            p for p in self.folder.glob(f"{stem}*.npz") if p.stem == stem or p.stem[len(stem) + 1 :].isdigit()
+        )
 
     def index(self, name: str) -> Any:
         """An index file (fixtures.json, cases.json, tolerances.json), in DIR, else the shared one."""
@@ -49,7 +60,9 @@ class Fixtures:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fixtures", default=str(SHARED), help="folder with parity cases, in the format of ../shared/parity")
+    parser.addoption(
+        "--fixtures", default=str(SHARED), help="folder with parity cases, in the format of ../shared/parity"
+    )
 
 
 def fixtures_of(config: pytest.Config, family: str) -> Fixtures:

@@ -1,0 +1,55 @@
+"""The command line as a whole: quick, lazy, one line per mistake."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from hmr_cli.app import COMMANDS, load_command
+from tests.cli.runner import hmr
+
+HELP_SECONDS = 0.3
+
+
+def test_help_is_quick_and_lazy() -> None:
+    code = "import sys; sys.argv=['hmr','--help']\nfrom hmr_cli.app import main\ntry: main()\nexcept SystemExit: pass\n"
+    probe = code + "print([m for m in ('torch','numpy','h5py','cv2') if m in sys.modules], file=sys.stderr)"
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.stderr.strip() == "[]"
+    assert statistics.median(seconds) < HELP_SECONDS  # CPU seconds: a busy machine must not fail it
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_examples(name: str) -> None:
+    command = load_command(name)
+    children = getattr(command, "commands", None)
+    for child in children.values() if children else [command]:
+        assert "hmr " in (child.help or ""), f"{name} {child.name}: no example in its help"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["detet"], "did you mean detect"),
+        (["detect", "--shard", "4/3", "x.jpg", "-o", "y.h5"], "--shard 4/3"),
+        (["detect", "--batch-size", "0", "x.jpg", "-o", "y.h5"], "--batch-size 0"),
+        (["recover", "--bach-size", "4", "x.h5", "-o", "y.h5"], "--batch-size"),
+        (["recover", "x.h5"], "--out"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(args: list[str], says: str) -> None:
+    done = hmr(*args)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
