@@ -1,0 +1,69 @@
+"""Pinhole cameras and the weak cameras that networks predict. Every function takes numpy arrays or torch tensors.
+
+Frames: OpenCV camera (x right, y down, z forward), metres. Pixel (0, 0) is the centre of the first pixel, so the middle
+of a w x h picture is ((w - 1) / 2, (h - 1) / 2).
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+A = TypeVar("A", np.ndarray, torch.Tensor)
+
+
+def default_K(size: A) -> A:
+    """Intrinsics for pictures of unknown camera: focal length = the picture's diagonal, principal point = its middle.
+
+    size (n, 2) width, height -> (n, 3, 3). The diagonal (a lens of 53 degrees across it) is the guess of CLIFF (Li et
+    al., ECCV 2022, section 3.2), which DPMesh shares.
+    """
+    width, height = size[:, 0] * 1.0, size[:, 1] * 1.0
+    focal = (width**2 + height**2) ** 0.5
+    return make_K(focal, focal, (width - 1) / 2, (height - 1) / 2)
+
+
+def make_K(fx: A, fy: A, cx: A, cy: A) -> A:
+    """Intrinsics (n, 3, 3) from four vectors (n,) in pixels."""
+    if isinstance(fx, torch.Tensor):
+        zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+        return torch.stack([fx, zero, cx, zero, fy, cy, zero, zero, one], -1).reshape(-1, 3, 3)
+    zero, one = np.zeros_like(fx), np.ones_like(fx)
+    return np.stack([fx, zero, cx, zero, fy, cy, zero, zero, one], -1).reshape(-1, 3, 3)
+
+
+def project(xyz: A, K: A) -> A:
+    """Pixels (..., V, 2) of points (..., V, 3) in the camera frame, metres; K (..., 3, 3). Depth 0 gives infinities."""
+    uvw = xyz @ K.swapaxes(-1, -2)
+    return uvw[..., :2] / uvw[..., 2:]
+
+
+def weak_to_transl(camera: A, center: A, side: A, K: A) -> A:
+    """Translation (n, 3) in the full camera from a weak camera of a square box.
+
+    camera (n, 3) s, tx, ty: a point X falls on s (X + t) in the box's [-1, 1] · center (n, 2), side (n,) of the box in
+    picture pixels · K (n, 3, 3). Depth is where the focal length gives the same scale: z = 2 f / (s side) (HMR 2.0,
+    4D-Humans `cam_crop_to_full`; ScoreHMR starts from it with f = 5000 px).
+    """
+    z = 2 * K[:, 0, 0] / (side * camera[:, 0] + 1e-9)
+    return _at(camera[:, 1], camera[:, 2], z, center, K)
+
+
+def crop_to_full(transl: A, focal: float | A, crop_side: float, center: A, side: A, K: A) -> A:
+    """Translation (n, 3) in the full camera of a person placed in front of a crop's camera.
+
+    transl (n, 3) metres in a camera whose focal length is `focal` pixels of a crop with `crop_side` pixels and whose
+    principal point is the crop's middle · center (n, 2), side (n,) the crop's square in picture pixels · K (n, 3, 3).
+    The crop shows side / crop_side picture pixels per crop pixel; depth is rescaled so that the person keeps the size.
+    """
+    z = transl[:, 2] * (K[:, 0, 0] / focal) * (crop_side / side)
+    return _at(transl[:, 0], transl[:, 1], z, center, K)
+
+
+def _at(x: A, y: A, z: A, center: A, K: A) -> A:
+    """x, y, z moved sideways so that the axis of the crop's camera meets the box's centre."""
+    x = x + (center[:, 0] - K[:, 0, 2]) * z / K[:, 0, 0]
+    y = y + (center[:, 1] - K[:, 1, 2]) * z / K[:, 1, 1]
+    return torch.stack([x, y, z], -1) if isinstance(x, torch.Tensor) else np.stack([x, y, z], -1)
