@@ -32,12 +32,13 @@ def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
         print_result(result, as_json=True)
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("", "what", "found", "needed for", "mend", box=None)
     for check in checks:
         mark = "[green]ok[/]" if check.ready else "[red]--[/]" if check.required else "[yellow]--[/]"
-        table.add_row(mark, check.name, check.found, check.needed_for, check.mend)
+        table.add_row(mark, *map(escape, (check.name, check.found, check.needed_for, check.mend)))
     console = Console(highlight=False)
     console.print(table)
     if not quiet:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-# module -> (distribution, lowest version, why). The floors for torch, OpenCV and h5py are security floors.
+# module -> (distribution, lowest version, needed for). The floors for torch, OpenCV and h5py are security floors.
 CORE = {
     "torch": ("torch", "2.10", "every network"),
     "numpy": ("numpy", "1.26.4", "everything"),
@@ -34,16 +34,12 @@ CORE = {
     "safetensors": ("safetensors", "0.4.5", "weights"),
     "pygltflib": ("pygltflib", "1.16", "GLB export"),
 }
-EXTRAS = {
-    "onnxruntime": ("onnxruntime", 'pip install "hmr[rtmpose]"', "detector rtmpose"),
-    "mmpose": (
-        "mmpose",
-        'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2',
-        "detector mmpose",
-    ),
-    "rerun": ("rerun-sdk", 'pip install "hmr[rerun]"', "hmr view --rerun"),
-    "smplx": ("smplx", 'pip install "hmr[smplx]"', "the reference body layer in tests (non-commercial licence)"),
-}
+EXTRAS = (
+    ("onnxruntime", 'pip install "hmr[rtmpose]"', "detector rtmpose"),
+    ("mmpose", 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2', "detector mmpose"),
+    ("rerun-sdk", 'pip install "hmr[rerun]"', "hmr view --rerun"),
+    ("smplx", 'pip install "hmr[smplx]"', "the reference body layer in tests (non-commercial licence)"),
+)
 SPACE, MEMORY = 5e9, 4e9  # bytes below which doctor says so
 
 
@@ -67,9 +63,8 @@ def run() -> list[Check]:
         try:
             found += group()
         except Exception as error:  # one broken check must not hide the others
-            found.append(
-                Check(group.__name__.strip("_"), False, f"{type(error).__name__}: {error}", "this check", "report it")
-            )
+            name, what = group.__name__.strip("_"), f"{type(error).__name__}: {error}"
+            found.append(Check(name, False, what, "hmr", "run again with --debug and report it", required=True))
     return sorted(found, key=lambda check: not check.required)
 
 
@@ -133,7 +128,7 @@ def _bodies() -> Iterator[Check]:
 
 
 def _extras() -> Iterator[Check]:
-    for module, (distribution, mend, why) in EXTRAS.items():
+    for distribution, mend, why in EXTRAS:
         try:
             found = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
