@@ -18,11 +18,25 @@ import pytest
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity"
 
 
+# An index file says whose cases a folder holds; PostoMETRO's have none.
+MARKS = {"dpmesh": ("fixtures.json",), "scorehmr": ("cases.json", "tolerances.json")}
+
+
+def holds(root: Path, family: str) -> bool:
+    """Does DIR hold cases of this family, in a sub-folder of its name or directly?"""
+    if (root / family).is_dir() or root.name == family:
+        return True
+    marked = {name for name, files in MARKS.items() if any((root / file).exists() for file in files)}
+    others = any((root / name).is_dir() for name in (*MARKS, "postometro"))
+    return family in marked or (family == "postometro" and not marked and not others)
+
+
 class Fixtures:
     """The parity files of one family (dpmesh, scorehmr or postometro)."""
 
     def __init__(self, family: str, root: Path) -> None:
         self.family = family
+        self.held = holds(root, family)
         self.folder = root / family if (root / family).is_dir() else root
         self.shared = SHARED / family
         self.weights = self._weights(root)
@@ -46,6 +60,8 @@ class Fixtures:
 
     def cases(self, stem: str) -> list[Path]:
         """The files of one case and its suffixed siblings: model_r50.npz, model_r50_2.npz, ..."""
+        if not self.held:
+            return []
         return sorted(
             p for p in self.folder.glob(f"{stem}*.npz") if p.stem == stem or p.stem[len(stem) + 1 :].isdigit()
         )
@@ -57,12 +73,6 @@ class Fixtures:
     def find(self, name: str) -> Path:
         """A manifest, body or index file: in DIR, else in ../shared/parity."""
         return next((p for p in (self.folder / name, self.shared / name) if p.exists()), self.shared / name)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--fixtures", default=str(SHARED), help="folder with parity cases, in the format of ../shared/parity"
-    )
 
 
 def fixtures_of(config: pytest.Config, family: str) -> Fixtures:
