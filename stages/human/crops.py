@@ -154,9 +154,9 @@ def warp(
 
 
 def cut_and_resize(images: Sequence[np.ndarray], frame: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    """Crops (n, size, size, 3) float32 by METRO's rule: integer boxes (n, 4) cut out, zeros outside, resized bilinearly.
+    """Crops (n, size, size, 3) float32 by METRO's rule: integer boxes (n, 4) cut out, black outside, resized.
 
-    The resize has no antialiasing and works in floating point (grey levels are not rounded).
+    The resize is bilinear without antialiasing, in floating point (grey levels are not rounded).
     """
     crops = np.zeros((len(box), size, size, 3), np.float32)
     for k, (which, (x0, y0, x1, y1)) in enumerate(zip(frame, box, strict=True)):

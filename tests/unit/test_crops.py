@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from stages.human import crops
 from stages.human.heatmap import gaussian_heatmaps
-from tests.parity.conftest import SHARED
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity"
 
 
 def case(name: str) -> dict[str, np.ndarray]:
