@@ -17,7 +17,6 @@ import functools
 import hashlib
 import json
 import os
-import pickle
 import re
 import struct
 import zipfile
@@ -292,7 +291,7 @@ def _harmless() -> list[Any]:
 def _refusal(path: Path, error: Exception) -> AssetError:
     text = str(error)
     found = re.search(r"(?:GLOBAL|global|class|type)\s+`?([A-Za-z_][\w]*(?:\.[\w]+)+)`?", text)
-    if isinstance(error, pickle.UnpicklingError) and found:
+    if type(error).__name__ == "UnpicklingError" and found:
         return AssetError(
             f"{path} refused: it would run {found[1]}, which weights do not need; nothing of it was run",
             "if you trust its source, convert it to safetensors once, in a throw-away container",
