@@ -1,0 +1,63 @@
+"""`hmr check`: is an artefact whole and valid? Reads every byte once, in slices, so that all checksums are verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.artefact import Artefact, open_artefact, rows_fingerprint
+from stages.errors import ArtefactError
+from stages.kinds import FAILED, KINDS, OK, SKIPPED
+
+SLICE_BYTES = 1 << 25
+
+
+def check_file(path: str | Path) -> None:
+    """Raise ArtefactError, one sentence with the place inside the file, unless `path` is a whole, valid artefact."""
+    with open_artefact(path) as artefact:
+        check(artefact)
+
+
+def check(artefact: Artefact) -> None:
+    """Contents of an opened artefact: checksums, indices, statuses, finite values, fingerprint of the rows."""
+    where = artefact.path or "the table"
+    rows, frames = artefact.rows, artefact.frames
+    for table, name in ((frames, "frames"), (rows, "rows")):
+        if not np.isin(table["status"], (OK, FAILED, SKIPPED)).all():
+            raise ArtefactError(f"{where}: /{name}/status has values other than 0, 1, 2")
+    if artefact.n_rows and not ((rows["frame"] >= 0) & (rows["frame"] < artefact.n_frames)).all():
+        row = int(np.flatnonzero((rows["frame"] < 0) | (rows["frame"] >= artefact.n_frames))[0])
+        raise ArtefactError(f"{where}: /rows/frame of row {row} is {rows['frame'][row]}, there are {artefact.n_frames}")
+    names, counts = np.unique(frames["name"].astype(str), return_counts=True)
+    if (counts > 1).any():
+        raise ArtefactError(f"{where}: /frames/name has {names[counts > 1][0]!r} twice")
+    ok = rows["status"] == OK
+    if not np.isfinite(rows["box"][ok]).all():
+        raise ArtefactError(f"{where}: /rows/box of row {_first(ok & ~np.isfinite(rows['box']).all(1))} is not finite")
+    used = np.unique(rows["frame"][ok])
+    if not np.isfinite(frames["K"][used]).all():
+        raise ArtefactError(f"{where}: /frames/K of a frame with rows is not finite")
+    stored = artefact.attrs.get("rows_fingerprint")
+    if stored and stored != (now := rows_fingerprint(frames, rows)):
+        raise ArtefactError(f"{where}: rows_fingerprint says {stored[:12]}, the rows give {now[:12]}")
+    for group, name, _ in KINDS[artefact.kind].group_attrs:
+        if any(c.startswith(group + "/") for c in artefact.columns()) and name not in artefact.group_attrs(group):
+            raise ArtefactError(f"{where}: /{group} has no attribute {name}", f"hmr schema {artefact.kind}")
+    nan_ok = KINDS[artefact.kind].nan_ok
+    for name in artefact.columns():
+        finite = artefact.dtype(name).kind == "f" and name not in nan_ok and not name.startswith("extra/")
+        shape = artefact.shape(name)
+        step = max(1, SLICE_BYTES // max(1, artefact.dtype(name).itemsize * int(np.prod(shape[1:]))))
+        for start in range(0, shape[0], step):
+            values = artefact.read(name, slice(start, start + step))
+            if finite:
+                broken = ok[start : start + step] & ~np.isfinite(values.reshape(len(values), -1)).all(1)
+                if broken.any():
+                    raise ArtefactError(
+                        f"{where}: /{name} of row {start + _first(broken)} is not finite, yet the row is ok"
+                    )
+
+
+def _first(mask: np.ndarray) -> int:
+    return int(np.flatnonzero(mask)[0])
