@@ -1,0 +1,36 @@
+"""`hmr synth`: synthetic scenes with exact ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmr_cli.options import stage_command
+from stages.synth.build import Params
+
+app = typer.Typer()
+
+
+@stage_command(app, Params)
+def synth(
+    name: Annotated[str, typer.Argument(help="synth, synth-oc, synth-pc, synth-crowd, synth-video or synth-views.")],
+    *,
+    out: Path,
+    params: Params,
+    run: Any,
+) -> Path:
+    """Synthetic scenes with exact ground truth: pictures, keypoints from a stated error model, the truth itself.
+
+    The pictures come into a folder named like the set, beside the artefact.
+
+    Examples:
+
+        hmr synth synth-oc -o bench/synth-oc.detections.h5
+
+        hmr synth synth-crowd --pictures 8 -o crowd.detections.h5
+    """
+    from stages.synth import build
+
+    return build.run(name, out, params, run)
