@@ -1,9 +1,15 @@
-"""Gaussian heatmaps of joints: the condition of DPMesh's ControlNet, and the training targets of 2D networks."""
+"""Gaussian heatmaps of joints, and the condition that DPMesh makes of a person's 2D keypoints."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from stages.human import crops, joints
 
 
 def gaussian_heatmaps(xy: Tensor, visible: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
@@ -21,3 +27,47 @@ def gaussian_heatmaps(xy: Tensor, visible: Tensor, size: tuple[int, int], sigma:
     scale = -0.5 / sigma**2
     column = torch.exp(y * y * scale) * visible[..., None]
     return column[..., :, None] * torch.exp(x * x * scale)[..., None, :]
+
+
+def dpmesh_keypoints(keypoints: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Keypoints (n, J, 3) of any joint set as DPMesh's 30 (n, 30, 3): x, y px, score; absent joints are 0, 0, 0.
+
+    Joints go by name. Pelvis and neck, where the set lacks them, are the mean of hips and shoulders with the *product*
+    of their scores (the reference's rule; a missing hip counts as the point 0, 0). Raises InputError for a set that
+    does not fit.
+    """
+    keypoints = np.nan_to_num(np.asarray(keypoints, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    out = np.nan_to_num(joints.convert(keypoints, names, "dpmesh30"))
+    wanted = joints.SETS["dpmesh30"]
+    for middle, pair in (("pelvis", ("left_hip", "right_hip")), ("neck", ("left_shoulder", "right_shoulder"))):
+        direct = joints.index(names, [middle, "mid_hip" if middle == "pelvis" else middle])
+        ends = joints.index(names, pair)
+        if (direct < 0).all() and (ends >= 0).all():
+            k = wanted.index(middle)
+            a, b = keypoints[:, ends[0]], keypoints[:, ends[1]]
+            out[:, k, :2] = (a[:, :2] + b[:, :2]) / 2
+            out[:, k, 2] = a[:, 2] * b[:, 2]
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """Where a crop's joints are: affine (n, 2, 3) float64, picture to heatmap pixels, NaN without a seen joint;
+    xy (n, J, 2) float32 heatmap pixels (a missing joint is where the picture's origin falls), visible (n, J) bool."""
+
+    affine: np.ndarray
+    xy: np.ndarray
+    visible: np.ndarray
+
+
+def condition(keypoints: np.ndarray, size: np.ndarray, side: int = 32, threshold: float = 0.05) -> Condition:
+    """The crop and crop joints of keypoints (n, J, 3) by DPMesh's rule; size (n, 2) of the pictures, side of the map.
+
+    A joint is visible when its score is above the threshold and it lies inside the map. The affine of the network's
+    256-pixel crop is `crops.scaled(affine, 256 / side)`.
+    """
+    center, extent = crops.square_boxes(crops.dpmesh_boxes(keypoints, size, threshold))
+    affine = crops.square_affine(center, extent, side)
+    xy = crops.apply(affine, np.nan_to_num(keypoints[..., :2].astype(np.float64))).astype(np.float32)
+    visible = (keypoints[..., 2] > threshold) & (xy >= 0).all(-1) & (xy < side).all(-1)
+    return Condition(affine, xy, visible)

@@ -1,0 +1,102 @@
+"""detections -> heatmaps: one stack of Gaussian heatmaps per person, in the pixels of DPMesh's crop.
+
+The keypoints decide a square crop (they must: the box of an occluded person is not known); each seen joint becomes a
+Gaussian in it, an unseen one an empty map.
+
+    hmr heatmaps photos.detections.h5 -o photos.heatmaps.h5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.artefact import Artefact, open_artefact
+from stages.columns import Column
+from stages.errors import ArtefactError, UsageError
+from stages.human import heatmap, joints
+from stages.params import param
+from stages.progress import Job, Run, run_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Settings of `hmr heatmaps`; the defaults are DPMesh's."""
+
+    joint_set: str = param("dpmesh30", "Joints to draw; dpmesh30 is what DPMesh's checkpoints take.")
+    size: int = param(32, "Side of the square maps.", unit="px")
+    sigma: float = param(2.5, "Width of the Gaussians.", unit="heatmap px")
+    threshold: float = param(0.05, "A joint with a higher score counts as seen.")
+
+
+def columns(params: Params) -> tuple[Column, ...]:
+    """What is written, with the sizes that these settings give."""
+    count, side = len(joints.get(params.joint_set)), params.size
+    return (
+        Column("heatmaps/value", "f2", ("R", count, side, side), "", "Gaussian around each seen joint, peak 1"),
+        Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from picture to heatmap pixels"),
+        Column(
+            "heatmaps/xy", "f4", ("R", count, 2), "px", "joints in the map; unseen: where the picture's origin falls"
+        ),
+        Column("heatmaps/mask", "u1", ("R", count), "", "1 where the joint is seen and inside the map"),
+    )
+
+
+def run(detections: Path | Artefact, out: Path | None, params: Params = Params(), run: Run = Run()) -> Path | Artefact:
+    """Write the heatmaps of all rows to `out` (None: in memory). A person without a seen joint is a failed row.
+
+    Raises ArtefactError for detections without keypoints, UsageError for impossible settings.
+    """
+    if params.size < 2 or not params.sigma > 0 or not 0 <= params.threshold < 1:
+        raise UsageError(
+            f"heatmaps of {params.size} px, sigma {params.sigma}, threshold {params.threshold} cannot be made"
+        )
+    wanted = joints.get(params.joint_set)
+    table = detections if isinstance(detections, Artefact) else open_artefact(detections, "detections")
+    if not table.has("keypoints/xy"):
+        raise ArtefactError(
+            f"{table.path or 'the detections'} has boxes but no keypoints", "run hmr detect, or import them"
+        )
+    names = table.group_attrs("keypoints")["joints"]
+    job = Job(
+        stage="heatmaps",
+        kind="heatmaps",
+        params=params,
+        inputs={"detections": table},
+        model=None,
+        columns=columns(params),
+        group_attrs={"heatmaps": {"joints": list(wanted), "joint_set": params.joint_set, "sigma": params.sigma}},
+        batch_size=256,
+    )
+    return run_rows(job, lambda: compute(table, list(names), params), out, run)
+
+
+def compute(table: Artefact, names: list[str], params: Params) -> Callable[[np.ndarray], dict[str, object]]:
+    """The function rows -> columns."""
+
+    def batch(rows: np.ndarray) -> dict[str, object]:
+        xy, score = table.read("keypoints/xy", rows), table.read("keypoints/score", rows)
+        keypoints = np.concatenate([xy, score[..., None]], -1)
+        if params.joint_set == "dpmesh30":
+            keypoints = heatmap.dpmesh_keypoints(keypoints, names)
+        else:
+            keypoints = np.nan_to_num(joints.convert(keypoints, names, params.joint_set))
+        size = table.frames["size"][table.rows["frame"][rows]]
+        made = heatmap.condition(keypoints, size, params.size, params.threshold)
+        seen = np.isfinite(made.affine).all((1, 2))
+        value = heatmap.gaussian_heatmaps(
+            torch.from_numpy(made.xy), torch.from_numpy(made.visible), (params.size, params.size), params.sigma
+        )
+        return {
+            "heatmaps/value": value.numpy().astype(np.float16),
+            "heatmaps/crop": made.affine.astype(np.float32),
+            "heatmaps/xy": made.xy,
+            "heatmaps/mask": made.visible.astype(np.uint8),
+            "error": ["" if s else f"no keypoint in the picture with a score above {params.threshold}" for s in seen],
+        }
+
+    return batch
