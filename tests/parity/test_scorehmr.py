@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from stages.checkpoints import Checkpoint
+from stages.human import cameras, crops, rotations
+from stages.models import People, pare
 from stages.models.scorehmr.chain import Chain
-from stages.models.scorehmr.denoiser import Denoiser, sinusoid
+from stages.models.scorehmr.denoiser import Denoiser, noise_loss, sinusoid
+from stages.models.scorehmr.features import Statistics
 from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
 from stages.models.scorehmr.keypoints import Adam, KeypointTerm, Observed
 from stages.models.scorehmr.loop import Codec, Plan, refine, sample
@@ -33,10 +38,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     fixtures = fixtures_of(metafunc.config, "scorehmr")
     stem = metafunc.function.__name__.removeprefix("test_")
-    if stem in ("guided", "denoiser"):
-        paths = sorted(fixtures.folder.glob(f"{stem}_*.npz"))
-    else:
-        paths = fixtures.cases(stem)
+    many = stem in ("guided", "denoiser")
+    paths = sorted(fixtures.folder.glob(f"{stem}_*.npz")) if many else fixtures.cases(stem)
     none = pytest.param(None, id="none", marks=pytest.mark.skip(f"{fixtures.folder} has no {stem} case"))
     metafunc.parametrize("case", [pytest.param((fixtures, path), id=path.stem) for path in paths] or [none])
 
@@ -79,8 +82,6 @@ class Case:
 
 @lru_cache(maxsize=1)
 def denoiser(fixtures: Fixtures, name: str) -> Denoiser:
-    import json
-
     manifest = json.loads(fixtures.find(f"manifest_{name}.json").read_text())
     state = {
         k.removeprefix("ema_model.model."): torch.from_numpy(v)
@@ -267,3 +268,118 @@ def test_guided(case: tuple[Fixtures, Path]) -> None:
     posed = every.forward(pose, every.rest(betas))
     c.check("out_rotmat", posed.local.permute(3, 0, 1, 2))
     c.check("out_joints44", posed.points[:44].permute(2, 0, 1))
+
+
+def test_geometry(case: tuple[Fixtures, Path]) -> None:
+    c = Case(case)
+    every = chain(c.fixtures, every=True)
+    posed = every.forward(c["x6"], every.rest(c["betas"]))
+    points = posed.points.permute(2, 0, 1)
+    c.check("rotmat", posed.local.permute(3, 0, 1, 2))
+    c.check("rotmat", rotations.rot6d_columns_to_matrix(c["x6"].view(-1, 24, 6)))
+    c.check("aa_rotmat", rotations.axis_angle_to_matrix(c["aa"]))
+    c.check("joints44", points[:, :44])
+    c.check("vertices_every_50th", points[:, 44:])
+
+    focal, center = c["focal"], c["center"]
+    K = cameras.make_K(focal[:, 0], focal[:, 1], center[:, 0], center[:, 1])
+    c.check("projected", cameras.project(c["points"] + c["trans"][:, None], K))
+    size = c["img_size"]
+    K = cameras.make_K(*[torch.full((len(size),), 5000.0)] * 2, size[:, 0] / 2, size[:, 1] / 2)
+    c.check("cam_full", cameras.weak_to_transl(c["cam_bbox"], c["box_center"], c["box_size"], K))
+
+    n = len(size)
+    observed = Observed(
+        c["kp_target"], c["kp_conf"][..., 0], focal, center, torch.full((n,), 100.0), 1000 / size.amax(1)
+    )
+    term = KeypointTerm(chain(c.fixtures), observed, torch.zeros(n, 10), c["trans"])
+    posed.points = c["points"].permute(1, 2, 0)
+    c.check("kp_loss", term.residual(posed)[0])
+    x = c["x6"]
+    c.check("smoothness_loss", SmoothTerm(torch.arange(len(x)) > 0).evaluate(x)[0])
+    c.check("multiview_loss", ViewTerm(torch.zeros(len(x), dtype=torch.long), 1).evaluate(x)[0].sum())
+
+    codec = Codec(betas_low=c["betas_min"], betas_high=c["betas_max"])
+    c.check("betas_normalized", codec.encode(x, c["betas"])[:, 144:])
+    pare = torch.cat([c["pose_feats"].flatten(1), c["cam_shape_feats"].flatten(1)], 1)
+    stats = Statistics.from_arrays({k.removeprefix("stats_"): c[k] for k in c.data if k.startswith("stats_")})
+    c.check("cond_pose_only", stats["pare"](pare)[:, :3072])
+    c.check("cond_with_betas", stats["pare"](pare))
+    c.check("cond_prohmr", stats["prohmr"](c["prohmr_feats"]))
+
+
+def test_train_loss(case: tuple[Fixtures, Path]) -> None:
+    c = Case(case)
+    pose = torch.cat([c["global_orient"][:, None], c["body_pose"].view(-1, 23, 3)], 1)
+    x = rotations.matrix_to_rot6d_columns(rotations.axis_angle_to_matrix(pose)).flatten(1)
+    codec = Codec(betas_low=c["betas_min"], betas_high=c["betas_max"])
+    for kind, name in (("pose", "denoiser_pare"), ("betas", "denoiser_pare_betas")):
+        net = denoiser(c.fixtures, name)
+        net.zero_grad()
+        target = x if kind == "pose" else codec.encode(x, c["betas"])
+        loss = noise_loss(net, target, c["timesteps"], c[f"{kind}_noise"], c[f"{kind}_cond"])
+        c.check(f"{kind}_loss", loss.detach())
+        total = loss[:, :144].mean() + (loss[:, 144:].mean() if kind == "betas" else 0)
+        c.check(f"{kind}_total", total.detach())
+        total.backward()
+        c.check(f"{kind}_grad_norm", torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0))
+        net.zero_grad(set_to_none=True)
+
+
+def test_crop(case: tuple[Fixtures, Path]) -> None:
+    c = Case(case)
+    boxes = c.data["boxes"].astype(np.float64)
+    half = boxes[:, 2:] / 2
+    box = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], 1)
+    center, side = crops.square_boxes(box)
+    c.check("affine", crops.square_affine(center, side, 224))
+    n = len(box)
+    image = np.ascontiguousarray(c.data["image_bgr"][:, :, ::-1])
+    none = np.zeros((n, 0, 3))
+    people = People(box, none, (), np.zeros((n, 3, 3)), np.zeros((n, 2)), np.zeros(n, int), np.arange(n), [image])
+    patch = pare.prepare(people)
+    c.check("patch_every_4th", patch[:, :, ::4, ::4])
+    c.check("patch_mean", patch.mean((2, 3)))
+    assert tuple(patch.shape) == tuple(c.data["patch_shape"])
+
+
+def stand_in(fixtures: Fixtures, manifest: str, scale: float = 1.0) -> Checkpoint:
+    state = fixtures.weights.state_dict(json.loads(fixtures.find(manifest).read_text()))
+    for name in ("model.head.keypoint_final_layer.weight", "model.head.keypoint_final_layer.bias"):
+        if name in state:
+            state[name] = state[name] * np.float32(scale)
+    return Checkpoint(
+        Path(manifest), {f"state_dict.{k}": torch.from_numpy(np.asarray(v)) for k, v in state.items()}, {}
+    )
+
+
+@torch.no_grad()
+def test_pare(case: tuple[Fixtures, Path]) -> None:
+    c = Case(case)
+    images = torch.from_numpy(c.fixtures.weights.array(str(c.data["img_name"]), tuple(c.data["img_shape"])))
+    for prefix, scale in (("", 1.0), ("soft_", 1 / 64)):
+        extractor = pare.PareExtractor.load(stand_in(c.fixtures, "manifest_pare.json", scale))
+        features = extractor.features(images)
+        c.check(f"{prefix}pose_feats", features[:, :3072].view(-1, 128, 24))
+        c.check(f"{prefix}cam_shape_feats", features[:, 3072:].view(-1, 64, 24))
+    maps = extractor.network.backbone(images)
+    c.check("backbone_every_8th", maps[:, ::8, ::8, ::8])
+    c.check("backbone_channel_mean", maps.mean((2, 3)))
+    with np.load(c.fixtures.find("geometry.npz")) as geometry:
+        stats = Statistics.from_arrays(
+            {k.removeprefix("stats_"): v for k, v in geometry.items() if k.startswith("stats_")}
+        )
+    c.check("soft_cond_pose_only", stats["pare"](features)[:, :3072])
+
+
+@torch.no_grad()
+def test_prohmr_backbone(case: tuple[Fixtures, Path]) -> None:
+    c = Case(case)
+    images = torch.from_numpy(c.fixtures.weights.array(str(c.data["img_name"]), tuple(c.data["img_shape"])))
+    features = pare.ProHmrExtractor.load(stand_in(c.fixtures, "manifest_prohmr_backbone.json")).features(images)
+    c.check("feats", features)
+    with np.load(c.fixtures.find("geometry.npz")) as geometry:
+        stats = Statistics.from_arrays(
+            {k.removeprefix("stats_"): v for k, v in geometry.items() if k.startswith("stats_")}
+        )
+    c.check("cond", stats["prohmr"](features))

@@ -1,12 +1,12 @@
 """ScoreHMR's denoiser: predicts the noise in a pose vector, given its time index and a condition vector.
 
-Source: Stathopoulos et al. 2024 (ScoreHMR), section 3.2 and the released network. A stack is a residual MLP whose blocks
-are scaled and shifted by the time and see the condition beside the pose. With shape, a second small stack treats the ten
-normalised betas; the two do not see each other.
+Source: Stathopoulos et al. 2024 (ScoreHMR), section 3.2 and the released network. A stack is a residual MLP whose
+blocks are scaled and shifted by the time and see the condition beside the pose. With shape, a second small stack treats
+the ten normalised betas; the two do not see each other.
 
-Training and checks use `Denoiser.forward`. The loop uses `Denoiser.condition(...)`: the condition does not change between
-the 500 calls of a run, so its part of every first layer is computed once (11.3 M multiplications a call become 0.93 M),
-layer norms are folded into the matrices, and the time branch is evaluated once for each index on the way.
+Training and checks use `Denoiser.forward`. The loop uses `Denoiser.condition(...)`: the condition does not change
+between the 500 calls of a run, so its part of every first layer is computed once (11.3 M multiplications a call become
+0.93 M), layer norms are folded into the matrices, and the time branch is evaluated once for each index on the way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stages.models.scorehmr.schedule import Schedule
 
 Call = Callable[[Tensor, int], Tensor]
 
@@ -67,10 +69,9 @@ def _time_mlp(size: int) -> nn.Sequential:
 
 
 class Denoiser(nn.Module):
-    """Predicted noise (n, size [+ betas]) from x (n, the same), t (n,) int and condition (n, condition [+ betas_condition]).
+    """Predicted noise (n, 144 [+ 10]) from x (n, the same), t (n,) int and the condition (n, 3072 [+ 1536]).
 
-    Parameter names are those of the published file under `ema_model.model.`. `shared`: both stacks read the whole
-    condition (ProHMR features) instead of its first and last part (PARE).
+    Parameter names are those of the published file under `ema_model.model.`.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Denoiser(nn.Module):
         return out[0] if len(out) == 1 else torch.cat(out, dim=-1)
 
     def condition(self, condition: Tensor, times: Sequence[int]) -> Call:
-        """A fast `eps = f(x (n, D), t)` for these n rows and indices; equal to forward within 1e-5. Not differentiable."""
+        """A fast `eps = f(x (n, D), t)` for these rows and indices; equal to forward within 1e-5, without gradient."""
         with torch.no_grad():
             stacks = [
                 (part, _FastStack(time_mlp, first, blocks, last, condition[:, seen], times))
@@ -130,6 +131,14 @@ class Denoiser(nn.Module):
         if len(stacks) == 1:
             return stacks[0][1]
         return lambda x, t: torch.cat([stack(x[:, part].contiguous(), t) for part, stack in stacks], dim=-1)
+
+
+def noise_loss(denoiser: nn.Module, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
+    """Squared error (n, D) of the predicted noise: ScoreHMR's training loss, before averaging.
+
+    x0, noise (n, D), t (n,), condition (n, C). The pose's and the shape's part are averaged on their own, then added.
+    """
+    return (denoiser(Schedule.cosine().add_noise(x0, noise, t), t, condition) - noise).square()
 
 
 class _FastBlock:

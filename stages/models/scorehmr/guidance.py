@@ -1,7 +1,7 @@
 """What can guide the sampler: keypoints, neighbours in time, other views. Terms add.
 
-Every term gives the gradient of its own loss with respect to x0 (n, 144); weights are the step sizes of the paper's code.
-Source: ScoreHMR, eqs. 9 (keypoints), 10 (views), 11 (time).
+Every term gives the gradient of its own loss with respect to x0 (n, 144); weights are the step sizes of the released
+code. Source: ScoreHMR, eqs. 9 (keypoints), 10 (views), 11 (time).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stages.models.scorehmr.keypoints import KeypointTerm
 
 @dataclass
 class SmoothTerm:
-    """Squared difference to the previous row where `linked` (n,) says that it is the previous frame of the same track."""
+    """Squared difference to the previous row where `linked` (n,) says that it is the same track one frame earlier."""
 
     linked: Tensor
 

@@ -1,9 +1,9 @@
 """The keypoint term: robust reprojection error of the body's points, its gradient, and the camera that moves with it.
 
-Source: ScoreHMR, eq. 9 (reprojection), with what the released code does beyond it: confidences and the resolution weight
-enter squared, the Geman-McClure function acts on full-picture pixels, and the translation is optimised by one Adam step
-per guided step. `camera="solve"` replaces Adam by the closed-form translation (weighted least squares on the lines of
-sight, with the robust weights of the current residuals).
+Source: ScoreHMR, eq. 9 (reprojection), with what the released code does beyond it: confidences and the resolution
+weight enter squared, the Geman-McClure function acts on full-picture pixels, and the translation is optimised by one
+Adam step per guided step. `camera="solve"` replaces Adam by the closed-form translation (weighted least squares on the
+lines of sight, with the robust weights of the current residuals).
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """The refinement loop: DDIM inversion of an estimate, then sampling guided by evidence, several times over.
 
-Source: ScoreHMR, algorithm 1 and eq. 8, as the released code runs it: the noise estimate is held constant when the guidance
-is differentiated, loops restart from the latent (not from the clean estimate), the result is the last clean estimate.
-Nothing is random, and no row looks at another except through the smoothness and view terms.
+Source: ScoreHMR, algorithm 1 and eq. 8, as the released code runs it: the noise estimate is held constant when the
+guidance is differentiated, loops restart from the latent (not from the clean estimate), the result is the last clean
+estimate. Nothing is random, and no row looks at another except through the smoothness and view terms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,7 +53,9 @@ class Codec:
         return torch.cat([x, 2 * (betas - self.betas_low) / (self.betas_high - self.betas_low) - 1], -1)
 
     def decode(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        pose = x[:, :144] if self.std is None else torch.addcmul(self.mean, x[:, :144], self.std)  # type: ignore[arg-type]
+        pose = x[:, :144]
+        if self.std is not None and self.mean is not None:
+            pose = torch.addcmul(self.mean, pose, self.std)
         if self.betas_low is None or self.betas_high is None:
             return pose.contiguous(), None
         return pose.contiguous(), (x[:, 144:] + 1) / 2 * (self.betas_high - self.betas_low) + self.betas_low
@@ -120,11 +123,11 @@ def refine(
     x0 = x
     note("x_start", x)
     for _ in range(plan.loops):
-        for t, up in zip(times, times[1:]):
+        for t, up in pairwise(times):
             noise = eps(x, t)
             x = schedule.move(schedule.x0(x, noise, t), noise, up)
         note("latent_after_inversion", x)
-        for t, below in zip(times[:0:-1], times[-2::-1]):
+        for t, below in pairwise(reversed(times)):
             noise = eps(x, t)
             estimate = schedule.x0(x, noise, t)
             pose, betas = codec.decode(estimate)

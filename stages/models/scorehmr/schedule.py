@@ -48,12 +48,14 @@ class Schedule:
     """The scalars that the loop needs, as Python floats holding float32 values.
 
     `keep`, `noise`: sqrt(a), sqrt(1 - a) taken in float32 from the float32 table (the moves use these);
-    `recip`, `recipm1`, `sigma`: sqrt(1/a), sqrt(1/a - 1), sqrt(1 - a) rounded from float64 (x0 and guidance use these).
+    `recip`, `recipm1`, `sigma`: sqrt(1/a), sqrt(1/a - 1), sqrt(1 - a) rounded from float64 (x0 and guidance use these),
+    and so is `mean`, sqrt(a), for training.
     At small t the two kinds differ by up to 3e-4 relative; the reference mixes them, so do we.
     """
 
     keep: list[float]
     noise: list[float]
+    mean: list[float]
     recip: list[float]
     recipm1: list[float]
     sigma: list[float]
@@ -65,6 +67,7 @@ class Schedule:
         return cls(
             keep=np.sqrt(a).tolist(),
             noise=np.sqrt(np.float32(1) - a).tolist(),
+            mean=made["sqrt_alphas_cumprod"].tolist(),
             recip=made["sqrt_recip_alphas_cumprod"].tolist(),
             recipm1=made["sqrt_recipm1_alphas_cumprod"].tolist(),
             sigma=made["sqrt_one_minus_alphas_cumprod"].tolist(),
@@ -80,7 +83,7 @@ class Schedule:
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Forward diffusion: rows x0, noise (n, D) at the rows' own indices t (n,)."""
-        a = torch.tensor(self.keep, device=x0.device)[t, None]
+        a = torch.tensor(self.mean, device=x0.device)[t, None]
         s = torch.tensor(self.sigma, device=x0.device)[t, None]
         return a * x0 + s * noise
 
