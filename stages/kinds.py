@@ -104,12 +104,17 @@ KINDS = {
                 Column("errors/mpjpe", "f4", ("R",), "mm", "mean per-joint position error, roots aligned"),
                 Column("errors/pa_mpjpe", "f4", ("R",), "mm", "the same after similarity alignment"),
                 Column("errors/mpve", "f4", ("R",), "mm", "mean per-vertex error", optional=True),
+                Column("errors/occ_mpjpe", "f4", ("R",), "mm", "mean over hidden joints", optional=True),
+                Column("errors/occ_pa_mpjpe", "f4", ("R",), "mm", "hidden joints, similarity alignment", optional=True),
                 Column("errors/acceleration", "f4", ("R",), "mm/frame^2", "acceleration error", optional=True),
                 Column("errors/per_joint", "f4", ("R", "J"), "mm", "error of each joint, roots aligned", optional=True),
                 Column("errors/visible", "u1", ("R", "J"), "", "1 where the joint is visible", optional=True),
             ),
             (),
-            nan_ok=("errors/mpjpe", "errors/pa_mpjpe", "errors/mpve", "errors/acceleration", "errors/per_joint"),
+            nan_ok=tuple(
+                f"errors/{name}"
+                for name in ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration", "per_joint")
+            ),
         ),
     )
 }

@@ -1,0 +1,76 @@
+"""The papers' evaluation protocols as data: which joints, from which regressor, relative to which root."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stages.errors import UsageError
+from stages.human import joints
+
+COMMON14 = joints.get("lsp14")  # the 14 joints of the field; in H36M-17 all but pelvis, spine and nose
+HIPS = ("left_hip", "right_hip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """joint_set: regressed from both meshes · joints: those that are scored · root: joints whose mean is subtracted ·
+    vertex_root: the same for vertices ("smpl24" = SMPL's own pelvis) · gender of the ground truth."""
+
+    name: str
+    joint_set: str
+    joints: tuple[str, ...]
+    root: tuple[str, ...]
+    vertex_root: str
+    gender: str
+    note: str
+
+    def line(self) -> str:
+        """The protocol in one line, as printed under every table."""
+        root = " and ".join(name.replace("_", " ") for name in self.root)
+        return (
+            f"protocol {self.name}: {len(self.joints)} joints of {self.joint_set}, root {root}, vertices minus "
+            f"{self.vertex_root}, {self.gender} ground truth, means over rows, mm. {self.note}"
+        )
+
+
+PROTOCOLS = {
+    each.name: each
+    for each in (
+        Protocol("body", "lsp14", COMMON14, HIPS, "smpl24 pelvis", "annotated", "The body's own regressors."),
+        Protocol(
+            "dpmesh",
+            "h36m17",
+            COMMON14,
+            ("pelvis",),
+            "smpl24 pelvis",
+            "gendered",
+            "DPMesh, JOTR, 3DCrowdNet: H36M regressor on both meshes.",
+        ),
+        Protocol(
+            "scorehmr",
+            "prohmr44",
+            COMMON14,
+            ("pelvis",),
+            "smpl24 pelvis",
+            "gendered",
+            "ScoreHMR, ProHMR: SMPL_to_J19 on both meshes, MPII pelvis.",
+        ),
+        Protocol(
+            "postometro",
+            "h36m17",
+            COMMON14,
+            ("pelvis",),
+            "h36m17 pelvis",
+            "gendered",
+            "PostoMETRO, FastMETRO: vertices minus the H36M pelvis.",
+        ),
+        Protocol("emdb", "smpl24", joints.get("smpl24"), HIPS, "hips", "gendered", "EMDB: 24 SMPL joints."),
+    )
+}
+
+
+def protocol_of(name: str) -> Protocol:
+    """The protocol of that name. Raises UsageError, naming those there are."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"no protocol {name!r}", f"choose one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

@@ -1,0 +1,63 @@
+"""The synthetic sets (stages/synth) as data sets: the truth is in the `extra` columns of their detections artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.artefact import Artefact, open_artefact
+from stages.datasets.protocols import Protocol
+from stages.datasets.truth import Truth
+from stages.errors import ArtefactError
+from stages.human import joints
+from stages.human.body import load_body
+
+
+class SynthData:
+    """A built synthetic set, from its artefact."""
+
+    protocol = "body"
+
+    def __init__(self, source: str | Path | Artefact) -> None:
+        self.detections = source if isinstance(source, Artefact) else open_artefact(source, "detections")
+        benchmark = self.detections.attrs.get("benchmark")
+        if not isinstance(benchmark, dict) or not self.detections.has("extra/body_pose"):
+            raise ArtefactError(f"{source}: these detections hold no ground truth", "make them with hmr synth")
+        part = "" if benchmark.get("whole", True) else ", shortened"
+        self.name = f"{benchmark['set']} (version {benchmark['version']}{part})"
+        self.body = load_body("embedded")
+        self.topology = self.body.topology
+
+    def truth(self, rows: np.ndarray, protocol: Protocol) -> Truth:
+        """Posed with the exact parameters; a joint is visible if its nearest COCO keypoint is (Dataset.truth)."""
+        read = {n: self.detections.read(f"extra/{n}", rows) for n in ("global_orient", "body_pose", "betas", "transl")}
+        with torch.no_grad():
+            out = self.body(*(torch.from_numpy(value) for value in read.values()))
+            found = self.body.regress(out.vertices, protocol.joint_set).numpy()
+        names = joints.get(protocol.joint_set)
+        seen = self.detections.read("extra/seen", rows).astype(bool)
+        return Truth(found, names, out.vertices.numpy(), out.joints[:, 0].numpy(), _visible(seen, names))
+
+
+def _visible(seen: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Visibility (n, J) of any joints from COCO's: by name; neck by a shoulder, head by the face, trunk by a hip."""
+    coco = joints.get("coco17")
+    stand_in = {
+        "neck": "shoulder",
+        "head_top": "nose eye ear",
+        "head": "nose eye ear",
+        "foot": "ankle",
+        "hand": "wrist",
+    }
+
+    def one(name: str) -> np.ndarray:
+        if name in coco:
+            return seen[:, coco.index(name)]
+        side, _, part = name.rpartition("_") if name.startswith(("left_", "right_")) else ("", "", name)
+        kin = stand_in.get(part, stand_in.get(name, "hip")).split()
+        like = [i for i, c in enumerate(coco) if c.split("_")[-1] in kin and c.startswith(side)]
+        return seen[:, like].any(1)
+
+    return np.stack([one(name) for name in names], 1)
