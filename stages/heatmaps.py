@@ -92,7 +92,7 @@ def compute(table: Artefact, names: list[str], params: Params) -> Callable[[np.n
             torch.from_numpy(made.xy), torch.from_numpy(made.visible), (params.size, params.size), params.sigma
         )
         return {
-            "heatmaps/value": value.numpy().astype(np.float16),
+            "heatmaps/value": value.half().numpy(),  # numpy converts to half ten times slower
             "heatmaps/crop": made.affine.astype(np.float32),
             "heatmaps/xy": made.xy,
             "heatmaps/mask": made.visible.astype(np.uint8),
