@@ -83,7 +83,7 @@ def _maker(spec: SynthSet, folder: Path, params: Params) -> Any:
     """frames -> (frame columns, row columns, columns), writing the pictures on the way."""
     import torch
 
-    from stages.frames import file_fingerprint, write_image
+    from stages.pictures import file_fingerprint, write_image
     from stages.human.body import load_body
 
     body = load_body("embedded")
@@ -151,3 +151,13 @@ def _picture(
         "extra/world_to_camera": np.repeat(scene.world_to_camera[None], len(keep), 0),
     }
     return frame, {name: values[keep] for name, values in rows.items()}, picture.image
+
+
+def draw(name: str, number: int) -> np.ndarray:
+    """Picture `number` of a set alone, RGB uint8."""
+    import torch
+
+    from stages.human.body import load_body
+
+    with torch.no_grad():
+        return _picture(spec_of(name), number, load_body("embedded"), Params())[2]
