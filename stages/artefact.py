@@ -19,10 +19,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stages.columns import Column
 from stages.errors import ArtefactError, InputError
-from stages.kinds import FRAME_DEFAULTS, FRAMES, KINDS, ROW_DEFAULTS, ROWS, SCHEMA
-from stages.schema import check_tables, find_column
+from stages.kinds import KINDS, SCHEMA
+from stages.schema import check_tables, find_column, frame_tables, rows_fingerprint
 
 CHUNK_BYTES = 1 << 20
 LIMITS = {"bytes": 1 << 42, "chunk": 1 << 26, "ratio": 100, "attribute": 1 << 26}
@@ -189,34 +188,6 @@ def memory(
     shapes = {n: (a.dtype, a.shape) for n, a in tables.items()}
     check_tables("the table in memory", kind, shapes, groups, SCHEMA)
     return Artefact(kind, None, dict(attrs), groups, tables)
-
-
-def frame_tables(frames: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The columns of frames and rows by full name, in their types, with the defaults of stages.kinds."""
-    return {
-        **_table(FRAMES, {**FRAME_DEFAULTS, **frames}, len(frames["name"])),
-        **_table(ROWS, {**ROW_DEFAULTS, **rows}, len(rows["frame"])),
-    }
-
-
-def _table(columns: tuple[Column, ...], values: Mapping[str, Any], n: int) -> dict[str, np.ndarray]:
-    """Whole columns of frames or rows, from values that may be single defaults."""
-    table = {}
-    for column in columns:
-        short = column.name.split("/")[1]
-        if short in values:
-            dtype = object if column.dtype == "str" else column.dtype
-            value = np.asarray(values[short], dtype=dtype)
-            table[column.name] = np.full((n,), value, dtype) if value.ndim == 0 else value
-    return table
-
-
-def rows_fingerprint(frames: Arrays, rows: Arrays) -> str:
-    """sha256 over frame names, sizes, and each row's frame and box."""
-    digest = hashlib.sha256("\0".join(map(str, frames["name"])).encode("utf-8", "surrogateescape"))
-    for values, dtype in ((frames["size"], "<i4"), (rows["frame"], "<i4"), (rows["box"], "<f4")):
-        digest.update(np.ascontiguousarray(values, dtype).tobytes())
-    return digest.hexdigest()
 
 
 def content_fingerprint(artefact: Artefact) -> str:

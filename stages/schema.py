@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from stages.columns import Column
 from stages.errors import ArtefactError, UsageError
-from stages.kinds import FRAMES, KINDS, ROWS, SCHEMA
+from stages.kinds import FRAME_DEFAULTS, FRAMES, KINDS, ROW_DEFAULTS, ROWS, SCHEMA
 
 Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 FREE = "extra"  # columns of any name, for one's own use
@@ -87,3 +88,31 @@ def _fits(wanted: tuple[str | int, ...], shape: tuple[int, ...], sizes: dict[tup
         elif sizes.setdefault(("" if want in "RF" else group, want), size) != size:
             return False
     return True
+
+
+def frame_tables(frames: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The columns of frames and rows by full name, in their types, with the defaults of stages.kinds."""
+    return {
+        **_table(FRAMES, {**FRAME_DEFAULTS, **frames}, len(frames["name"])),
+        **_table(ROWS, {**ROW_DEFAULTS, **rows}, len(rows["frame"])),
+    }
+
+
+def _table(columns: tuple[Column, ...], values: Mapping[str, Any], n: int) -> dict[str, np.ndarray]:
+    """Whole columns of frames or rows, from values that may be single defaults."""
+    table = {}
+    for column in columns:
+        short = column.name.split("/")[1]
+        if short in values:
+            dtype = object if column.dtype == "str" else column.dtype
+            value = np.asarray(values[short], dtype=dtype)
+            table[column.name] = np.full((n,), value, dtype) if value.ndim == 0 else value
+    return table
+
+
+def rows_fingerprint(frames: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
+    """sha256 over frame names, sizes, and each row's frame and box."""
+    digest = hashlib.sha256("\0".join(map(str, frames["name"])).encode("utf-8", "surrogateescape"))
+    for values, dtype in ((frames["size"], "<i4"), (rows["frame"], "<i4"), (rows["box"], "<f4")):
+        digest.update(np.ascontiguousarray(values, dtype).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,149 @@
+"""Writing that survives a crash: temporary name, fsync, rename; marks of who is writing; a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages.errors import MachineError
+
+DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed here",
+    errno.EROFS: "the folder is read-only",
+    errno.EACCES: "no permission to write here",
+    errno.EPERM: "no permission to write here",
+    errno.EIO: "the disk reports an error",
+}
+
+
+@contextlib.contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Failures to write below `path`, as a MachineError that says that finished parts are kept."""
+    try:
+        yield
+    except OSError as error:
+        code = error.errno if error.errno in DISK else next((c for c in DISK if f"errno = {c}," in str(error)), None)
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) or (code is None and error.errno is None):
+            raise
+        raise MachineError(
+            f"{path}: {DISK.get(code, error.strerror) if code else error.strerror or error}",
+            "finished parts are kept: make room or choose another place, then give the same command again",
+        ) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last; not every system allows it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def replace(temporary: Path, target: Path) -> None:
+    """The only way a finished file appears."""
+    os.replace(temporary, target)
+    fsync_folder(target.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`content` under `path`, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def marked(mark: Path, out: Path) -> Iterator[None]:
+    """Create `mark` exclusively, take over a stale one, delete it at the end."""
+    content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
+    for _ in range(3):
+        try:
+            with disk(out):
+                handle = os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except MachineError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+            if who := holder(mark):
+                raise MachineError(
+                    f"{out} is being written by {who}", f"wait for it, or stop it; if it is gone, delete {mark}"
+                ) from None
+            with contextlib.suppress(FileNotFoundError):  # stale: whoever renames it first may take its place
+                os.rename(mark, mark.with_name(f"{mark.name}.{os.getpid()}.tmp"))
+            continue
+        with os.fdopen(handle, "w") as file:
+            file.write(content)
+        break
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if mark.read_text() == content:
+                mark.unlink()
+
+
+def holder(mark: Path) -> str:
+    """Who holds a mark, in words; '' when that process is gone."""
+    try:
+        text = mark.read_text()
+        who = json.loads(text) if text else {}
+    except FileNotFoundError:
+        return ""
+    except ValueError:
+        who = {}
+    if not who:  # created this instant, or its writer was killed before the first byte
+        return "" if not mark.exists() or _age(mark) > 5 else "a process that has just started"
+    if who["host"] != socket.gethostname():
+        return f"process {who['pid']} on {who['host']}"
+    try:
+        os.kill(who["pid"], 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return f"process {who['pid']} on this machine" if _started(who["pid"]) == who["started"] else ""
+
+
+def _age(path: Path) -> float:
+
+    try:
+        return abs(time.time() - path.stat().st_mtime)
+    except OSError:
+        return 1e9
+
+
+def _started(pid: int) -> str:
+    """When a process started, so that a number used again is not taken for the old process; '' where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def check_space(out: Path, need: int) -> None:
+    """Raise MachineError if the disk of `out` has less than `need` bytes free."""
+    folder = next(p for p in out.absolute().parents if p.exists())
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise MachineError(
+            f"{out}: {need / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free",
+            "make room, or choose another disk with -o",
+        )
