@@ -155,7 +155,7 @@ class _FastBlock:
         B = weight[:, size:]
         self.v = F.linear(layers.layer_norm1.bias, layers.linear_layer1.weight, layers.linear_layer1.bias)
         self.b_sum = B.sum(1)
-        mc = c.mean(1, keepdim=True)
+        mc = c.sum(1, keepdim=True) / max(c.shape[1], 1)  # an unconditional prior has no c at all
         centred = c - mc
         self.C = centred @ B.t()
         self.mc = mc
