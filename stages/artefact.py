@@ -8,6 +8,7 @@ Files are written whole or not at all: `stages/parts.py` makes them beside the t
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -314,17 +315,21 @@ def _one_line(error: Exception) -> str:
 
 
 class Writer:
-    """A new HDF5 file at `path` (None: in memory, see `image`), filled column by column."""
+    """A new HDF5 file at `path`, filled column by column. A disk that takes no more is an OSError."""
 
-    def __init__(self, path: Path | None) -> None:
-        options: dict[str, Any] = {"locking": False} if path else {"driver": "core", "backing_store": False}
-        self.file = h5py.File(path or "memory", "w", **options)
+    def __init__(self, path: Path, mode: str = "w") -> None:
+        self.file = h5py.File(path, mode, locking=False)
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self.file.close()
+        except (OSError, RuntimeError) as closing:  # h5py says what the disk said only in its text
+            if error is None:
+                code = re.search(r"errno = (\d+)", str(closing))
+                raise OSError(int(code[1]) if code else errno.ENOSPC, _one_line(closing)) from closing
 
     def attrs(self, root: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> None:
         """Write root and group attributes; dicts, lists and None as sorted JSON."""
@@ -359,10 +364,16 @@ class Writer:
         else:
             self.alloc(name, values.dtype, values.shape)[...] = values
 
-    def image(self) -> bytes:
-        """The bytes of a file built in memory."""
-        self.file.flush()
-        return self.file.id.get_file_image()
+
+def amend(path: Path, rows: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    """Replace whole columns of `rows` and add root attributes in a file that is not yet anybody's target."""
+    with Writer(path, "r+") as writer:
+        for name, values in rows.items():
+            if name in ("frame", "box"):
+                raise ArtefactError(f"rows/{name} cannot change once the rows are fixed")
+            del writer.file[f"rows/{name}"]
+            writer.put(f"rows/{name}", np.asarray(values))
+        writer.attrs(attrs, {})
 
 
 def _encode(value: Any) -> Any:
@@ -375,13 +386,3 @@ def _encode(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def read_part(path: Path, only: str = "", names: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attributes and columns of one part file (those starting with `only`); with `names` just their (dtype, shape)."""
-    with _open_file(path) as file, _damage(path):
-        columns, attrs, _ = _read_tree(file, path)
-        chosen = {n: d for n, d in columns.items() if n.startswith(only)}
-        if names:
-            return attrs, {n: (d.dtype, tuple(d.shape)) for n, d in chosen.items()}
-        return attrs, {n: d.asstr()[()] if h5py.check_string_dtype(d.dtype) else d[()] for n, d in chosen.items()}

@@ -57,14 +57,14 @@ def replace(temporary: Path, target: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """`content` under `path`, whole or not at all."""
+    """`content` under `path`, whole or not at all. (Should the power fail, the name may be lost, never half a file.)"""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        replace(temporary, path)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -73,31 +73,46 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def marked(mark: Path, out: Path) -> Iterator[None]:
-    """Create `mark` exclusively, take over a stale one, delete it at the end."""
+    """Hold `mark`, a file with host and process id; a stale one is taken over. Raises MachineError (who holds it)."""
     content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
-    for _ in range(3):
-        try:
-            with disk(out):
-                handle = os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except MachineError as error:
-            if not isinstance(error.__cause__, FileExistsError):
-                raise
-            if who := holder(mark):
-                raise MachineError(
-                    f"{out} is being written by {who}", f"wait for it, or stop it; if it is gone, delete {mark}"
-                ) from None
-            with contextlib.suppress(FileNotFoundError):  # stale: whoever renames it first may take its place
-                os.rename(mark, mark.with_name(f"{mark.name}.{os.getpid()}.tmp"))
-            continue
-        with os.fdopen(handle, "w") as file:
-            file.write(content)
-        break
+    for _ in range(10):
+        with disk(out):
+            if _create(mark, content):
+                break
+        if who := holder(mark):
+            raise MachineError(
+                f"{out} is being written by {who}", f"wait for it, or stop it; if it is gone, delete {mark}"
+            )
+        with contextlib.suppress(FileNotFoundError):  # stale: of several that rename it, one succeeds
+            stale = mark.with_name(f"{mark.name}.{os.getpid()}.tmp")
+            os.rename(mark, stale)
+            stale.unlink()
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             if mark.read_text() == content:
                 mark.unlink()
+
+
+def _create(mark: Path, content: str) -> bool:
+    """Create `mark` with `content` in one step; False if it is there already."""
+    temporary = mark.with_name(f"{mark.name}.{os.getpid()}.tmp")
+    temporary.write_text(content)
+    try:
+        os.link(temporary, mark)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links here: exclusive creation, whose content follows a moment later
+        try:
+            with open(mark, "x") as file:
+                file.write(content)
+            return True
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def holder(mark: Path) -> str:

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy as np
 
 from stages.artefact import Artefact, open_artefact
 from stages.batches import Tables, attempt, columns_of, store
-from stages.check import check_file
 from stages.disk import check_space
 from stages.errors import ArtefactError, InputError, Interrupted, RowsFailed, UsageError
 from stages.job import SILENT, Job, Report, Run, check_rows_agree, differences, estimate, make_header
@@ -109,26 +109,18 @@ def _drive(
 ) -> Path | Artefact:
     """The same for every stage: what is there already, what is left, part by part, commit."""
     batch = [run.batch_size or job.batch_size]
-    if run.shard[1] > 1 and out is None:
-        raise UsageError("shards need a file to meet in", "give -o")
     if out is None:
-        parts_in_memory = []
-        if n_parts(header):
-            compute = load()
-            for part in range(n_parts(header)):
-                start, stop = part_range(header, part)
-                parts_in_memory.append(work(start, stop, compute, batch))
-                run.report.advance(stop - start)
-        whole = join_in_memory(header, tables, parts_in_memory, job.finish)
-        return verdict(whole, run)
-    out = Path(out)
-    _check_out(job, out)
-    if out.exists() and not run.force and _is_current(out, header):
-        run.report.note(f"{out} is up to date")
-        with open_artefact(out) as artefact:
-            verdict(artefact, run)
-        return out
-    parts = Parts(out)
+        if run.shard[1] > 1:
+            raise UsageError("shards need a file to meet in", "give -o")
+        compute = load() if n_parts(header) else None
+        made = []
+        for part in range(n_parts(header)):
+            made.append(work(*part_range(header, part), compute, batch))
+        return verdict(join_in_memory(header, tables, made, job.finish), run)
+    out, parts = Path(out), Parts(Path(out))
+    check_out(job, out)
+    if not run.force and _is_current(out, header):
+        return _up_to_date(parts, header, run)
     if run.dry_run:
         return _dry_run(parts, header, run)
     check_space(out, estimate(job, header))
@@ -138,34 +130,48 @@ def _drive(
         mine = [p for p in range(n_parts(header)) if p % run.shard[1] == run.shard[0] and p not in done]
         if mine:
             finished = sum(b - a for a, b in (part_range(header, p) for p in done))
-            run.report.start(job.stage, int(header["n"]), unit=header["per"], done=finished)
+            run.report.start(job.stage, int(header["n"]), unit=_unit(header), done=finished)
             compute = load()
-            with interruptible(out, run.report) as stopped:
+            with interruptible(run.report) as stopped, ThreadPoolExecutor(1) as writer:
+                saved: list[Future[None]] = []
                 for part in mine:
                     start, stop = part_range(header, part)
-                    parts.write(part, {"fingerprint": header["fingerprint"]}, work(start, stop, compute, batch))
+                    columns = work(start, stop, compute, batch)
+                    while saved:  # one part is written while the next is computed; never more than two in memory
+                        saved.pop().result()
+                    saved.append(writer.submit(parts.write, part, header, columns))
                     run.report.advance(stop - start)
-                    if stopped and part != mine[-1]:
-                        raise Interrupted(f"stopped; {out} is not finished", "the same command resumes", stopped[0])
+                    if stopped:
+                        break
+                for each in saved:
+                    each.result()
+            if stopped and part != mine[-1]:
+                raise Interrupted(
+                    f"stopped after {len(done) + mine.index(part) + 1} of {n_parts(header)} parts of {out}",
+                    "the same command resumes",
+                    stopped[0],
+                )
             run.report.finish()
-        if missing := set(range(n_parts(header))) - parts.present(header):
-            run.report.note(
-                f"{len(missing)} of {n_parts(header)} parts are left to other shards; then: hmr merge {out}"
-            )
+        if run.shard[1] > 1 and not run.force and _is_current(out, header):
+            return out  # another shard came last
+        if missing := sum(not parts.path(p).exists() for p in range(n_parts(header))):
+            run.report.note(f"{missing} of {n_parts(header)} parts are left to other shards; then: hmr merge {out}")
             return parts.folder
-        merge(out)
+        merge(out, parts.present(header) if run.shard[1] > 1 else None)
     with open_artefact(out) as artefact:
         verdict(artefact, run)
     return out
 
 
-def merge(out: Path) -> Path:
+def merge(out: Path, present: set[int] | None = None) -> Path:
     """Join the parts of `out` (`hmr merge`). Raises ArtefactError naming the parts that are missing."""
-    parts = Parts(out)
+    parts = Parts(Path(out))
     header = parts.header()
     if header is None:
         raise InputError(f"{out}: there are no parts to merge", f"looked for {parts.header_path}")
-    missing = sorted(set(range(n_parts(header))) - parts.present(header))
+    if present is None:
+        present = parts.present(header)
+    missing = sorted(set(range(n_parts(header))) - present)
     if missing:
         some = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
         raise ArtefactError(
@@ -175,12 +181,10 @@ def merge(out: Path) -> Path:
     finish = None
     if header["finish"]:
         module, _, name = header["finish"].partition(":")
-        if not module.startswith("stages."):
-            raise ArtefactError(
-                f"{out} can only be finished by the program that made it", "run it again without shards"
-            )
+        if not module.startswith("stages.") or not name.isidentifier():
+            raise ArtefactError(f"{out}: only the program that made the parts can join them", "run it without shards")
         finish = getattr(importlib.import_module(module), name)
-    return join_on_disk(parts, finish, check_file)
+    return join_on_disk(parts, header, finish)
 
 
 def verdict(artefact: Artefact, run: Run) -> Artefact:
@@ -199,43 +203,70 @@ def verdict(artefact: Artefact, run: Run) -> Artefact:
     return artefact
 
 
-def _check_out(job: Job, out: Path) -> None:
+def check_out(job: Job, out: Path) -> None:
+    """Raise UsageError for a target that is a folder, an input, or below something that is no folder."""
     for role, value in job.inputs.items():
         path = getattr(value, "path", None)
         if path is not None and out.exists() and path.exists() and os.path.samefile(out, path):
             raise UsageError(f"-o {out} is also the input ({role})", "choose another name")
     if out.is_dir():
         raise UsageError(f"-o {out} is a folder", f"name a file: {out / f'x.{job.kind}.h5'}")
+    near = next(p for p in out.absolute().parents if os.path.lexists(p))
+    if not near.is_dir():
+        raise UsageError(f"-o {out}: {near} is not a folder", "choose another place")
 
 
 def _is_current(out: Path, header: Mapping[str, Any]) -> bool:
-    """Is the finished target the one asked for? Raises ArtefactError listing the differences if not."""
+    """Is the target there and the one asked for? Raises ArtefactError listing the differences if it is another."""
+    if not os.path.lexists(out):
+        return False
     try:
         with open_artefact(out) as artefact:
             have = artefact.attrs
-    except ArtefactError as error:
+    except InputError as error:
         raise ArtefactError(f"{error.message}; it is in the way", "--force replaces it") from error
     if have.get("fingerprint") == header["fingerprint"]:
         return True
     raise ArtefactError(f"{out} exists and was made otherwise: {differences(have, header)}", "--force replaces it")
 
 
+def _up_to_date(parts: Parts, header: Mapping[str, Any], run: Run) -> Path:
+    run.report.note(f"{parts.out} is up to date")
+    if (
+        parts.folder.is_dir()
+        and not parts.busy()
+        and (parts.header() or header)["fingerprint"] == header["fingerprint"]
+    ):
+        parts.discard()  # left by a run that was killed after the rename
+    with open_artefact(parts.out) as artefact:
+        verdict(artefact, run)
+    return parts.out
+
+
 def _settle(parts: Parts, header: dict[str, Any], tables: Tables, run: Run) -> None:
     """Leave either parts of this very job or none, and the header."""
     if run.fresh:
+        if run.shard[1] > 1:
+            raise UsageError("--fresh and --shard do not go together", f"delete {parts.folder} before the first shard")
         parts.discard(marks=False)
     try:
         have = parts.header()
-    except ArtefactError:
-        have = {}
+    except ArtefactError:  # the header is written first and whole: this is damage, and its parts cannot be trusted
+        parts.discard(marks=False)
+        have = None
     if have is not None and any(have.get(k) != header[k] for k in ("fingerprint", "part_rows", "n", "per")):
         raise ArtefactError(
             f"{parts.folder} holds parts made otherwise: {differences(have, header)}",
             "--fresh discards them; the settings they were made with resume them",
         )
     if run.shard[1] == 1:
-        parts.clean()
+        for path in parts.folder.glob("*.tmp"):  # of processes that are gone: this one holds the mark
+            path.unlink(missing_ok=True)
     parts.create(header, tables)
+
+
+def _unit(header: Mapping[str, Any]) -> str:
+    return {"rows": "rows", "frames": "frames"}.get(header["per"], "tables")
 
 
 def _dry_run(parts: Parts, header: dict[str, Any], run: Run) -> Path:
@@ -244,13 +275,13 @@ def _dry_run(parts: Parts, header: dict[str, Any], run: Run) -> Path:
     done = sum(parts.path(p).exists() for p in range(n_parts(header))) if same else 0
     other = f"; {parts.folder} holds parts made otherwise" if have is not None and not same else ""
     run.report.note(
-        f"would make {parts.out}: {header['n']} {header['per']}, {done} of {n_parts(header)} parts are there{other}"
+        f"would make {parts.out}: {header['n']} {_unit(header)}, {done} of {n_parts(header)} parts are there{other}"
     )
     return parts.out
 
 
 @contextlib.contextmanager
-def interruptible(out: Path, report: Any) -> Iterator[list[int]]:
+def interruptible(report: Any) -> Iterator[list[int]]:
     """Inside, the first Ctrl-C or SIGTERM only puts its exit code in the list; the second stops at once."""
     stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -45,11 +45,9 @@ def check_tables(where: str, kind: str, shapes: Shapes, group_attrs: Mapping[str
     sizes: dict[tuple[str, str], int] = {}
     for name, (dtype, shape) in shapes.items():
         group = name.split("/")[0]
-        column = documented.get(name)
-        if column is None and group not in (FREE, KINDS[kind].any_group) and not newer:
+        if name not in documented and group not in (FREE, KINDS[kind].any_group) and not newer:
             raise ArtefactError(f"{where}: column /{name} is not one of {kind}", f"hmr schema {kind}")
-        if column is None:
-            column = Column(name, "f2|f4|f8|i1|i2|i4|i8|u1|u2|u4|b1", ("R", "..."))
+        column = documented.get(name) or Column(name, "f2|f4|f8|i1|i2|i4|i8|u1|u2|u4|b1", ("R", "..."))
         if not any(_same_type(dtype, code) for code in column.dtype.split("|")):
             raise ArtefactError(f"{where}: /{name} has type {dtype}, {column.dtype} is needed", f"hmr schema {kind}")
         if not _fits(column.shape, shape, sizes, group):
