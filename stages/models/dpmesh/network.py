@@ -81,6 +81,10 @@ class DPMesh(nn.Module):
         )
         self.pose_head: nn.Module = PoseCodebook() if codebook else VPoserDecoder()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.merge.out[0].weight.dtype
+
     def latent(self, image: Tensor) -> Tensor:
         """Crop (n, 3, 256, 256) in [0, 1] -> (n, 4, 32, 32). Depends on nothing else, so it can be kept."""
         return self.vae(image)
@@ -124,7 +128,7 @@ class DPMesh(nn.Module):
 
         `condition`: heatmaps that were made elsewhere, instead of those of `joints` and `mask`.
         """
-        latent = latent.to(self.merge.out[0].weight.dtype)
+        latent = latent.to(self.dtype)
         context = self.context(joints)
         if condition is None:
             condition = self.condition(joints, mask)
@@ -144,7 +148,7 @@ class DPMesh(nn.Module):
 
     def forward(self, image: Tensor, joints: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Everything from the crop: the outputs of `latent`, `features` and `regress`."""
-        latent = self.latent(image.to(self.merge.out[0].weight.dtype))
+        latent = self.latent(image.to(self.dtype))
         found = self.features(latent, joints, mask)
         return {"latent": latent, **found, **self.regress(found["merged"])}
 

@@ -1,0 +1,305 @@
+"""Every case of shared/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
+
+The cases are read from fixtures.json; a new case runs by the longest of RUNNERS' names that begins its own
+(full_small_2 -> full). Full-size networks are marked `full`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from stages.human import crops, metrics
+from stages.human.body import Body
+from stages.human.heatmap import condition, dpmesh_keypoints, gaussian_heatmaps
+from stages.human.joints import SETS, index
+from stages.human.rotations import axis_angle_to_matrix
+from stages.models.dpmesh import losses
+from stages.models.dpmesh.names import body_arrays
+from stages.models.dpmesh.network import HEAT, SIGMA, DPMesh, camera_translation, focal_of
+from stages.models.dpmesh.outputs import JointRegressor, body_outputs, reference_outputs
+from stages.models.dpmesh.pose import PoseCodebook, gram_schmidt, matrix_to_axis_angle
+from stages.models.dpmesh.regressor import sine_position
+from stages.models.dpmesh.rows import crop_images
+from tests.parity.conftest import fixtures_of
+from tests.parity.dpmesh_inputs import Case
+
+BODY = "human_model_layer."
+
+
+def heatmap(case: Case) -> dict[str, Any]:
+    xy, mask = case("joints")[..., :2], case("joints_mask")[..., 0]
+    every = torch.ones_like(mask, dtype=torch.bool)
+    return {
+        "heatmap": gaussian_heatmaps(xy, every, (HEAT, HEAT), SIGMA),
+        "masked_heatmap": gaussian_heatmaps(xy, mask > 0, (HEAT, HEAT), SIGMA),
+    }
+
+
+def prompt(case: Case) -> dict[str, Any]:
+    model, _ = case.network("kp_lifting.")
+    return {"context": model.context(case("joints")[..., :2])}
+
+
+def vae(case: Case) -> dict[str, Any]:
+    model, _ = case.network("backbone.sd_model.first_stage_model.")
+    mean, logvar = model.vae.moments(case("image"))
+    return {"latent_mean": mean, "latent_logvar": logvar}
+
+
+def controlnet(case: Case) -> dict[str, Any]:
+    model, _ = case.network("backbone.sd_model.control_model.")
+    return control_outputs(model.control(case("latent"), case("context"), case("hint")))
+
+
+def control_outputs(control: Any) -> dict[str, Any]:
+    return {f"control{i}": value for i, value in enumerate(control)}
+
+
+def unet(case: Case) -> dict[str, Any]:
+    model, _ = case.network("backbone.sd_model.model.")
+    control = None
+    if case.spec["inputs"]["control"]:
+        prefix = case.spec["inputs"]["control"].split()[1].removesuffix(",").removesuffix("{i}")
+        shapes = control_shapes(model, case("latent"), case("context"))
+        control = [torch.from_numpy(case.named(f"{prefix}{i}", shape)) for i, shape in enumerate(shapes)]
+    return model.maps(case("latent"), case("context"), control)
+
+
+def control_shapes(model: DPMesh, latent: torch.Tensor, context: torch.Tensor) -> list[tuple[int, ...]]:
+    n, w = len(latent), model.config.width
+    levels = [(w, 32), (w, 32), (w, 32), (w, 16), (2 * w, 16), (2 * w, 16), (2 * w, 8), (4 * w, 8), (4 * w, 8)]
+    return [(n, c, s, s) for c, s in [*levels, *[(4 * w, 4)] * 4]]
+
+
+def merge(case: Case) -> dict[str, Any]:
+    model, _ = case.network("backbone.outmodules.")
+    return {"merged": model.merge(*(case(f"map{side}") for side in (32, 16, 8, 4)))}
+
+
+def regressor(case: Case) -> dict[str, Any]:
+    parts = {n.removeprefix("module.").split(".")[0] for n in case.manifest} - {"backbone", "kp_lifting"}
+    model, arrays = case.network(*parts)
+    out = model.regress(case("features"))
+    return {
+        "dense_feat": out["volume"],
+        "img_pos": sine_position(),
+        **reference_outputs(out, body_of(arrays), joint_regressor(case, arrays), case("focal")),
+    }
+
+
+def body_of(arrays: dict[str, torch.Tensor]) -> Body:
+    return Body.from_arrays(**body_arrays(arrays))
+
+
+def joint_regressor(case: Case, arrays: dict[str, torch.Tensor]) -> JointRegressor:
+    extra = case.fixtures.weights.tensor("J_regressor_extra", (9, 6890))
+    return JointRegressor(arrays["th_J_regressor"], torch.from_numpy(extra[3]))
+
+
+def rot6d(case: Case) -> dict[str, Any]:
+    def axis_angle(x: torch.Tensor, quirk: bool = False) -> torch.Tensor:
+        return matrix_to_axis_angle(gram_schmidt(x, batch_of_three_quirk=quirk))
+
+    return {
+        "aa8": axis_angle(case("x8")),
+        "aa3_one_by_one": axis_angle(case("x3")),
+        "aa3_batch_of_three_quirk": axis_angle(case("x3"), quirk=True),
+    }
+
+
+def vposer(case: Case) -> dict[str, Any]:
+    model, _ = case.network("vposer.")
+    matrices = model.pose_head.matrices(case("z"))
+    return {"matrot": matrices.flatten(2), "body_pose": model.pose_head(case("z"))}
+
+
+def camera(case: Case) -> dict[str, Any]:
+    focal = case("focal").float()
+    in_crop = camera_translation(case("cam_param"), focal)
+    xywh = case("bbox")
+    full = in_crop.clone()
+    full[:, 2] *= 256 / (xywh[:, 2] * xywh[:, 3]).sqrt()
+    return {"trans": in_crop, "trans_render": full}
+
+
+def smpl(case: Case) -> dict[str, Any]:
+    _, arrays = case.network(BODY)
+    pose, focal = case("pose"), case("focal").float()
+    joints = joint_regressor(case, arrays)
+    return body_outputs(body_of(arrays), joints, pose, case("shape"), case("trans"), focal)
+
+
+def metrics_case(case: Case) -> dict[str, Any]:
+    gt = [case.named(f"dpmesh.metrics.gt{i}", (6890, 3)) * 0.4 + np.float32([0, 0, 10]) for i in range(3)]
+    noise = [case.named(f"dpmesh.metrics.pred{i}", (6890, 3)) * 0.4 for i in range(3)]
+    c, s = np.cos(0.7), np.sin(0.7)
+    turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+    pred = [
+        noise[0],
+        gt[1] * np.float32([-1, 1, 1]) + 0.05 * noise[1],
+        gt[2] @ turn.T * 0.9 + [0.3, 0.2, -1] + 0.05 * noise[2],
+    ]
+    fill = case.fixtures.weights.tensor
+    h36m, smpl24 = (
+        fill("J_regressor_h36m_correct", (17, 6890)),
+        fill("module.human_model_layer.th_J_regressor", (24, 6890)),
+    )
+    meshes = np.stack(pred).astype(np.float32), np.stack(gt)
+    names = [n for i, n in enumerate(SETS["h36m17"]) if i not in (0, 7, 9)]
+    kept = index(SETS["h36m17"], names)
+    p, g = (metrics.centred(h36m @ m, (h36m @ m)[:, 0])[:, kept] for m in meshes)
+    seen = case("joints_mask").numpy()[:, index(SETS["dpmesh30"], names), 0] > 0
+    vertices = [metrics.centred(m, (smpl24 @ m)[:, 0]) for m in meshes]
+    return {
+        "mpjpe": metrics.mpjpe(p, g),
+        "pa_mpjpe": metrics.pa_mpjpe(p, g),
+        "mpvpe": metrics.mpjpe(*vertices),
+        "mpjpe_visable": metrics.mpjpe(p, g, seen),
+        "mpjpe_invisable": metrics.mpjpe(p, g, ~seen),
+        "pa_mpjpe_visable": metrics.pa_mpjpe(p, g, seen),
+        "pa_mpjpe_invisable": metrics.pa_mpjpe(p, g, ~seen),
+        "h36m14_gt": g,
+        "h36m14_pred": p,
+    }
+
+
+def losses_case(case: Case) -> dict[str, Any]:
+    parts = {n.removeprefix("module.").split(".")[0] for n in case.manifest} - {"backbone", "kp_lifting"}
+    model, arrays = case.network(*parts)
+    focal = case.array("stored: in.cliff_focal_length")[0]
+    # The case has three samples, so the reference ran into its own quirk.
+    regressed = model.regress(case("features"), batch_of_three_quirk=True)
+    out = reference_outputs(regressed, body_of(arrays), joint_regressor(case, arrays), focal)
+    arrays_of = ("orig_joint_img", "fit_joint_img", "orig_joint_cam", "pose_param", "shape_param")
+    stored = {n.removeprefix("in."): torch.from_numpy(case.stored[n]) for n in case.stored.files if n.startswith("in.")}
+    raw = losses.terms(out, {n: case(n) for n in arrays_of} | stored)
+    weighting = losses.LearnedWeights()
+    results = {f"raw.{n}": v for n, v in raw.items()}
+    for name, p in (("awl_ones", torch.ones(9)), ("awl_p", case("awl_params_p"))):
+        weighting.p.data = p
+        weighted = weighting(raw)
+        results |= {f"{name}.{n}": v.detach() for n, v in weighted.items()} | {
+            f"{name}.total": sum(weighted.values()).detach()
+        }
+    student = torch.from_numpy(case.named("dpmesh.loss.simclr_student", (4, 256, 8, 8)))
+    teacher = 0.5 * student + torch.from_numpy(case.named("dpmesh.loss.simclr_teacher", (4, 256, 8, 8)))
+    return results | {"simclr": losses.nt_xent(student, teacher), "mse": losses.distillation(student, teacher)}
+
+
+def vqvae(case: Case) -> dict[str, Any]:
+    model = PoseCodebook()
+    model.load_state_dict({n.removeprefix("vqvae."): case.tensor(n) for n in case.manifest})
+    axis_angle = case("pose_for_encoding").reshape(-1, 23, 3)
+    matrices = axis_angle_to_matrix(axis_angle).flatten(2)
+    return {
+        "decoded_from_logits": model.decode_weights(case("logits")),
+        "decoded_from_indices": model.decode_indices(case("indices")),
+        "encoded_indices": model.indices(matrices),
+    }
+
+
+def prep(case: Case) -> dict[str, Any]:
+    openpose, size = case.stored["openpose"], case.stored["image_hw"][:, ::-1]
+    own = dpmesh_keypoints(openpose, SETS["openpose18"])
+    crowd = own.copy()
+    hhrnet = case.stored["hhrnet_coco"]
+    crowd[: len(hhrnet)] = dpmesh_keypoints(hhrnet, SETS["coco17"])
+    made, crowd_made = condition(own, size), condition(crowd, size)
+    affine = crops.scaled(made.affine, 256 / HEAT)
+    images = [case.stored[f"image{i}"] for i in range(len(size))]
+    crop = crop_images(images, np.arange(len(size)), affine)
+
+    def joints(made: Any, keypoints: np.ndarray) -> np.ndarray:
+        return np.concatenate([made.xy, keypoints[..., 2:]], -1)
+
+    def xywh(keypoints: np.ndarray) -> np.ndarray:
+        box = crops.dpmesh_boxes(keypoints, size)
+        return np.concatenate([box[:, :2], box[:, 2:] - box[:, :2]], 1)
+
+    return {
+        "joints": joints(made, own),
+        "joints_mask": made.visible[..., None],
+        "bbox": xywh(own),
+        "img2bb_trans": affine,
+        "bb2img_trans": crops.invert(affine),
+        "cliff_focal_length": focal_of(torch.from_numpy(size.copy())),
+        "crowd_joints": joints(crowd_made, crowd),
+        "crowd_joints_mask": crowd_made.visible[..., None],
+        "crowd_bbox": xywh(crowd),
+        "crowd_joints_as_eval_script": joints(made, own),
+        # One OpenCV samples on one grid: 4 on 1/32 pixel, 5 exactly.
+        "crop_cv4" if cv2.__version__ < "5" else "crop_exact": crop,
+        "gt_mesh": np.stack([ground_truth_mesh(case, i) for i in range(len(size))]),
+    }
+
+
+def ground_truth_mesh(case: Case, i: int) -> torch.Tensor:
+    described = case.spec["inputs"]["gt_smpl"]
+    gender = described["gender"].split(" for ")[0].split(", ")[i]
+    neutral = case.fixtures.index("manifest.json")
+    prefix = f"module.{BODY}" if gender == "neutral" else f"smpl_{gender}."
+    fill = case.fixtures.weights.tensor
+    arrays = {
+        n.removeprefix(f"module.{BODY}"): torch.from_numpy(
+            np.array(fill(prefix + n.removeprefix(f"module.{BODY}"), tuple(e["shape"]), e["dtype"]))
+        )
+        for n, e in neutral.items()
+        if n.startswith(f"module.{BODY}")
+    }
+    pose = torch.from_numpy(case.named(f"dpmesh.prep.pose{i}", (72,)) * np.float32(0.3))
+    betas = torch.from_numpy(case.named(f"dpmesh.prep.shape{i}", (10,)))
+    transl = torch.tensor([[0.1 * i, -0.2, 12.0 + i]])
+    rotations = axis_angle_to_matrix(pose.reshape(1, 24, 3))
+    return body_of(arrays).forward_rotmat(rotations, betas[None], transl).vertices[0]
+
+
+def full(case: Case) -> dict[str, Any]:
+    model, arrays = case.network("")
+    xy, mask = case("joints")[..., :2], case("joints_mask")[..., 0] > 0
+    latent, context = model.latent(case("image")), model.context(xy)
+    control = model.control(latent, context, model.condition(xy, mask))
+    maps = model.maps(latent, context, control)
+    merged = model.merge(maps["map32"], maps["map16"], maps["map8"], maps["map4"])
+    out = model.regress(merged)
+    # The reference uses the first picture's focal length for every sample of the batch.
+    reported = reference_outputs(out, body_of(arrays), joint_regressor(case, arrays), case("focal")[0])
+    return {"latent": latent, **control_outputs(control), **maps, "merged": merged, **reported}
+
+
+RUNNERS: dict[str, Callable[[Case], dict[str, Any]]] = {
+    "prep": prep, "heatmap": heatmap, "prompt": prompt, "camera": camera, "rot6d": rot6d, "vposer": vposer, "vae": vae,
+    "controlnet": controlnet, "unet": unet, "merge": merge, "regressor": regressor, "smpl": smpl, "full": full,
+    "metrics": metrics_case, "losses": losses_case, "vqvae": vqvae,
+}  # fmt: skip
+LARGE = {"vae", "controlnet", "unet", "full"}
+
+
+def runner_of(name: str) -> str:
+    fitting = [runner for runner in RUNNERS if name.startswith(runner)]
+    assert fitting, f"no runner for case {name}; runners: {', '.join(RUNNERS)}"
+    return max(fitting, key=len)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case_name" not in metafunc.fixturenames:
+        return
+    fixtures = fixtures_of(metafunc.config, "dpmesh")
+    index_file = fixtures.folder / "fixtures.json"
+    if not index_file.exists():
+        metafunc.parametrize("case_name", [pytest.param("", marks=pytest.mark.skip(f"no {index_file.name} there"))])
+        return
+    cases = fixtures.index("fixtures.json")["cases"]
+    big = {n for n, spec in cases.items() if spec["manifest"] == "manifest.json" and runner_of(n) in LARGE}
+    metafunc.parametrize("case_name", [pytest.param(n, marks=pytest.mark.full) if n in big else n for n in cases])
+
+
+@torch.no_grad()
+def test_case(case_name: str, pytestconfig: pytest.Config) -> None:
+    case = Case(fixtures_of(pytestconfig, "dpmesh"), case_name)
+    case.compare(RUNNERS[runner_of(case_name)](case))
