@@ -83,8 +83,8 @@ def _maker(spec: SynthSet, folder: Path, params: Params) -> Any:
     """frames -> (frame columns, row columns, columns), writing the pictures on the way."""
     import torch
 
-    from stages.pictures import file_fingerprint, write_image
     from stages.human.body import load_body
+    from stages.pictures import file_fingerprint, write_image
 
     body = load_body("embedded")
     folder.mkdir(parents=True, exist_ok=True)

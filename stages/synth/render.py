@@ -51,6 +51,8 @@ def render(scene: Scene, body: Body, vertices: Tensor, points: Tensor) -> Pictur
     rest = body.v_template
     for k in range(len(meshes)):
         mine = np.flatnonzero(mesh == k)
+        if not len(mine):
+            continue
         if k < len(vertices):
             at = (rest[corner[mine] - int(offsets[k])] * hits.bary[mine][..., None]).sum(1).numpy()
             paint[mine] = _clothes(at, float(rest[:, 1].max()), int(scene.look[k]))
@@ -136,7 +138,7 @@ def _light(normal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     lamps = rng.normal(size=(2, 3)) + np.array([0.0, -0.8, -0.8])
     lamps /= np.linalg.norm(lamps, axis=1, keepdims=True)
     power = rng.uniform([0.35, 0.1], [0.7, 0.35])
-    sky = 0.38 - 0.12 * normal[:, 1]
+    sky = 0.5 - 0.12 * normal[:, 1]
     return sky + (np.clip(normal @ lamps.T, 0, None) * power).sum(1)
 
 
@@ -145,10 +147,11 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     width, height = SIZE
     image = np.empty((height, width, 3))
     horizon = int(height * rng.uniform(0.25, 0.7))
-    base = rng.uniform(0.15, 0.85, (2, 3))
+    base = rng.uniform(0.25, 0.8, (2, 1)) + rng.normal(0, 0.07, (2, 3))
     image[:horizon], image[horizon:] = base
     for octave in (4, 8, 16, 48):
-        coarse = rng.normal(size=(height // octave + 2, width // octave + 2, 3)) * 0.035 * octave**0.4
+        coarse = rng.normal(size=(height // octave + 2, width // octave + 2, 1)) * 0.012 * octave**0.5
+        coarse = coarse * rng.uniform(0.7, 1.3, 3)
         rows, columns = np.linspace(0, len(coarse) - 2, height), np.linspace(0, coarse.shape[1] - 2, width)
         y, x = rows.astype(int), columns.astype(int)
         fy, fx = (rows - y)[:, None, None], (columns - x)[None, :, None]
@@ -158,7 +161,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     for _ in range(rng.integers(0, 8)):  # furniture, windows
         x0, y0 = rng.integers(0, width - 40), rng.integers(0, height - 40)
         x1, y1 = x0 + rng.integers(20, 200), y0 + rng.integers(20, 200)
-        image[y0:y1, x0:x1] = 0.4 * image[y0:y1, x0:x1] + 0.6 * rng.uniform(0.05, 0.95, 3)
+        image[y0:y1, x0:x1] = 0.4 * image[y0:y1, x0:x1] + 0.6 * (rng.uniform(0.1, 0.9) + rng.normal(0, 0.12, 3))
     return image
 
 

@@ -70,7 +70,7 @@ def make_scene(spec: SynthSet, number: int, body: Body) -> Scene:
     K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
     pose, lift, ground = _act(spec, index, frame, n, rng, body, betas)
-    heading = Rotation.from_euler("y", rng.uniform(0, 2 * np.pi, n)).as_matrix()
+    heading = Rotation.from_euler("y", rng.uniform(0, 2 * np.pi, (n, 1))).as_matrix()
     distance = float(rng.uniform(*spec.distance))
     places = _places(n, spec.spread, distance, focal, rng)
     turned = heading @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy().astype(np.float64)
@@ -161,11 +161,11 @@ def _things(
     things = []
     for _ in range(int(rng.integers(spec.objects[0], spec.objects[1] + 1))):
         goal = pelvis[rng.integers(len(pelvis))] + rng.uniform([-0.45, -0.8, -0.1], [0.45, 0.5, 0.1])
-        at = (camera[:3, :3] @ goal + camera[:3, 3]) * rng.uniform(0.5, 0.85)
+        at = (camera[:3, :3] @ goal + camera[:3, 3]) * rng.uniform(0.6, 0.88)
         kind = ("box", "ball", "panel")[rng.integers(3)]
-        size = rng.uniform(0.12, 0.42, 3) * (1, 1.5, 1)
+        size = rng.uniform(0.07, 0.24, 3) * (1, 1.5, 1)
         if kind == "panel":
-            size = np.array([rng.uniform(0.12, 0.6), rng.uniform(0.3, 0.9), 0.04])
+            size = np.array([rng.uniform(0.08, 0.3), rng.uniform(0.2, 0.5), 0.03])
         turn = camera[:3, :3] @ Rotation.from_euler("yzx", rng.normal(0, [1.0, 0.15, 0.15])).as_matrix()
         things.append((kind, size, at, turn))
     return things

@@ -1,0 +1,90 @@
+"""Synthetic scenes: the labels are exact, the bytes the same again, the hidden is marked hidden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.artefact import open_artefact
+from stages.human.body import load_body
+from stages.human.cameras import project
+from stages.progress import Run
+from stages.synth import build
+from stages.synth.build import Params
+from stages.synth.render import render
+from stages.synth.scene import make_scene
+from stages.synth.sets import SETS, SIZE
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("synth") / "pc.detections.h5"
+    return build.run("synth-pc", out, Params(pictures=4), Run())
+
+
+def test_truth_reprojects_onto_its_keypoints(built: Path) -> None:
+    body = load_body("embedded")
+    with open_artefact(built, "detections") as table:
+        smpl = [torch.from_numpy(table.read(f"extra/{n}")) for n in ("global_orient", "body_pose", "betas", "transl")]
+        K = torch.from_numpy(table.frames["K"][table.rows["frame"]])
+        found = project(body.regress(body(*smpl).vertices, "coco17"), K).numpy()
+        np.testing.assert_allclose(found, table.read("extra/keypoints"), atol=0.01)
+        seen, truth = table.read("extra/seen").astype(bool), table.read("extra/keypoints")
+        assert table.n_rows >= 8
+        assert (truth[seen] >= -0.5).all() and (truth[seen] <= np.array(SIZE)).all()
+        assert 0.2 < seen.mean() < 1.0
+        score = table.read("keypoints/score")
+        assert (score[seen] >= 0.6).all() and score[~seen].max() < 0.6
+
+
+def test_same_bytes_again_in_shards_and_batches(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pc.detections.h5"
+    build.run("synth-pc", out, Params(pictures=4), Run(batch_size=1))
+    for picture in sorted((built.parent / "synth-pc").iterdir()):
+        assert picture.read_bytes() == (tmp_path / "synth-pc" / picture.name).read_bytes()
+    with open_artefact(built) as a, open_artefact(out) as b:
+        assert a.rows_fingerprint == b.rows_fingerprint
+        for name in a.columns():
+            np.testing.assert_array_equal(a.read(name), b.read(name))
+
+
+def test_people_behind_things_are_marked_hidden() -> None:
+    """The visibility of a joint follows the depth buffer: take the things away and no joint becomes hidden."""
+    body, changed = load_body("embedded"), 0
+    for number in range(4):
+        scene = make_scene(SETS["synth-oc"], number, body)
+        smpl = [torch.from_numpy(x) for x in (scene.global_orient, scene.body_pose, scene.betas, scene.transl)]
+        vertices = body(*smpl).vertices
+        points = body.regress(vertices, "coco17")
+        behind = render(scene, body, vertices, points)
+        scene.things = []
+        free = render(scene, body, vertices, points)
+        assert (free.seen | ~behind.seen).all()
+        changed += int((free.seen & ~behind.seen).sum())
+    assert changed > 5
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_draws_people_in_the_picture(name: str) -> None:
+    body, spec = load_body("embedded"), SETS[name]
+    numbers = np.linspace(0, spec.pictures - 1, 3).astype(int)
+    people = [build._picture(spec, int(number), body, Params())[1]["frame"] for number in numbers]
+    assert sum(map(len, people)) >= spec.people[0]
+
+
+def test_a_video_moves_smoothly_and_views_see_the_same_person() -> None:
+    body = load_body("embedded")
+    first, second = (make_scene(SETS["synth-video"], number, body) for number in (10, 11))
+    assert 0 < np.abs(first.transl - second.transl).max() < 0.2
+    a, b = (make_scene(SETS["synth-views"], number, body) for number in (4, 5))
+    np.testing.assert_array_equal(a.body_pose, b.body_pose)
+
+    def world(scene: object) -> np.ndarray:
+        smpl = [torch.from_numpy(getattr(scene, n)) for n in ("global_orient", "body_pose", "betas", "transl")]
+        camera = scene.world_to_camera
+        return (body(*smpl).joints[0].numpy() - camera[:3, 3]) @ camera[:3, :3]
+
+    np.testing.assert_allclose(world(a), world(b), atol=1e-4)
