@@ -69,9 +69,9 @@ SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17
 # Lines to draw, by name, one side; those whose ends a set has are that set's bones.
 _LIMBS = (
     "left_shoulder-left_elbow left_elbow-left_wrist left_hip-left_knee left_knee-left_ankle nose-left_eye "
-    "left_eye-left_ear left_ankle-left_heel left_ankle-left_big_toe left_big_toe-left_small_toe left_ankle- "
-    "left_foot left_heel-left_foot_index left_wrist-left_hand left_wrist-left_index left_wrist-left_pinky "
-    "left_wrist-left_thumb"
+    "left_eye-left_ear left_ankle-left_heel left_ankle-left_big_toe left_big_toe-left_small_toe "
+    "left_ankle-left_foot left_heel-left_foot_index left_wrist-left_hand left_wrist-left_index "
+    "left_wrist-left_pinky left_wrist-left_thumb"
 )
 
 

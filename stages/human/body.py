@@ -1,0 +1,306 @@
+"""The body: SMPL's function from pose, shape and translation to vertices and joints, batched, on tensors.
+
+Method: linear blend skinning with shape and pose blend shapes (Loper et al., "SMPL: a skinned multi-person linear model",
+2015, eq. 2 to 10). Conventions are those of the SMPL files: y up, facing +z, left = +x, metres; rotations relative to the
+parent; the root turns about the pelvis joint; the translation is added last. One body for real SMPL files and for the
+free one that comes with the package; `topology` says whose vertices these are, and regressors of another are refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.errors import AssetError
+from stages.human import joints as joint_sets
+from stages.human.rotations import axis_angle_to_matrix
+
+# Sets whose points people clicked on photos; the others are centres of rotation and surface points.
+_CLICKED = {"coco17", "body25", "openpose18", "blazepose33"}
+
+
+class BodyOutput(NamedTuple):
+    """vertices (n, V, 3) and the 24 joints (n, 24, 3), metres."""
+
+    vertices: Tensor
+    joints: Tensor
+
+
+class Body(nn.Module):
+    """A body model. Buffers only, no parameters; moves with `.to()`."""
+
+    v_template: Tensor
+    shapedirs: Tensor
+    posedirs: Tensor | None
+    J_regressor: Tensor
+    weights: Tensor
+    faces: Tensor
+    joint_template: Tensor
+    joint_dirs: Tensor
+
+    def __init__(self, *, parents: Sequence[int], name: str, topology: str, gender: str, licence: str) -> None:
+        super().__init__()
+        self.name, self.topology, self.gender, self.licence = name, topology, gender, licence
+        self.parents = tuple(int(p) for p in parents)
+        self.joint_names = joint_sets.SETS["smpl24"]
+        self.landmarks: dict[str, int] = {}
+        self.vertex_ids: dict[str, int] = {}
+        self._given: set[str] = set()
+        self._levels = _levels(self.parents)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        v_template: Any,
+        shapedirs: Any,
+        posedirs: Any | None,
+        J_regressor: Any,
+        weights: Any,
+        parents: Sequence[int],
+        faces: Any,
+        *,
+        name: str = "body",
+        topology: str = "smpl",
+        gender: str = "neutral",
+        licence: str = "",
+        landmarks: Mapping[str, Any] | None = None,
+        regressors: Mapping[str, Any] | None = None,
+        vertex_ids: Mapping[str, int] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Body:
+        """A body from SMPL's arrays (numpy or torch).
+
+        v_template (V, 3) · shapedirs (V, 3, B) · posedirs (V, 3, 207), None or all zero = no pose blend shapes ·
+        J_regressor (24, V) · weights (V, 24) · parents 24, -1 for the root · faces (F, 3) · landmarks: name -> vertex
+        number or weights (V,) of one surface point · regressors: joint set -> (J, V), replacing what is derived.
+        """
+        body = cls(parents=parents, name=name, topology=topology, gender=gender, licence=licence)
+        put = lambda key, x: body.register_buffer(key, torch.as_tensor(np.asarray(x)).to(dtype).clone())  # noqa: E731
+        put("v_template", v_template)
+        put("shapedirs", shapedirs)
+        put("J_regressor", J_regressor)
+        put("weights", weights)
+        has_posedirs = posedirs is not None and bool((torch.as_tensor(np.asarray(posedirs)) != 0).any())
+        if has_posedirs:
+            put("posedirs", posedirs)
+        else:
+            body.register_buffer("posedirs", None)
+        body.register_buffer("faces", torch.as_tensor(np.asarray(faces).astype(np.int64)).clone())
+        # Rest joints are linear in the betas: (24, 3) and (24, 3, B).
+        body.register_buffer("joint_template", (body.J_regressor.double() @ body.v_template.double()).to(dtype))
+        body.register_buffer(
+            "joint_dirs", torch.einsum("jv,vcb->jcb", body.J_regressor.double(), body.shapedirs.double()).to(dtype)
+        )
+        rows = []
+        for key, value in (landmarks or {}).items():
+            value = np.asarray(value)
+            row = np.eye(1, len(body.v_template), int(value))[0] if value.ndim == 0 else value
+            body.landmarks[key] = len(rows)
+            rows.append(row)
+        put("landmark_rows", np.stack(rows) if rows else np.zeros((0, len(body.v_template))))
+        for key, value in (regressors or {}).items():
+            expected = (len(joint_sets.get(key)), len(body.v_template))
+            if np.shape(value) != expected:
+                raise AssetError(
+                    f"the regressor for {key} has shape {np.shape(value)}", f"needed: {expected}, joints x vertices"
+                )
+            put(f"given_{key}", value)
+            body._given.add(key)
+        body.vertex_ids = dict(vertex_ids or {})
+        return body.eval()
+
+    @property
+    def num_betas(self) -> int:
+        return self.shapedirs.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.v_template.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.v_template.device
+
+    # --- the mesh -----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, global_orient: Tensor, body_pose: Tensor, betas: Tensor, transl: Tensor | None = None
+    ) -> BodyOutput:
+        """Axis-angle global_orient (n, 3), body_pose (n, 23, 3) or (n, 69), betas (n, B), transl (n, 3) metres."""
+        pose = torch.cat([global_orient.reshape(-1, 1, 3), body_pose.reshape(len(body_pose), 23, 3)], 1)
+        return self.forward_rotmat(axis_angle_to_matrix(pose), betas, transl)
+
+    def forward_rotmat(self, rotmat: Tensor, betas: Tensor, transl: Tensor | None = None) -> BodyOutput:
+        """Rotation matrices (n, 24, 3, 3) relative to the parent, betas (n, B), transl (n, 3) metres."""
+        joints, transforms = self._kinematics(rotmat, betas)
+        rest = self._posed_rest(rotmat, betas, None)
+        vertices = _skin(self.weights, transforms, rest)
+        if transl is not None:
+            vertices, joints = vertices + transl[:, None], joints + transl[:, None]
+        return BodyOutput(vertices, joints)
+
+    def rest_joints(self, betas: Tensor) -> Tensor:
+        """Joints of the T pose (n, 24, 3) for betas (n, B)."""
+        return self.joint_template + torch.einsum("nb,jcb->njc", betas, self.joint_dirs[..., : betas.shape[-1]])
+
+    def _posed_rest(self, rotmat: Tensor, betas: Tensor, which: Tensor | None) -> Tensor:
+        """Shaped vertices before skinning (n, V or len(which), 3), with the pose blend shapes if the body has them."""
+        template, shape = self.v_template, self.shapedirs[..., : betas.shape[-1]]
+        posedirs = self.posedirs
+        if which is not None:
+            template, shape = template[which], shape[which]
+            posedirs = None if posedirs is None else posedirs[which]
+        rest = template + (betas @ shape.flatten(0, 1).T).reshape(len(betas), *template.shape)
+        if posedirs is not None:
+            feature = (rotmat[:, 1:] - torch.eye(3, dtype=rotmat.dtype, device=rotmat.device)).flatten(1)
+            rest = rest + (feature @ posedirs.flatten(0, 1).T).reshape(rest.shape)
+        return rest
+
+    def _kinematics(self, rotmat: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+        """Posed joints (n, 24, 3) and the transforms of skinning (n, 24, 3, 4): rest place -> posed place."""
+        rest = self.rest_joints(betas)
+        if len(rest) != len(rotmat):
+            rest = rest.expand(len(rotmat), -1, -1)
+        turned: list[Tensor] = [rotmat[:, 0]] * len(self.parents)
+        placed: list[Tensor] = [rest[:, 0]] * len(self.parents)
+        # One multiplication per depth of the tree, nine in all.
+        for own, parent in self._levels:
+            up = torch.stack([turned[p] for p in parent], 1)
+            bone = rest[:, own] - rest[:, parent]
+            at = torch.stack([placed[p] for p in parent], 1) + (up @ bone[..., None])[..., 0]
+            turn = up @ rotmat[:, own]
+            for k, j in enumerate(own):
+                turned[j], placed[j] = turn[:, k], at[:, k]
+        turns, joints = torch.stack(turned, 1), torch.stack(placed, 1)
+        shift = joints - (turns @ rest[..., None])[..., 0]
+        return joints, torch.cat([turns, shift[..., None]], -1)
+
+    # --- joints and landmarks -----------------------------------------------------------------------------------------
+
+    def regressor(self, joint_set: str) -> Tensor:
+        """(J, V) that gives the joints of a set from posed vertices. Raises AssetError where this body has no such point.
+
+        For smpl24 it is exact in the T pose only; elsewhere the joints come from the kinematic tree.
+        """
+        if joint_set in self._given:
+            return getattr(self, f"given_{joint_set}")
+        return torch.stack([self._row(name, joint_set) for name in joint_sets.get(joint_set)])
+
+    def _row(self, name: str, joint_set: str) -> Tensor:
+        def landmark(key: str) -> Tensor | None:
+            return self.landmark_rows[self.landmarks[key]] if key in self.landmarks else None
+
+        def centre(key: str) -> Tensor | None:
+            return self.J_regressor[self.joint_names.index(key)] if key in self.joint_names else None
+
+        def mean(part: str, of: Any) -> Tensor | None:
+            left, right = of(f"left_{part}"), of(f"right_{part}")
+            return None if left is None or right is None else (left + right) / 2
+
+        if joint_set in _CLICKED:
+            middle = {"neck": "shoulder", "mid_hip": "hip"}.get(name)
+            found = mean(middle, landmark) if middle else landmark(name)
+            found = centre("pelvis" if name == "mid_hip" else name) if found is None else found
+        elif joint_set == "h36m17" and name in ("pelvis", "spine"):
+            found = mean("hip", centre) if name == "pelvis" else centre("spine2")
+        else:
+            found = centre(name)
+            found = landmark(name) if found is None else found
+        if found is None:
+            raise AssetError(
+                f"the body {self.name} ({self.topology}) has no point {name!r} of the joint set {joint_set}",
+                f"give a regressor when adding the body: hmr body-model add FILE --regressor {joint_set}=REGRESSOR.npy",
+            )
+        return found
+
+    def regress(self, vertices: Tensor, joint_set: str, *, topology: str | None = None) -> Tensor:
+        """Joints (n, J, 3) of a set from vertices (n, V, 3) of this topology (AssetError if told another)."""
+        if topology is not None and topology != self.topology or vertices.shape[-2] != len(self.v_template):
+            raise AssetError(
+                f"vertices of topology {topology or vertices.shape[-2]} meet regressors of {self.topology}",
+                "vertex numbers mean different places on different bodies; use the body that the vertices came from",
+            )
+        return self.regressor(joint_set).to(vertices.dtype) @ vertices
+
+    def joints(self, rotmat: Tensor, betas: Tensor, transl: Tensor | None = None, joint_set: str = "smpl24") -> Tensor:
+        """Joints (n, J, 3) of a set without the mesh, from rotmat (n, 24, 3, 3), betas (n, B), transl (n, 3).
+
+        smpl24 are the joints of the kinematic tree; every other set equals `regress` on the posed mesh.
+        """
+        joints, transforms = self._kinematics(rotmat, betas)
+        if joint_set != "smpl24" or joint_set in self._given:
+            if self.posedirs is None:
+                joints = self._folded_joints(transforms, betas, joint_set)
+            else:
+                which, rows = self._needed(joint_set)
+                joints = rows @ _skin(self.weights[which], transforms, self._posed_rest(rotmat, betas, which))
+        return joints if transl is None else joints + transl[:, None]
+
+    def _folded_joints(self, transforms: Tensor, betas: Tensor, joint_set: str) -> Tensor:
+        """Without pose blend shapes a regressor commutes with skinning: sum_v r_v w_vj (x_v, 1), folded once into (J, 24, 4)."""
+        base, dirs = self._fold(joint_set)
+        n, J = len(transforms), base.shape[0]
+        # (n, J, 24, 3) weighted rest places; the weights themselves (J, 24) multiply the translations.
+        rest = base[..., :3] + torch.einsum("nb,jkcb->njkc", betas, dirs[..., : betas.shape[-1]])
+        turn = transforms[..., :3].permute(0, 2, 1, 3).reshape(n, 3, -1)  # (n, 3, 24 * 3)
+        return (turn @ rest.reshape(-1, J, 24 * 3).transpose(1, 2)).transpose(1, 2) + base[..., 3] @ transforms[..., 3]
+
+    def _fold(self, joint_set: str) -> tuple[Tensor, Tensor]:
+        key = f"fold_{joint_set}"
+        if not hasattr(self, key):
+            with torch.no_grad():
+                rw = self.regressor(joint_set).double()[:, :, None] * self.weights.double()  # (J, V, 24)
+                base = torch.cat([torch.einsum("jvk,vc->jkc", rw, self.v_template.double()), rw.sum(1)[..., None]], -1)
+                dirs = torch.einsum("jvk,vcb->jkcb", rw, self.shapedirs.double())
+            self.register_buffer(key, base.to(self.dtype), persistent=False)
+            self.register_buffer(key + "_dirs", dirs.to(self.dtype), persistent=False)
+        return getattr(self, key), getattr(self, key + "_dirs")
+
+    def _needed(self, joint_set: str) -> tuple[Tensor, Tensor]:
+        key = f"needed_{joint_set}"
+        if not hasattr(self, key):
+            rows = self.regressor(joint_set)
+            which = torch.nonzero((rows != 0).any(0))[:, 0]
+            self.register_buffer(key, which, persistent=False)
+            self.register_buffer(key + "_rows", rows[:, which], persistent=False)
+        return getattr(self, key), getattr(self, key + "_rows")
+
+
+def _levels(parents: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Joints of equal depth below the root, with their parents."""
+    depth = {0: 0}
+    for j, p in enumerate(parents):
+        if j:
+            depth[j] = depth[p] + 1
+    out = []
+    for d in range(1, max(depth.values()) + 1):
+        own = [j for j in range(len(parents)) if depth[j] == d]
+        out.append((own, [parents[j] for j in own]))
+    return out
+
+
+def _skin(weights: Tensor, transforms: Tensor, rest: Tensor) -> Tensor:
+    """Linear blend skinning: weights (V, 24), transforms (n, 24, 3, 4), rest (n or 1, V, 3) -> (n, V, 3)."""
+    n = len(transforms)
+    blended = (weights @ transforms.reshape(n, -1, 12)).reshape(n, -1, 3, 4)
+    return (blended[..., :3] * rest[..., None, :]).sum(-1) + blended[..., 3]
+
+
+@functools.lru_cache(maxsize=8)
+def _cached(name: str, gender: str, device: str) -> Body:
+    from stages.human.body_file import read_body
+
+    return read_body(name, gender).to(device)
+
+
+def load_body(name_or_path: Any = "embedded", gender: str = "neutral", device: str = "cpu") -> Body:
+    """A body by name ("embedded", or one added with `hmr body-model add`) or by file (SMPL .pkl, converted .npz).
+
+    Kept for the process: the same call gives the same object, so do not change it. Raises AssetError.
+    """
+    return _cached(str(name_or_path), gender, str(device))
