@@ -81,6 +81,7 @@ RECOVERERS: dict[str, str] = {
 }
 EXTRACTORS: dict[str, str] = {
     "dpmesh": "stages.models.dpmesh:DPMeshExtractor",
+    "dpmesh-latents": "stages.models.dpmesh:DPMeshLatents",
     "pare": "stages.models.pare:PareExtractor",
     "prohmr": "stages.models.pare:ProHmrExtractor",
 }
@@ -95,5 +96,6 @@ def find(table: Mapping[str, str], model: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
-            f"no model {model!r}: {error}", f"choose one of {', '.join(table)}, or name your own as package.module:Class"
+            f"no model {model!r}: {error}",
+            f"choose one of {', '.join(table)}, or name your own as package.module:Class",
         ) from error

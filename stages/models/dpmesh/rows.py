@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stages.checkpoints import Checkpoint
 from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS, Column
+from stages.errors import ArtefactError, AssetError
 from stages.human import crops, heatmap
 from stages.human.joints import SETS
 from stages.human.rotations import axis_angle_to_matrix
@@ -48,6 +49,8 @@ def condition_of(people: People) -> Condition:
     if PLACE in columns:
         small = crops.scaled(np.asarray(columns[PLACE], np.float64), HEAT / CROP)
         xy, mask = _place(keypoints, small)
+        if not np.allclose(columns.get("heatmaps/crop", small), small, rtol=1e-5, atol=1e-3, equal_nan=True):
+            raise ArtefactError("the heatmaps belong to other crops than the latents or features", "make both again")
     elif "heatmaps/crop" in columns:
         small = np.asarray(columns["heatmaps/crop"], np.float64)
         xy, mask = _place(keypoints, small)
@@ -230,8 +233,6 @@ def attention_maps(recoverer: _Rows, people: People) -> dict[str, np.ndarray]:
 
 
 def _network(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, Tensor]]:
-    from stages.errors import AssetError
-
     if checkpoint is None:
         raise AssetError(
             "DPMesh has no weights of its own in hmr",

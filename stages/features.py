@@ -1,0 +1,100 @@
+"""detections (+ heatmaps, latents) -> features: what a network saw in each person's crop.
+
+DPMesh's single-step diffusion features (2048 x 8 x 8, float16), or the image vector that ScoreHMR's prior is
+conditioned on. The rows are those of the detections. `--model dpmesh-latents` keeps the Stable Diffusion latent of each
+crop, from which another DPMesh checkpoint or other keypoints on the same crops can start (half the work).
+
+    hmr features photos.detections.h5 photos.heatmaps.h5 --ckpt 3dpw-pc_best_ckpt.pth.tar -o photos.features.h5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.artefact import Artefact, open_artefact
+from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
+from stages.device import resolve_device
+from stages.errors import UsageError
+from stages.models import EXTRACTORS, RowModel, find
+from stages.params import param
+from stages.people import PeopleOf
+from stages.progress import Job, Run, run_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Settings of `hmr features`."""
+
+    model: str = param("", "dpmesh, dpmesh-latents, pare, prohmr or package.module:Class; empty: what --ckpt is for.")
+
+
+def run(
+    detections: Path | Artefact,
+    out: Path | None,
+    params: Params = Params(),
+    run: Run = Run(),
+    *,
+    ckpt: Path | None = None,
+    heatmaps: Path | Artefact | None = None,
+    latents: Path | Artefact | None = None,
+    root: Path | None = None,
+) -> Path | Artefact:
+    """Write the features of all rows to `out` (None: in memory).
+
+    ckpt: the extractor's weights · heatmaps, latents: artefacts of the same rows, used instead of being computed ·
+    root: where the pictures are, if not where detection found them. A person without a usable crop is a failed row.
+    Raises AssetError for the checkpoint, ArtefactError for rows that differ, UsageError when nothing says which model.
+    """
+    inputs = {"detections": _open(detections, "detections")}
+    for role, given, kind in (("heatmaps", heatmaps, "heatmaps"), ("latents", latents, "features")):
+        if given is not None:
+            inputs[role] = _open(given, kind)
+    device = resolve_device(run.device)
+    checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
+    loader: Any = loader_of(params.model, checkpoint)
+    model: RowModel = loader.load(checkpoint, device=device, body=None)
+    people = PeopleOf(
+        inputs["detections"],
+        [table for role, table in inputs.items() if role != "detections"],
+        uses=model.uses,
+        needs_images=model.needs_images,
+        root=root,
+    )
+    unused = [role for role in inputs if role != "detections" and inputs[role] not in people.given.values()]
+    if unused:
+        raise UsageError(f"{model.name} does not use {' or '.join(unused)}", f"leave out --{unused[0]}")
+    job = Job(
+        stage="features",
+        kind="features",
+        params=params,
+        inputs=inputs,
+        model={"name": model.name, "sha256": checkpoint.sha256 if checkpoint else "", "licence": model.licence},
+        columns=model.columns,
+        group_attrs={"features": {"extractor": model.name, **model.group_attrs.get("features", {})}},
+        batch_size=model.batch_size,
+        part_rows=64,
+    )
+    return run_rows(job, lambda: compute(people, model), out, run)
+
+
+def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
+    """The class named by `model`, or the one that recognises the checkpoint."""
+    if model:
+        return find(EXTRACTORS, model)
+    if checkpoint is None:
+        raise UsageError("which extractor?", "give --ckpt FILE, or --model NAME")
+    return find_loader(EXTRACTORS, checkpoint)
+
+
+def compute(people: PeopleOf, model: RowModel) -> Callable[[np.ndarray], dict[str, Any]]:
+    """The function rows -> columns."""
+    return lambda rows: model(people(rows))
+
+
+def _open(given: Path | Artefact, kind: str) -> Artefact:
+    return given if isinstance(given, Artefact) else open_artefact(given, kind)
