@@ -12,6 +12,7 @@ our own weights-only reader, never by mmengine's. People come from elsewhere: `n
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.machinery
@@ -21,8 +22,10 @@ import logging
 import re
 import sys
 import types
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -80,8 +83,9 @@ class MMPose:
         model = self._load()
         from mmpose.apis import inference_topdown
 
-        # mmpose wants BGR arrays.
-        for k, sample in zip(fine, inference_topdown(model, image[..., ::-1].copy(), box[fine], "xyxy"), strict=True):
+        with _quiet():
+            samples = inference_topdown(model, image[..., ::-1].copy(), box[fine], "xyxy")  # wants BGR
+        for k, sample in zip(fine, samples, strict=True):
             pose = sample.pred_instances
             found.keypoints[k, :, :2] = pose.keypoints[0, :17]
             found.keypoints[k, :, 2] = np.clip(pose.keypoint_scores[0, :17], 0, 1)
@@ -96,8 +100,8 @@ class MMPose:
                 raise AssetError(f"mmpose does not import: {error}", INSTALL) from error
             config = shipped_config(self.config or _DATE.sub("", self.path.stem))
             checkpoint = read_checkpoint(self.path)
-            logging.getLogger("mmengine").setLevel(logging.ERROR)
-            model = init_model(str(config), None, device=self.device)
+            with _quiet():
+                model = init_model(str(config), None, device=self.device)
             weights = checkpoint.without("state_dict.")
             wanted = model.state_dict()
             check_keys(
@@ -110,6 +114,20 @@ class MMPose:
                 raise AssetError(f"{config.name} does not begin with COCO's 17 joints", "take a COCO or Halpe model")
             self._model = model
         return self._model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """mmengine warns of every package that was left out."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
 
 
 def shipped_config(name: str) -> Path:
@@ -172,7 +190,9 @@ def _broken(name: str) -> bool:
 class _Inert(types.ModuleType):
     """A module any name can be imported from; what was imported says so when it is used."""
 
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []  # a package, so that modules below it can be imported
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -7,6 +7,7 @@ outputs simcc_x, simcc_y). docs/detectors.md says where the authors publish both
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,7 @@ class RtmPose:
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
-        try:
-            import onnxruntime  # noqa: F401
-        except ImportError:
+        if importlib.util.find_spec("onnxruntime") is None:
             return 'pip install "hmr[rtmpose]"'
         if path and all((path / name).is_file() for name in FILES):
             return ""

@@ -1,0 +1,300 @@
+"""Photos and video -> detections: who is where. Boxes, 2D keypoints, scores, tracks and cameras.
+
+A detector (stages/models/detectors) finds people in each frame; a person is a row from here on. People of a video are
+linked to tracks in a last pass. Intrinsics come from the user, from EXIF, or from a stated default.
+
+    hmr detect photos/ -o photos.detections.h5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages import assets
+from stages.artefact import Artefact, open_artefact
+from stages.cameras_file import CameraFile
+from stages.columns import Column
+from stages.device import resolve_device
+from stages.errors import ArtefactError, AssetError, HmrError, InputError, UsageError
+from stages.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
+from stages.human import joints
+from stages.human.oks import sigmas
+from stages.human.track import Tracker
+from stages.kinds import FAILED, K_USER, OK
+from stages.models import find
+from stages.models.detectors import AUTO_CPU, AUTO_GPU, DETECTORS, Detector, Found, clip_boxes
+from stages.params import param
+from stages.pictures import MAX_PIXELS
+from stages.progress import Job, Run, run_frames, run_rows
+
+COLUMNS = (
+    Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
+    Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition; 0 = not seen"),
+)
+SEQUENCE_FPS = 25.0  # assumed where photos are tracked
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Settings of `hmr detect`."""
+
+    detector: str = param("auto", f"auto, {', '.join(DETECTORS)}, or your own as package.module:Class.")
+    detector_config: str = param("", "mmpose: name of the shipped config, where the checkpoint's name does not say it.")
+    min_score: float | None = param(None, "Lowest score of a person; default: the detector's own.")
+    max_people: int = param(0, "At most this many people in a picture, the best ones; 0 = all.")
+    focal: float | None = param(None, "Focal length of all pictures.", unit="px")
+    fov: float | None = param(None, "Horizontal angle of view of all pictures.", unit="degrees")
+    tracks: str = param("video", "Link people over time: video, all (photos in their order too), none.")
+    every: int = param(1, "Take each n-th frame of a video.")
+    views: bool = param(False, "Each input is one camera of a multi-view take (frames/view).")
+    max_pixels: int = param(MAX_PIXELS, "Larger pictures are refused.", unit="px")
+
+
+def run(
+    inputs: Sequence[str | Path],
+    out: Path | None,
+    params: Params = Params(),
+    run: Run = Run(),
+    *,
+    files_from: Path | None = None,
+    boxes: Path | Artefact | None = None,
+    root: Path | None = None,
+    cameras: Path | None = None,
+    detector_path: Path | None = None,
+) -> Path | Artefact:
+    """Write the people of all frames to `out` (None: in memory). Nobody anywhere is a table of zero rows.
+
+    boxes: detections whose rows are kept, in their order, and get keypoints; then `inputs` is empty and `root` says
+    where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/cameras_file.py).
+    detector_path: the detector's files, where they are not in the cache. Raises UsageError, InputError, AssetError.
+    """
+    _check(params, inputs, files_from, boxes, cameras)
+    detector, helper = choose(params, detector_path, resolve_device(run.device), alone=boxes is None)
+    models = [detector, *([helper] if helper else [])]
+    if params.min_score is None:
+        params = dataclasses.replace(params, min_score=models[-1].min_score)
+    params = dataclasses.replace(params, detector=detector.name)
+    camera = CameraFile.read(cameras) if cameras else None
+    job = Job(
+        stage="detect",
+        kind="detections",
+        params=params,
+        inputs={},
+        model={
+            "name": "+".join(m.name for m in models),
+            "sha256": "+".join(m.sha256 for m in models),
+            "licence": " and ".join(dict.fromkeys(m.licence for m in models)),
+        },
+        columns=COLUMNS,
+        group_attrs={
+            "keypoints": {
+                "joints": list(detector.joints),
+                "joint_set": joints.identify(detector.joints) or "",
+                "score_definition": detector.score_definition,
+            }
+        },
+        batch_size=detector.batch_size,
+    )
+    if boxes is not None:
+        table = boxes if isinstance(boxes, Artefact) else open_artefact(boxes, "detections")
+        job = dataclasses.replace(job, inputs={"boxes": table})
+        return run_rows(job, lambda: complete(table, FrameSource(table, root, params.max_pixels), detector), out, run)
+    listing = list_frames(inputs, files_from, every=params.every, views=params.views, max_pixels=params.max_pixels)
+    given: dict[str, Any] = {"frames": listing, **({"cameras": camera} if camera else {})}
+    job = dataclasses.replace(job, inputs=given, finish=tracks)
+    return run_frames(
+        job, len(listing), lambda: detect(listing, detector, helper, camera, params, run.workers), out, run
+    )
+
+
+def _check(params: Params, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
+    if boxes is not None and (inputs or files_from or cameras or params.focal or params.fov):
+        raise UsageError("--boxes takes pictures and cameras from its own file", "give --root, if they have moved")
+    if boxes is None and not inputs and files_from is None:
+        raise UsageError("nothing to look at", "name photos, folders or videos")
+    if sum(x is not None for x in (params.focal, params.fov, cameras)) > 1:
+        raise UsageError("--focal, --fov and --cameras exclude each other", "give one")
+    if params.focal is not None and not 0 < params.focal < float("inf"):
+        raise UsageError(f"--focal {params.focal}: must be above 0", "in pixels; --fov takes degrees")
+    if params.fov is not None and not 0 < params.fov < 180:
+        raise UsageError(f"--fov {params.fov}: must lie between 0 and 180 degrees")
+    if params.min_score is not None and not 0 <= params.min_score <= 1:
+        raise UsageError(f"--min-score {params.min_score}: must lie between 0 and 1")
+    if params.max_people < 0 or params.every < 1:
+        raise UsageError("--max-people must be 0 or more, --every 1 or more")
+    if params.tracks not in ("video", "all", "none"):
+        raise UsageError(f"--tracks {params.tracks}: one of video, all, none")
+
+
+def choose(params: Params, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
+    """The detector, and the one that finds its people where it cannot (`alone`: no boxes are given).
+
+    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the mend.
+    """
+    if params.detector == "auto":
+        if path is not None:
+            raise UsageError("--detector-path belongs to one detector", "name it: --detector NAME")
+        return _best(device), None
+    kind: Any = find(DETECTORS, params.detector)
+    extra = {"config": params.detector_config} if params.detector_config else {}
+    if params.detector_config and params.detector != "mmpose":
+        raise UsageError("--detector-config belongs to --detector mmpose")
+    if path is None and params.detector in assets.ASSETS:
+        path = assets.find(params.detector)
+    detector = kind.load(path, device=device, **extra)
+    return detector, _best(device) if alone and getattr(detector, "needs_boxes", False) else None
+
+
+def _best(device: str) -> Detector:
+    for name in AUTO_CPU if device == "cpu" else AUTO_GPU:
+        kind: Any = find(DETECTORS, name)
+        path = assets.find(name) if name in assets.ASSETS else None
+        if not kind.missing(path):
+            return kind.load(path, device=device)
+    raise AssetError(
+        "no detector is ready on this machine", "run: hmr assets get blazepose (9 MB, Apache-2.0; needs the network)"
+    )
+
+
+# ---- frames -> people
+
+
+def detect(
+    listing: FrameList,
+    detector: Detector,
+    helper: Detector | None,
+    camera: CameraFile | None,
+    params: Params,
+    workers: int,
+) -> Callable[[np.ndarray], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """The function frames -> (frame columns, row columns, columns)."""
+    count = len(detector.joints)
+
+    def batch(frames: np.ndarray) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        pictures = read_frames(listing, frames, workers)
+        table = frame_columns(listing, frames, pictures)
+        set_cameras(table, params, camera)
+        good = [i for i, p in enumerate(pictures) if p.rgb is not None and table["status"][i] == OK]
+        images: list[Any] = [pictures[i].rgb for i in good]
+        people = (helper or detector)(images) if images else []
+        people = [select(p, params, pictures[i].size) for p, i in zip(people, good, strict=True)]
+        if helper and people:
+            filled = detector(images, [p.box for p in people])
+            people = [dataclasses.replace(p, keypoints=f.keypoints) for p, f in zip(people, filled, strict=True)]
+        found = [Found.nobody(count), *people]
+        keypoints = np.concatenate([p.keypoints for p in found])
+        keypoints[~np.isfinite(keypoints[..., 2]), 2] = 0
+        rows = {
+            "frame": np.repeat(frames[good], [len(p) for p in people]).astype(np.int32),
+            "box": np.concatenate([p.box for p in found]),
+            "score": np.concatenate([p.score for p in found]),
+        }
+        return table, rows, {"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]}
+
+    return batch
+
+
+def select(people: Found, params: Params, size: tuple[int, int]) -> Found:
+    """The people to keep, best first: finite, inside the picture by a pixel at least, sure enough, not too many."""
+    people = dataclasses.replace(people, box=clip_boxes(people.box, size))
+    fine = np.isfinite(people.box).all(1) & (people.box[:, 2:] - people.box[:, :2] >= 1).all(1)
+    keep = np.flatnonzero(fine & (people.score >= params.min_score))
+    keep = keep[np.argsort(-people.score[keep], kind="stable")]
+    return people.take(keep[: params.max_people or None])
+
+
+def set_cameras(table: dict[str, Any], params: Params, camera: CameraFile | None) -> None:
+    """Put the user's intrinsics, if any, into the frame columns. A frame whose camera cannot be right fails."""
+    if params.focal is None and params.fov is None and camera is None:
+        return
+    for i in np.flatnonzero(np.asarray(table["status"]) == OK):
+        width, height = (int(n) for n in table["size"][i])
+        try:
+            if camera:
+                table["K"][i] = camera.of(table["name"][i], (width, height))
+            else:
+                focal = params.focal or width / 2 / np.tan(np.radians(params.fov or 0) / 2)
+                table["K"][i] = [[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]
+            table["K_source"][i] = K_USER
+        except InputError as error:
+            table["status"][i], table["error"][i], table["K"][i] = FAILED, error.message, np.nan
+
+
+# ---- boxes -> keypoints
+
+
+def complete(table: Artefact, source: FrameSource, detector: Detector) -> Callable[[np.ndarray], dict[str, Any]]:
+    """The function rows -> keypoints of the rows' boxes."""
+
+    def batch(rows: np.ndarray) -> dict[str, Any]:
+        frame, box = table.rows["frame"][rows], table.rows["box"][rows].astype(float)
+        size = table.frames["size"][frame]
+        errors = np.array([box_fault(b, s) for b, s in zip(box, size, strict=True)], object)
+        keypoints = np.full((len(rows), len(detector.joints), 3), np.nan)
+        images, members = [], []
+        for f in np.unique(frame):
+            own = np.flatnonzero((frame == f) & (errors == ""))
+            if not len(own):
+                continue
+            try:
+                images.append(source(int(f)))
+                members.append(own)
+            except HmrError as error:
+                errors[own] = error.message
+        if images:
+            for own, found in zip(members, detector(images, [box[m] for m in members]), strict=True):
+                keypoints[own] = found.keypoints
+        lost = (errors == "") & ~np.isfinite(keypoints[..., :2]).all((1, 2))
+        errors[lost] = f"{detector.name} found no body in the box"
+        return {"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2], "error": list(errors)}
+
+    return batch
+
+
+def box_fault(box: np.ndarray, size: np.ndarray) -> str:
+    """What is wrong with a box (4,) in a picture of `size` (width, height), or ''."""
+    if not np.isfinite(box).all():
+        return "the box is not finite"
+    if (box[2:] <= box[:2]).any():
+        return f"the box has no size: {box.round(1).tolist()}"
+    if (box[2:] <= 0).any() or (box[:2] >= size - 1).any():
+        return f"the box lies outside the picture: {box.round(1).tolist()} in {size[0]} x {size[1]}"
+    return ""
+
+
+# ---- the last pass
+
+
+def tracks(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The column `track` of a whole table whose rows are in frame order, each video and view on its own."""
+    track = np.full(table.n_rows, -1, np.int32)
+    which = table.attrs["params"]["tracks"]
+    if which == "none" or not table.n_rows:
+        return {"track": track}, {}
+    source, view, time = (table.frames[n] for n in ("source", "view", "time"))
+    names = table.group_attrs("keypoints").get("joints")
+    if not names:
+        raise ArtefactError("detections without joint names cannot be tracked")
+    bounds = np.searchsorted(table.rows["frame"], np.arange(table.n_frames + 1))
+    tracker, now, first = Tracker(sigmas(names)), None, 0
+    block, start = np.zeros((0, len(names), 3)), 0
+    for frame in range(table.n_frames):
+        if source[frame] < 0 and which == "video":
+            continue
+        if (take := (source[frame], view[frame])) != now:
+            tracker, now, first = Tracker(sigmas(names), first=tracker.count), take, frame
+        a, b = bounds[frame], bounds[frame + 1]
+        if a == b:
+            continue
+        if b > start + len(block):  # keypoints come in blocks, so that memory does not grow with the video
+            start, rows = int(a), slice(int(a), int(max(b, a + 4096)))
+            xy, score = table.read("keypoints/xy", rows), table.read("keypoints/score", rows)
+            block = np.concatenate([xy, score[..., None]], -1)
+        seconds = time[frame] if np.isfinite(time[frame]) else (frame - first) / SEQUENCE_FPS
+        track[a:b] = tracker.step(float(seconds), table.rows["box"][a:b], block[a - start : b - start])
+    return {"track": track}, {}
