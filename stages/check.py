@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,3 +62,44 @@ def check(artefact: Artefact) -> None:
 
 def _first(mask: np.ndarray) -> int:
     return int(np.flatnonzero(mask)[0])
+
+
+def summary(artefact: Artefact) -> dict[str, Any]:
+    """What `hmr info` says: kind, counts, columns, provenance, the first reasons of failure."""
+    rows, frames = artefact.rows, artefact.frames
+    reasons, counts = np.unique(rows["error"][rows["status"] == FAILED].astype(str), return_counts=True)
+    attrs = artefact.attrs
+    return {
+        "file": str(artefact.path or ""),
+        "kind": artefact.kind,
+        "schema": attrs.get("schema"),
+        "frames": {"all": artefact.n_frames, **_statuses(frames["status"])},
+        "rows": {"all": artefact.n_rows, **_statuses(rows["status"])},
+        "tracks": len(np.unique(rows["track"][rows["track"] >= 0])),
+        "columns": {n: f"{artefact.dtype(n)} {artefact.shape(n)}" for n in artefact.columns()},
+        "attributes": {f"{g}.{k}": v for g in _groups(artefact) for k, v in artefact.group_attrs(g).items()},
+        "stage": attrs.get("stage"),
+        "params": attrs.get("params") or {},
+        "inputs": attrs.get("inputs") or [],
+        "model": attrs.get("model"),
+        "root": attrs.get("root"),
+        "created": attrs.get("created"),
+        "hmr_version": attrs.get("hmr_version"),
+        "command": attrs.get("command"),
+        "fingerprint": artefact.fingerprint,
+        "rows_fingerprint": artefact.rows_fingerprint,
+        "summary": attrs.get("summary"),
+        "failures": [
+            f"{n} x {reason}" for n, reason in sorted(zip(counts.tolist(), reasons, strict=True), reverse=True)
+        ][:10],
+    }
+
+
+def _statuses(status: np.ndarray) -> dict[str, int]:
+    return {
+        name: int((status == value).sum()) for name, value in (("ok", OK), ("failed", FAILED), ("skipped", SKIPPED))
+    }
+
+
+def _groups(artefact: Artefact) -> list[str]:
+    return sorted({name.split("/")[0] for name in artefact.columns()})

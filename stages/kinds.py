@@ -37,6 +37,20 @@ ROWS = (
     Column("rows/status", "u1", ("R",), "", "0 ok, 1 failed, 2 skipped; failed and skipped rows are NaN"),
     Column("rows/error", "str", ("R",), "", "why the row failed, else empty"),
 )
+ROOT_ATTRS = {
+    "kind": "hmr/<kind>",
+    "schema": "major.minor; a reader accepts every minor of its major",
+    "stage": "the command that made the file",
+    "hmr_version": "its version",
+    "params": "JSON: the settings of the stage",
+    "inputs": "JSON list of {role, kind, fingerprint}",
+    "model": "JSON {name, sha256, licence} or null",
+    "fingerprint": "sha256 over kind, schema, stage, params, rows, inputs' fingerprints and model",
+    "rows_fingerprint": "sha256 over frame names, sizes, and each row's frame and box",
+    "root": "folder that frame names are relative to, relative to the file; absent when unknown",
+    "created": "UTC",
+    "command": "as typed",
+}  # of these only kind and schema are required
 # What a table made by hand may leave out, and what it then gets.
 FRAME_DEFAULTS = {"time": float("nan"), "source": -1, "view": 0, "status": OK, "error": "", "K_source": K_DEFAULT}
 ROW_DEFAULTS = {"score": 1.0, "track": -1, "status": OK, "error": ""}

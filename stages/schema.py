@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from stages.columns import Column
 from stages.errors import ArtefactError, UsageError
-from stages.kinds import FRAME_DEFAULTS, FRAMES, KINDS, ROW_DEFAULTS, ROWS, SCHEMA
+from stages.kinds import FRAME_DEFAULTS, FRAMES, KINDS, ROOT_ATTRS, ROW_DEFAULTS, ROWS, SCHEMA
 
 Shapes = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 FREE = "extra"  # columns of any name, for one's own use
@@ -114,3 +115,22 @@ def rows_fingerprint(frames: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
     for values, dtype in ((frames["size"], "<i4"), (rows["frame"], "<i4"), (rows["box"], "<f4")):
         digest.update(np.ascontiguousarray(values, dtype).tobytes())
     return digest.hexdigest()
+
+
+def describe(kind: str) -> dict[str, Any]:
+    """Everything documented about a kind, for `hmr schema`. Raises UsageError for an unknown kind."""
+    table = kind_of(kind)
+    columns = [dataclasses.asdict(c) for c in (*FRAMES, *ROWS, *table.columns)]
+    if table.any_group:
+        columns.append(
+            dataclasses.asdict(Column(f"{table.any_group}/<name>", "f2|f4", ("R", "..."), "", "any name and shape"))
+        )
+    columns.append(dataclasses.asdict(Column(f"{FREE}/<name>", "any", ("R", "..."), "", "columns of your own", True)))
+    return {
+        "kind": f"hmr/{kind}",
+        "schema": SCHEMA,
+        "meaning": table.meaning,
+        "columns": columns,
+        "group_attrs": [list(a) for a in table.group_attrs],
+        "attrs": ROOT_ATTRS,
+    }

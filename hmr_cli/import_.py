@@ -1,0 +1,103 @@
+"""`hmr import`: what other tools have made. One sub-command per format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmr_cli.options import stage_command
+from stages.import_ import Params
+
+app = typer.Typer(no_args_is_help=True)
+Images = Annotated[Path | None, typer.Option(help="Folder of the pictures.", show_default=False)]
+
+
+@app.callback()
+def imports() -> None:
+    """Boxes, keypoints and bodies made by other tools.
+
+    Examples:
+
+        hmr import coco results.json --images photos/ -o photos.detections.h5
+
+        hmr import openpose keypoints/ --images video.mp4 -o video.detections.h5
+
+        hmr import boxes boxes.csv --images photos/ -o photos.detections.h5
+    """
+
+
+@stage_command(app, Params)
+def coco(
+    file: Annotated[Path, typer.Argument(help="COCO results or annotations, JSON.", show_default=False)],
+    *,
+    images: Images = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="The annotations that results refer to (names and sizes of the pictures).")
+    ] = None,
+    out: Path,
+    params: Params,
+    run: Any,
+) -> Any:
+    """COCO keypoints: a tool's results, or annotations.
+
+    Examples:
+
+        hmr import coco results.json --images photos/ -o photos.detections.h5
+
+        hmr import coco person_keypoints.json --images photos/ --min-keypoints 9 -o truth.detections.h5
+
+        hmr import coco vitpose.json --annotations val2017.json --min-score 0.3 -o val.detections.h5
+    """
+    from stages import import_, import_formats
+
+    return import_.run(import_formats.read_coco(file, images, params, annotations), images, out, params, run)
+
+
+@stage_command(app, Params)
+def openpose(
+    folder: Annotated[Path, typer.Argument(help="Folder of NAME_keypoints.json files.", show_default=False)],
+    *,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures, or the video.", show_default=False)
+    ] = None,
+    out: Path,
+    params: Params,
+    run: Any,
+) -> Any:
+    """OpenPose's JSON files, BODY_25 or COCO-18.
+
+    Examples:
+
+        hmr import openpose keypoints/ --images photos/ -o photos.detections.h5
+
+        hmr import openpose keypoints/ --images walk.mp4 -o walk.detections.h5
+
+        hmr import openpose keypoints/ --size 1920x1080 -o walk.detections.h5
+    """
+    from stages import import_, import_formats
+
+    return import_.run(import_formats.read_openpose(folder, params), images, out, params, run)
+
+
+@stage_command(app, Params)
+def boxes(
+    file: Annotated[Path, typer.Argument(help="Boxes, CSV or JSON.", show_default=False)],
+    *,
+    images: Images = None,
+    out: Path,
+    params: Params,
+    run: Any,
+) -> Any:
+    """Person boxes without keypoints: name, x1, y1, x2, y2 (or x, y, w, h), optionally score and track.
+
+    Examples:
+
+        hmr import boxes boxes.csv --images photos/ -o photos.detections.h5
+
+        hmr import boxes boxes.json --size 1920x1080 --min-score 0.5 -o photos.detections.h5
+    """
+    from stages import import_, import_formats
+
+    return import_.run(import_formats.read_boxes(file, params), images, out, params, run)
