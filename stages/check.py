@@ -89,16 +89,13 @@ def summary(artefact: Artefact) -> dict[str, Any]:
         "fingerprint": artefact.fingerprint,
         "rows_fingerprint": artefact.rows_fingerprint,
         "summary": attrs.get("summary"),
-        "failures": [
-            f"{n} x {reason}" for n, reason in sorted(zip(counts.tolist(), reasons, strict=True), reverse=True)
-        ][:10],
+        "failures": [f"{counts[i]} x {reasons[i]}" for i in np.argsort(-counts, kind="stable")[:10]],
     }
 
 
 def _statuses(status: np.ndarray) -> dict[str, int]:
-    return {
-        name: int((status == value).sum()) for name, value in (("ok", OK), ("failed", FAILED), ("skipped", SKIPPED))
-    }
+    names = {"ok": OK, "failed": FAILED, "skipped": SKIPPED}
+    return {name: int((status == value).sum()) for name, value in names.items()}
 
 
 def _groups(artefact: Artefact) -> list[str]:

@@ -33,12 +33,10 @@ __all__ = ["FrameList", "FrameSource", "Picture", "frame_columns", "intrinsics",
 __all__ += ["read_frames", "write_image", "write_video"]
 
 PICTURES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-    + (".ppm", ".pgm", ".pnm", ".jp2", ".avif")
+    "jpg jpeg jpe jfif png webp bmp tif tiff gif ppm pgm pnm jp2 avif".split(" ")  # noqa: SIM905
 )
 VIDEOS = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv")
-    + (".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".h264", ".264")
+    "mp4 m4v mov mkv webm avi mpg mpeg wmv flv ts mts m2ts 3gp ogv h264 264".split(" ")  # noqa: SIM905
 )
 
 
@@ -74,13 +72,17 @@ class FrameList:
         self.root, self.files, self.max_pixels = root, list(files), max_pixels
         counts = [1 if f.times is None else len(f.times) for f in self.files]
         steps = [np.arange(0, n, every) for n in counts]
-        self.file = np.repeat(np.arange(len(counts)), [len(s) for s in steps])
-        self.index = np.concatenate(steps) if steps else np.zeros(0, np.int64)
+        self.file: np.ndarray = np.repeat(np.arange(len(counts)), [len(s) for s in steps])
+        self.index: np.ndarray = np.concatenate(steps) if steps else np.zeros(0, np.int64)
         videos = np.cumsum([f.times is not None for f in self.files]) - 1
-        self.source = np.array([videos[i] if self.files[i].times is not None else -1 for i in self.file], np.int32)
-        self.view = np.array([self.files[i].view for i in self.file], np.int32)
+        self.source: np.ndarray = np.array(
+            [videos[i] if self.files[i].times is not None else -1 for i in self.file], np.int32
+        )
+        self.view: np.ndarray = np.array([self.files[i].view for i in self.file], np.int32)
         times = [np.array([np.nan]) if f.times is None else f.times * f.unit for f in self.files]
-        self.time = np.concatenate([t[s] for t, s in zip(times, steps, strict=True)]) if steps else np.zeros(0)
+        self.time: np.ndarray = (
+            np.concatenate([t[s] for t, s in zip(times, steps, strict=True)]) if steps else np.zeros(0)
+        )
 
     def __len__(self) -> int:
         return len(self.file)
@@ -252,7 +254,7 @@ def list_frames(
     if not found:
         looked = ", ".join(printable(g) for g in [*given, *([str(files_from)] if files_from else [])])
         raise InputError(
-            f"no pictures or videos in {looked or 'nothing'}", f"looked for {' '.join(sorted(PICTURES))} ..."
+            f"no pictures or videos in {looked or 'nothing'}", f"looked for *.{', *.'.join(sorted(PICTURES | VIDEOS))}"
         )
     folders = {os.path.dirname(p) for p in found} | {os.path.abspath(g) for g in given if os.path.isdir(g)}
     root = Path(os.path.commonpath(sorted(folders)))
@@ -274,7 +276,7 @@ def _media(path: Path, root: Path, view: int) -> MediaFile:
 
 def is_video(path: Path) -> bool:
     """By the suffix; by the first bytes where the suffix is none of a picture or video."""
-    suffix = path.suffix.lower()
+    suffix = path.suffix.lower()[1:]
     if suffix in PICTURES or suffix in VIDEOS:
         return suffix in VIDEOS
     with contextlib.suppress(OSError), path.open("rb") as file:
@@ -293,7 +295,7 @@ def _names_of(text: str) -> list[str]:
             for folder, folders, names in os.walk(text, onerror=None)
             if not folders.sort()  # type: ignore[func-returns-value]
             for name in names
-            if os.path.splitext(name)[1].lower() in PICTURES | VIDEOS and not name.startswith(".")
+            if os.path.splitext(name)[1].lower()[1:] in PICTURES | VIDEOS and not name.startswith(".")
         ]
     if os.path.lexists(text):
         return [text]

@@ -23,7 +23,7 @@ from stages.frames import FrameList, MediaFile, escape, frame_columns, list_fram
 from stages.human.joints import SETS
 from stages.kinds import FAILED, K_USER, KINDS, OK
 from stages.params import param
-from stages.pictures import Picture, intrinsics
+from stages.pictures import intrinsics
 from stages.progress import Job, Run, run_frames
 
 COLUMNS = KINDS["detections"].columns
@@ -238,7 +238,7 @@ def joint_names(
             raise InputError(f"{where} has {count} joints, {given} has {len(SETS[given])}", "give another --joint-set")
         return SETS[given]
     if len(stated) == count:
-        return tuple({"top_head": "head_top"}.get(name, name) for name in stated)
+        return tuple({"top_head": "head_top", "head": "head_top"}.get(name, name) for name in stated)
     if count in guesses:
         return SETS[guesses[count]]
     raise InputError(f"{where} has {count} joints, which is no known set", f"--joint-set {'|'.join(SETS)}")
@@ -253,6 +253,3 @@ def file_source(path: Path) -> tuple[bytes, str]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     return content, hashlib.sha256(content).hexdigest()
-
-
-__all__ = ["COLUMNS", "Params", "Person", "Picture", "Source", "run", "usable_boxes"]

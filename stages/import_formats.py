@@ -86,7 +86,7 @@ def read_coco(path: Path, images: Path | None, params: Params, annotations: Path
 
 
 def read_openpose(folder: Path, params: Params) -> Source:
-    """A folder of OpenPose's NAME_keypoints.json, one per picture or video frame: BODY_25 or COCO-18 by their length."""
+    """OpenPose's NAME_keypoints.json files, one per picture or video frame: BODY_25 or COCO-18 by their length."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of OpenPose files")
     files = sorted(folder.glob("*_keypoints.json"))
@@ -210,7 +210,7 @@ def _by_number(images: Path | None, path: Path) -> Callable[[Any], str | None]:
     """Pictures by the number in their name (000000000785.jpg is 785), or by name, for results without annotations."""
     if images is None or not images.is_dir():
         raise InputError(f"{path} holds results, which name no pictures", "give --annotations FILE or --images DIR")
-    files = [p for p in sorted(images.rglob("*")) if p.suffix.lower() in PICTURES]
+    files = [p for p in sorted(images.rglob("*")) if p.suffix.lower()[1:] in PICTURES]
     table: dict[Any, str] = {}
     for file in files:
         name = file.relative_to(images).as_posix()

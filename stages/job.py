@@ -85,6 +85,7 @@ def make_header(job: Job, per: str, n: int, part_rows: int, out: Path | None, ro
     model = dict(job.model) if job.model else None
     for column in job.columns:
         find_column(job.kind, column.name)
+    program = os.path.basename(sys.argv[0] or "python")
     identity = {
         "kind": job.kind, "schema": SCHEMA, "stage": job.stage, "params": params, "rows": rows_print,
         "inputs": [[i["role"], i["fingerprint"]] for i in inputs],
@@ -95,7 +96,7 @@ def make_header(job: Job, per: str, n: int, part_rows: int, out: Path | None, ro
         "model": model, "rows_fingerprint": rows_print, "hmr_version": _version(),
         "fingerprint": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join([os.path.basename(sys.argv[0] or "python"), *sys.argv[1:]]),
+        "command": shlex.join(["hmr" if program == "app.py" else program, *sys.argv[1:]]),
         **job.attrs,
         "per": per, "n": n, "part_rows": part_rows, "group_attrs": {g: dict(a) for g, a in job.group_attrs.items()},
         "columns": [[c.name, c.dtype, list(c.shape), c.optional] for c in job.columns],
