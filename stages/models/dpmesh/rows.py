@@ -96,6 +96,20 @@ class _Rows:
 
         return recognises(names)
 
+    @staticmethod
+    def compact(checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """For `hmr convert`: see `weights.compact`."""
+        from stages.models.dpmesh.weights import compact
+
+        return compact(checkpoint, fold=fold, dtype=dtype)
+
+    @staticmethod
+    def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+        """For `hmr checkpoint`: see `weights.describe`."""
+        from stages.models.dpmesh.weights import describe
+
+        return describe(checkpoint)
+
     def needs_images(self, given: frozenset[str]) -> bool:
         return LATENT not in given
 

@@ -7,16 +7,18 @@ trainer), and this package's with LoRA separate. SMPL arrays inside a published 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.checkpoints import Checkpoint, check_keys
 from stages.errors import AssetError
-from stages.models.dpmesh.names import convert_names, published
+from stages.models.dpmesh.names import LICENCE, convert_names, published
 from stages.models.dpmesh.network import Config, DPMesh
 
 RANK = 64
@@ -84,9 +86,60 @@ def load(checkpoint: Checkpoint, *, fold: bool = True) -> tuple[DPMesh, dict[str
     if ranks and not fold:
         add_lora(model, max(ranks))
         tensors = {peft_name(n, tensors): t for n, t in tensors.items()}
-    check_keys(model.state_dict(), tensors, where=where)
+    # `compact` has looked at every weight already; reading them all again would be most of the loading time.
+    check_keys(model.state_dict(), tensors, where=where, finite=checkpoint.metadata.get("finite") != "checked")
     assign(model, tensors)
     return model.eval(), bodies
+
+
+def compact(checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of `hmr convert`, by this package's names and without what inference does not use, and its header.
+
+    `dtype` is that of the diffusion networks; the regressor and the pose head (16 of 1303 million numbers) stay in
+    float32, where bodies would see the rounding. Raises AssetError like `load`.
+    """
+    tensors, _ = read(checkpoint)
+    where = checkpoint.where
+    config = config_of(tensors, where)
+    check_lora(tensors, where)
+    folded = fold_lora(tensors)
+    with meta():
+        model = DPMesh(config)
+    check_keys(model.state_dict(), folded, where=where)
+    precise = ("regressor.", "pose_head.")
+    chosen = folded if fold else tensors
+    header = {
+        "model": "dpmesh",
+        "licence": LICENCE if checkpoint.licence == "unknown" else checkpoint.licence,
+        "source": where,
+        "source_sha256": checkpoint.sha256,
+        "lora": "folded" if fold or len(folded) == len(tensors) else "separate",
+        "dtype": str(dtype).removeprefix("torch."),
+        "names": "hmr 1",
+        "finite": "checked",
+    }
+    return {n: t.to(torch.float32 if n.startswith(precise) else dtype) for n, t in chosen.items()}, header
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a DPMesh file holds: the architecture, its parts in millions of numbers, LoRA, and its SMPL arrays."""
+    tensors, bodies = read(checkpoint)
+    config = config_of(tensors, checkpoint.where)
+    ranks = {t.shape[0] for n, t in tensors.items() if ".lora_A." in n}
+    parts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        parts[name.split(".")[0]] = parts.get(name.split(".")[0], 0) + tensor.numel()
+    with meta():
+        model = DPMesh(config)
+    check_lora(tensors, checkpoint.where)
+    check_keys(model.state_dict(), fold_lora(tensors) if ranks else tensors, where=checkpoint.where, finite=False)
+    return {
+        "architecture": dataclasses.asdict(config),
+        "millions": {part: round(count / 1e6, 2) for part, count in sorted(parts.items())},
+        "lora": f"rank {max(ranks)}, {sum('.lora_A.' in n for n in tensors)} layers" if ranks else "none or folded",
+        "smpl_arrays": sorted(bodies),
+        "form": "hmr" if "merge.out.0.weight" in checkpoint.names else "published",
+    }
 
 
 def read(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,0 +1,120 @@
+"""Checkpoints as files: what one holds (`hmr checkpoint`), and a compact copy of it (`hmr convert`).
+
+    hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --fold --dtype bfloat16
+    hmr checkpoint dpmesh.safetensors
+
+A network says how it is made compact by a static method `compact(checkpoint, fold=, dtype=)` of its class in the tables
+of `stages.models`, and what it sees in a file by `describe(checkpoint)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.checkpoints import Checkpoint, check_finite, find_loader, read_checkpoint, write_checkpoint
+from stages.errors import AssetError, HmrError, InputError, UsageError
+from stages.models import EXTRACTORS, RECOVERERS, REFINERS, find
+from stages.params import param
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SYSTEMS = RECOVERERS | {n: target for n, target in EXTRACTORS.items() if n not in RECOVERERS} | REFINERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Settings of `hmr convert`."""
+
+    fold: bool = param(False, "Add LoRA into the weights: smaller and faster, but no longer to be trained as LoRA.")
+    dtype: str = param("float32", "float32, or bfloat16: half the size; regressor and pose head stay in float32.")
+
+
+def convert(source: Path, out: Path, params: Params = Params(), *, force: bool = False) -> Path:
+    """Write a compact safetensors file. Raises AssetError (source), UsageError (settings), InputError (target is there)."""
+    if params.dtype not in DTYPES:
+        raise UsageError(f"--dtype {params.dtype}: no such type", f"one of {', '.join(DTYPES)}")
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out.name}: the compact form is safetensors", f"-o {out.with_suffix('.safetensors').name}")
+    checkpoint = read_checkpoint(source)
+    loader = find_loader(SYSTEMS, checkpoint)
+    if not hasattr(loader, "compact"):
+        raise UsageError(
+            f"{source.name} is for {loader.__name__}, which has no compact form", "it can be used as it is"
+        )
+    tensors, header = loader.compact(checkpoint, fold=params.fold, dtype=DTYPES[params.dtype])
+    if out.exists() and not force:
+        if _header(out).get("source_sha256") == checkpoint.sha256 and _same_settings(_header(out), header):
+            return out
+        raise InputError(f"{out} is there already, made from another file or otherwise", "--force replaces it")
+    return write_checkpoint(out, tensors, header)
+
+
+def _header(path: Path) -> dict[str, str]:
+    try:
+        return dict(read_checkpoint(path).metadata)
+    except AssetError:
+        return {}
+
+
+def _same_settings(a: dict[str, str], b: dict[str, str]) -> bool:
+    return all(a.get(key) == b.get(key) for key in ("model", "lora", "dtype", "names"))
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds, which systems it is for, and what it lacks. Raises AssetError if it is unreadable.
+
+    `systems`: names from the tables of `stages.models` that recognise it · `problem`: why its system could not use it,
+    '' when it can · `groups`: the beginnings of its names with how many tensors and millions of numbers each.
+    """
+    checkpoint = read_checkpoint(path)
+    groups: dict[str, list[float]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        count = groups.setdefault(_top(name, checkpoint.names), [0, 0.0])
+        count[0] += 1
+        count[1] += tensor.numel() / 1e6
+    systems = [name for name in SYSTEMS if _class(name).recognises(checkpoint.names)]
+    details, problem = _details(systems, checkpoint)
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": checkpoint.sha256,
+        "licence": checkpoint.licence,
+        "systems": systems,
+        "problem": problem,
+        "tensors": len(checkpoint.names),
+        "millions": round(sum(t.numel() for t in checkpoint.tensors.values()) / 1e6, 2),
+        "dtypes": dict(Counter(str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values())),
+        "groups": {name: {"tensors": int(n), "millions": round(m, 2)} for name, (n, m) in sorted(groups.items())},
+        "metadata": dict(list(checkpoint.metadata.items())[:32]),
+        **details,
+    }
+
+
+def _class(name: str) -> Any:
+    return find(SYSTEMS, name)
+
+
+def _details(systems: list[str], checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
+    details: dict[str, Any] = {}
+    try:
+        if not systems:
+            find_loader(SYSTEMS, checkpoint)
+        elif hasattr(_class(systems[0]), "describe"):
+            details = {systems[0]: _class(systems[0]).describe(checkpoint)}
+        check_finite(checkpoint.tensors, where=checkpoint.where)
+    except HmrError as error:
+        return details, error.message
+    return details, ""
+
+
+def _top(name: str, names: frozenset[str]) -> str:
+    """The first part of a name that tells tensors apart: prefixes that every name has are left out."""
+    parts = name.split(".")
+    depth = 1
+    while depth < len(parts) and all(n.startswith(".".join(parts[:depth]) + ".") for n in names):
+        depth += 1
+    return ".".join(parts[:depth])
