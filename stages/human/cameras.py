@@ -67,3 +67,11 @@ def _at(x: A, y: A, z: A, center: A, K: A) -> A:
     x = x + (center[:, 0] - K[:, 0, 2]) * z / K[:, 0, 0]
     y = y + (center[:, 1] - K[:, 1, 2]) * z / K[:, 1, 1]
     return torch.stack([x, y, z], -1) if isinstance(x, torch.Tensor) else np.stack([x, y, z], -1)
+
+
+def scaled_K(K: A, factor: float) -> A:
+    """Intrinsics (..., 3, 3) of pictures resized by `factor`; points move as (xy + 0.5) * factor - 0.5."""
+    K = K * 1.0
+    K[..., :2, :2] = K[..., :2, :2] * factor
+    K[..., :2, 2] = (K[..., :2, 2] + 0.5) * factor - 0.5
+    return K

@@ -197,3 +197,10 @@ def label(image: np.ndarray, xy: tuple[float, float], text: str, colour: np.ndar
     dark = (20, 20, 20) if np.dot(colour, [0.3, 0.6, 0.1]) > 0.45 else (255, 255, 255)
     cv2.rectangle(image, (x, y - h - base - 4), (x + w + 6, y), paint, -1)
     cv2.putText(image, text, (x + 3, y - base - 1), cv2.FONT_HERSHEY_SIMPLEX, scale, dark, 1, cv2.LINE_AA)
+
+
+def jpeg(image: np.ndarray, quality: int = 88) -> bytes:
+    """The picture (H, W, 3) uint8 as JPEG bytes."""
+    done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return data.tobytes()

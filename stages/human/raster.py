@@ -48,6 +48,7 @@ def rasterize(uv: Tensor, depth: Tensor, faces: Tensor, size: tuple[int, int], *
     kept = keep.nonzero()[:, 0]
     low, span = low[kept].long(), (high - low)[kept].long() + 1
     table = torch.cat([first[kept] - low, edge1[kept], edge2[kept], 1 / area[kept, None], 1 / z[kept]], 1)
+    table = table.T.contiguous()
 
     buffer = torch.full((height * width,), EMPTY, dtype=torch.long, device=uv.device)
     ends = span.prod(1).cumsum(0)
@@ -56,7 +57,7 @@ def rasterize(uv: Tensor, depth: Tensor, faces: Tensor, size: tuple[int, int], *
         before = ends[start - 1] if start else ends.new_zeros(())
         stop = max(start + 1, int(torch.searchsorted(ends, before + CHUNK, right=True)))
         part = slice(start, stop)
-        _draw(buffer, width, table[part], low[part], span[part], kept[part])
+        _draw(buffer, width, table[:, part], low[part], span[part], kept[part])
         start = stop
 
     pixel = (buffer != EMPTY).nonzero()[:, 0]
@@ -69,21 +70,26 @@ def rasterize(uv: Tensor, depth: Tensor, faces: Tensor, size: tuple[int, int], *
 
 
 def _draw(buffer: Tensor, width: int, table: Tensor, low: Tensor, span: Tensor, name: Tensor) -> None:
-    """Put faces into the buffer: table rows are corner - low (2), edges (4), 1 / area, 1 / z of the corners (3)."""
+    """Put faces into the buffer: rows of table are corner - low (2), edges (4), 1 / area, 1 / z of the corners (3)."""
     count = span.prod(1)
     face = torch.repeat_interleave(count)
-    k = torch.arange(len(face), device=face.device) - (count.cumsum(0) - count)[face]
-    columns = span[face, 0]
+    k = (torch.arange(len(face), device=face.device) - (count.cumsum(0) - count)[face]).to(torch.int32)
+    columns = span[:, 0].to(torch.int32)[face]
     y = torch.div(k, columns, rounding_mode="floor")
     x = k - y * columns
-    t = table[face].T
-    b1, b2 = _barycentric((x - t[0], y - t[1]), t[2:4], t[4:6], t[6])
+    # b1 and b2 are linear in the pixel: three numbers each, found once per face.
+    cx, cy, e1x, e1y, e2x, e2y, inverse = table[:7]
+    step = torch.stack([e2y * inverse, -e2x * inverse, -e1y * inverse, e1x * inverse])
+    at0 = -(cx * step[0] + cy * step[1]), -(cx * step[2] + cy * step[3])
+    b1 = torch.addcmul(torch.addcmul(at0[0][face], step[0][face], x), step[1][face], y)
+    b2 = torch.addcmul(torch.addcmul(at0[1][face], step[2][face], x), step[3][face], y)
     # A hair outside counts as inside: rounding must not open cracks between neighbours.
     inside = ((b1 >= -1e-5) & (b2 >= -1e-5) & (b1 + b2 <= 1 + 1e-5)).nonzero()[:, 0]
-    face, b1, b2, t = face[inside], b1[inside], b2[inside], t[:, inside]
-    z = 1 / ((1 - b1 - b2) * t[7] + b1 * t[8] + b2 * t[9])
+    face, b1, b2 = face[inside], b1[inside], b2[inside]
+    z0, z1, z2 = table[7:].unbind()
+    z = 1 / (z0[face] + b1 * (z1 - z0)[face] + b2 * (z2 - z0)[face])
     key = (z.float().view(torch.int32).long() << 32) | name[face]
-    pixel = (low[face, 1] + y[inside]) * width + low[face, 0] + x[inside]
+    pixel = (low[:, 1] * width + low[:, 0])[face] + y[inside].long() * width + x[inside]
     buffer.scatter_reduce_(0, pixel, key, "amin")
 
 

@@ -1,0 +1,38 @@
+"""`hmr view`: pictures for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmr_cli.options import stage_command
+from stages.view import Params
+
+app = typer.Typer()
+Table = Annotated[Path, typer.Argument(help="A *.meshes.h5 or *.detections.h5 file.", show_default=False)]
+Detections = Annotated[
+    Path | None, typer.Option(help="The detections of the meshes: keypoints, scores, how well they fit.")
+]
+
+
+@stage_command(app, Params)
+def view(table: Table, *, detections: Detections = None, out: Path, params: Params, run: Any) -> Any:
+    """Overlays, side views, turning views, videos and an HTML report. Needs no display.
+
+    -o names a folder, or a file that ends in .html for the report alone. A video becomes an overlay video.
+
+    Examples:
+
+        hmr view photos.meshes.h5 --detections photos.detections.h5 -o pictures/
+
+        hmr view photos.meshes.h5 -o pictures/ --side --turn
+
+        hmr view photos.detections.h5 -o keypoints.html --style skeleton
+
+        hmr view talk.meshes.h5 -o talk/ --opacity 0.8
+    """
+    from stages import view as stage
+
+    return stage.run_files(table, detections, out, params, run)

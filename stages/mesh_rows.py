@@ -1,0 +1,101 @@
+"""The bodies of a meshes artefact, row by row: what `hmr view` and `hmr export` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.artefact import Artefact
+from stages.errors import ArtefactError, AssetError
+from stages.human.body import Body, load_body
+from stages.human.rotations import axis_angle_to_matrix
+from stages.kinds import OK
+
+SMPL = ("global_orient", "body_pose", "betas", "transl")
+
+
+class MeshRows:
+    """Vertices and parameters of rows. `body` names another body (or file) than the artefact does.
+
+    Raises AssetError for a body that is not on this machine, ArtefactError for a table that holds no bodies.
+    """
+
+    def __init__(self, table: Artefact, body: str = "", device: str = "cpu") -> None:
+        self.table, self.device = table, device
+        self.has_smpl = table.has("smpl/global_orient")
+        self.has_vertices = table.has("vertices/xyz")
+        if table.n_rows and not (self.has_smpl or self.has_vertices):
+            raise ArtefactError(
+                f"{table.path or 'the table'} holds neither smpl nor vertices", "hmr info FILE shows what it holds"
+            )
+        attrs = table.group_attrs("smpl") or table.group_attrs("vertices")
+        self.body_name = body or str(attrs.get("body_model", "embedded")).split(" ")[0]
+        self.gender = str(attrs.get("gender", "neutral"))
+        self.body: Body = load_body(self.body_name, self.gender, device)
+        count = table.shape("vertices/xyz")[1] if self.has_vertices else 0
+        if table.n_rows and self.has_vertices and count != len(self.body.v_template):
+            raise AssetError(
+                f"the meshes have {count} vertices, the body {self.body_name} has {len(self.body.v_template)}",
+                "--body names the body that they belong to (hmr body-model list)",
+            )
+        self.ok = table.rows["status"] == OK
+
+    def smpl(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """global_orient (n, 3), body_pose (n, 23, 3), betas (n, 10), transl (n, 3); NaN for failed rows."""
+        read = {name: self.table.read(f"smpl/{name}", rows) for name in SMPL}
+        return {name: torch.from_numpy(value).to(self.device) for name, value in read.items()}
+
+    @torch.no_grad()
+    def vertices(self, rows: np.ndarray) -> Tensor:
+        """(n, V, 3) camera frame, metres: the network's own where it gave them, else from the body; NaN if failed."""
+        rows = np.asarray(rows, np.int64)
+        if self.has_vertices:
+            return torch.from_numpy(self.table.read("vertices/xyz", rows)).to(self.device)
+        if not len(rows):
+            return torch.zeros(0, len(self.body.v_template), 3, device=self.device)
+        return self.body(**self.smpl(rows)).vertices
+
+    @torch.no_grad()
+    def joints(self, rows: np.ndarray, joint_set: str) -> Tensor | None:
+        """(n, J, 3) of a joint set, camera frame, metres; None where this body has no such points."""
+        try:
+            if self.has_vertices:
+                return self.body.regress(self.vertices(rows), joint_set)
+            given = self.smpl(rows)
+            pose = torch.cat([given["global_orient"][:, None], given["body_pose"]], 1)
+            return self.body.joints(axis_angle_to_matrix(pose), given["betas"], given["transl"], joint_set)
+        except AssetError:
+            return None
+
+    def licence_note(self) -> str:
+        """What must be said of anything that holds this body's shape; '' for a free body."""
+        licence = self.body.licence
+        free = "cc0" in licence.lower() or "public domain" in licence.lower()
+        return "" if free else f"holds shapes of the body {self.body.name} ({licence or 'licence unknown'})"
+
+
+def body_rows(table: Artefact) -> dict[int, np.ndarray]:
+    """Rows of each frame, in order."""
+    order = np.argsort(table.rows["frame"], kind="stable")
+    frames = table.rows["frame"][order]
+    starts = np.searchsorted(frames, np.arange(table.n_frames + 1))
+    return {f: order[starts[f] : starts[f + 1]] for f in range(table.n_frames)}
+
+
+def stems(names: list[str]) -> list[str]:
+    """File stems for frames, one each, safe on any file system: same base names in two folders stay apart."""
+    made: list[str] = []
+    used: set[str] = set()
+    for name in names:
+        path, _, number = str(name).partition("#")
+        text = Path(path).stem + (f"_{number}" if number else "")
+        text = "".join(c if c.isalnum() or c in "-_. " else "_" for c in text).strip(" .-")[:80] or "frame"
+        stem, k = text, 2
+        while stem.casefold() in used:
+            stem, k = f"{text}-{k}", k + 1
+        used.add(stem.casefold())
+        made.append(stem)
+    return made
