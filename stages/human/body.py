@@ -1,9 +1,10 @@
 """The body: SMPL's function from pose, shape and translation to vertices and joints, batched, on tensors.
 
-Method: linear blend skinning with shape and pose blend shapes (Loper et al., "SMPL: a skinned multi-person linear model",
-2015, eq. 2 to 10). Conventions are those of the SMPL files: y up, facing +z, left = +x, metres; rotations relative to the
-parent; the root turns about the pelvis joint; the translation is added last. One body for real SMPL files and for the
-free one that comes with the package; `topology` says whose vertices these are, and regressors of another are refused.
+Method: linear blend skinning with shape and pose blend shapes (Loper et al., "SMPL: a skinned multi-person linear
+model", 2015, eq. 2 to 10). Conventions are those of the SMPL files: y up, facing +z, left = +x, metres; rotations
+relative to the parent; the root turns about the pelvis joint; the translation is added last. One class for real SMPL
+files and for the free body that comes with the package; `topology` says whose vertices these are, and regressors of
+another are refused.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class Body(nn.Module):
     # --- joints and landmarks -----------------------------------------------------------------------------------------
 
     def regressor(self, joint_set: str) -> Tensor:
-        """(J, V) that gives the joints of a set from posed vertices. Raises AssetError where this body has no such point.
+        """(J, V) that gives the joints of a set from posed vertices. AssetError where this body lacks such a point.
 
         For smpl24 it is exact in the T pose only; elsewhere the joints come from the kinematic tree.
         """
@@ -220,7 +221,7 @@ class Body(nn.Module):
 
     def regress(self, vertices: Tensor, joint_set: str, *, topology: str | None = None) -> Tensor:
         """Joints (n, J, 3) of a set from vertices (n, V, 3) of this topology (AssetError if told another)."""
-        if topology is not None and topology != self.topology or vertices.shape[-2] != len(self.v_template):
+        if (topology is not None and topology != self.topology) or vertices.shape[-2] != len(self.v_template):
             raise AssetError(
                 f"vertices of topology {topology or vertices.shape[-2]} meet regressors of {self.topology}",
                 "vertex numbers mean different places on different bodies; use the body that the vertices came from",
@@ -242,7 +243,10 @@ class Body(nn.Module):
         return joints if transl is None else joints + transl[:, None]
 
     def _folded_joints(self, transforms: Tensor, betas: Tensor, joint_set: str) -> Tensor:
-        """Without pose blend shapes a regressor commutes with skinning: sum_v r_v w_vj (x_v, 1), folded once into (J, 24, 4)."""
+        """Without pose blend shapes a regressor commutes with skinning.
+
+        sum_v r_v w_vj (x_v, 1), J rows by 24 joints by 4, is computed once; after that no vertex is touched.
+        """
         base, dirs = self._fold(joint_set)
         n, J = len(transforms), base.shape[0]
         # (n, J, 24, 3) weighted rest places; the weights themselves (J, 24) multiply the translations.
@@ -287,7 +291,7 @@ def _levels(parents: Sequence[int]) -> list[tuple[list[int], list[int]]]:
 def _skin(weights: Tensor, transforms: Tensor, rest: Tensor) -> Tensor:
     """Linear blend skinning: weights (V, 24), transforms (n, 24, 3, 4), rest (n or 1, V, 3) -> (n, V, 3)."""
     n = len(transforms)
-    blended = (weights @ transforms.reshape(n, -1, 12)).reshape(n, -1, 3, 4)
+    blended = (weights @ transforms.reshape(n, weights.shape[1], 12)).reshape(n, len(weights), 3, 4)
     return (blended[..., :3] * rest[..., None, :]).sum(-1) + blended[..., 3]
 
 
