@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ += ["read_frames", "write_image", "write_video"]
 PICTURES = frozenset(
     "jpg jpeg jpe jfif png webp bmp tif tiff gif ppm pgm pnm jp2 avif".split(" ")  # noqa: SIM905
 )
+KEPT = 8  # pictures that a FrameSource keeps
 VIDEOS = frozenset(
     "mp4 m4v mov mkv webm avi mpg mpeg wmv flv ts mts m2ts 3gp ogv h264 264".split(" ")  # noqa: SIM905
 )
@@ -137,6 +139,7 @@ class FrameSource:
         self.roots = list(dict.fromkeys(roots))
         self.videos: dict[str, Video] = {}
         self.kept: dict[int, np.ndarray] = {}
+        self.lock = threading.Lock()
 
     def find(self, name: str) -> Path:
         """The file behind a name. Raises InputError listing where it was looked for."""
@@ -148,12 +151,14 @@ class FrameSource:
 
     def __call__(self, i: int) -> np.ndarray:
         i = int(i)
-        if i not in self.kept:
+        rgb = self.kept.get(i)
+        if rgb is None:
             rgb = self._read(i)
-            while len(self.kept) >= 8:
-                self.kept.pop(next(iter(self.kept)))
-            self.kept[i] = rgb
-        return self.kept[i]
+            with self.lock:  # readers may be threads
+                while len(self.kept) >= KEPT:
+                    self.kept.pop(next(iter(self.kept)))
+                self.kept[i] = rgb
+        return rgb
 
     def _read(self, i: int) -> np.ndarray:
         name = str(self.frames["name"][i])
@@ -191,17 +196,24 @@ def open_frame(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return rgb
 
 
-def read_frames(listing: FrameList, indices: Sequence[int] | np.ndarray, workers: int = 0) -> list[Picture]:
-    """The frames `indices` of a FrameList in this order, photos by `workers` threads; a failure is a Picture whose
-    `rgb` is None and whose `error` says why."""
+def read_frames(
+    source: FrameList | FrameSource | Any, indices: Sequence[int] | np.ndarray, workers: int = 0
+) -> list[Picture]:
+    """The frames `indices` of a FrameList, a FrameSource or an Artefact, in this order, photos by `workers` threads.
+
+    A frame that fails is a Picture whose `rgb` is None and whose `error` says why.
+    """
+    if not isinstance(source, (FrameList, FrameSource)):
+        source = FrameSource(source)
+    videos = source.source if isinstance(source, FrameList) else source.frames["source"]
 
     def one(i: int) -> Picture:
         try:
-            return listing.picture(int(i))
+            return source.picture(int(i)) if isinstance(source, FrameList) else Picture(source(int(i)))
         except InputError as error:
             return Picture(None, error.message)
 
-    if workers and len(indices) > 1 and not (listing.source[np.asarray(indices)] >= 0).any():
+    if workers and len(indices) > 1 and not (videos[np.asarray(indices)] >= 0).any():
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(one, indices))
     return [one(i) for i in indices]

@@ -18,6 +18,7 @@ import numpy as np
 
 from stages.errors import InputError, MachineError
 
+LOST = -(1 << 62)  # earlier than every presentation time
 SEEK_AHEAD = 200  # frames: reading on is cheaper than seeking for gaps up to about a group of pictures
 
 
@@ -88,6 +89,7 @@ class Video:
         if self.stream.width * self.stream.height > max_pixels:
             raise InputError(f"{path.name}: {self.stream.width} x {self.stream.height} is larger than the limit")
         self.stream.thread_type = "SLICE"
+        self.stream.codec_context.options = {"err_detect": "explode"}  # or damage is painted over without a word
         self.lock = threading.Lock()
         self.source: Iterator[Any] = self.frames()
         self.held: Any = None  # decoded, not yet asked for
@@ -98,20 +100,38 @@ class Video:
         self.container.close()
 
     def frames(self) -> Iterator[Any]:
-        """Decoded frames from the current position on; damaged packets are passed over."""
+        """Decoded frames from the current position on, without those that lean on damaged ones.
+
+        After a packet that cannot be decoded, or an announced time that is jumped over, the decoder goes on with stale
+        pictures and does not say so; nothing is given until a key frame that comes after the damage.
+        """
         av = _av()
         packets = self.container.demux(self.stream)
+        damaged: int | None = None  # presentation time of the last damage, until a later key frame
+        previous: int | None = None  # index of the last frame that came
         while True:
+            packet = None
             try:
                 packet = next(packets)
                 decoded = packet.decode()
-            except StopIteration:
-                return
-            except av.EOFError:
+            except (StopIteration, av.EOFError):
                 return
             except av.FFmpegError:
+                damaged = packet.pts if packet is not None and packet.pts is not None else LOST
                 continue
-            yield from (f for f in decoded if f.pts is not None and not f.is_corrupt)
+            for frame in decoded:
+                if frame.pts is None:
+                    continue
+                index = int(np.searchsorted(self.times, frame.pts))
+                if previous is not None and index > previous + 1 and damaged is None:
+                    damaged = int(self.times[previous + 1])
+                previous = index
+                if frame.is_corrupt:
+                    damaged = frame.pts
+                elif damaged is not None and frame.key_frame and frame.pts > damaged:
+                    damaged = None
+                if damaged is None:
+                    yield frame
 
     def read(self, index: int) -> np.ndarray:
         """RGB (H, W, 3) uint8, upright, of frame `index`. Raises InputError for a frame that the file does not give."""
