@@ -24,7 +24,7 @@ from stages.errors import ArtefactError, AssetError, HmrError, InputError, Usage
 from stages.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
 from stages.human import joints
 from stages.human.oks import sigmas
-from stages.human.track import Tracker
+from stages.human.track import MAX_GAP, Tracker
 from stages.kinds import FAILED, K_USER, OK
 from stages.models import find
 from stages.models.detectors import AUTO_CPU, AUTO_GPU, DETECTORS, Detector, Found, clip_boxes
@@ -287,7 +287,9 @@ def tracks(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if source[frame] < 0 and which == "video":
             continue
         if (take := (source[frame], view[frame])) != now:
-            tracker, now, first = Tracker(sigmas(names), first=tracker.count), take, frame
+            own = (source == source[frame]) & (view == view[frame])
+            gap = max(MAX_GAP, 3 * float(np.median(np.diff(time[own]))) if own.sum() > 1 and source[frame] >= 0 else 0)
+            tracker, now, first = Tracker(sigmas(names), first=tracker.count, max_gap=gap), take, frame
         a, b = bounds[frame], bounds[frame + 1]
         if a == b:
             continue

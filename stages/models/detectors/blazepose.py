@@ -41,6 +41,7 @@ SEED = 0.5  # lowest probability of a proposal
 MERGE = 0.5  # proposals closer than this share of the smaller one's hip-to-circle distance are one person
 AGREE = 0.5  # lowest OKS between the two passes
 SAME = 0.5  # OKS above which two results are one person
+SAME_HEAD = 0.1  # distance of two heads, of the smaller one's size (root of its area), below which they are one
 SMALLEST = 8.0  # px from the hips to the circle, below which landmarks are guesses
 LOGISTIC = (-1.59, 0.37, -0.70)  # keypoint score: offset, logit of visibility, log of the movement
 PAD = np.array([-0.05, -0.12, 0.05, 0.02])  # from visible landmarks to the whole person, of the longer side (fitted)
@@ -153,6 +154,9 @@ class BlazePose:
         stable = np.array([oks(b[None], x[None], a, SIGMA)[0, 0] for b, x, a in zip(before, xy, area, strict=True)])
         score = np.array([p.score for p in poses]) * stable
         similar = oks(xy, xy, np.minimum(area[:, None], area[None]), SIGMA)
+        head = xy[:, :5].mean(1)
+        apart = np.linalg.norm(head[:, None] - head[None], axis=-1)
+        similar[apart < SAME_HEAD * np.sqrt(np.minimum(area[:, None], area[None]))] = 1
         similar[stable < agree] = 0  # what will be dropped must suppress nobody
         keep = suppress(similar, score, same)
         keep = keep[stable[keep] >= agree]

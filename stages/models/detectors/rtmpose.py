@@ -93,7 +93,8 @@ class RtmPose:
                 "export YOLOX with its suppression inside, as mmdeploy does",
             )
         ours = (dets[0, :, 4] > LOWEST) & (labels.reshape(-1) == 0)
-        box = clip_boxes((dets[0, ours, :4] + 0.5) / scale - 0.5, (image.shape[1], image.shape[0]))
+        # YOLOX measures from the picture's corner; our pixel (0, 0) is the centre of the first pixel.
+        box = clip_boxes(dets[0, ours, :4] / scale - 0.5, (image.shape[1], image.shape[0]))
         found = Found(box, dets[0, ours, 4].astype(float), np.zeros((len(box), 17, 3)))
         return found.take(suppress(iou(box, box), found.score, OVERLAP))
 
