@@ -34,7 +34,7 @@ class Params:
 
 
 def convert(source: Path, out: Path, params: Params = Params(), *, force: bool = False) -> Path:
-    """Write a compact safetensors file. Raises AssetError (source), UsageError (settings), InputError (target is there)."""
+    """Write a compact safetensors file. Raises AssetError (source), UsageError (settings), InputError (target)."""
     if params.dtype not in DTYPES:
         raise UsageError(f"--dtype {params.dtype}: no such type", f"one of {', '.join(DTYPES)}")
     if out.suffix != ".safetensors":

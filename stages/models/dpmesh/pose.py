@@ -33,21 +33,22 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     dx, dy, dz = m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]
     sxy, sxz, syz = m[:, 1, 0] + m[:, 0, 1], m[:, 0, 2] + m[:, 2, 0], m[:, 1, 2] + m[:, 2, 1]
     tx, ty, tz, tw = 1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22, 1 + m00 + m11 + m22
-    choices = torch.stack(
-        [
-            torch.stack([dx, tx, sxy, sxz], -1) / tx.sqrt()[:, None],
-            torch.stack([dy, sxy, ty, syz], -1) / ty.sqrt()[:, None],
-            torch.stack([dz, sxz, syz, tz], -1) / tz.sqrt()[:, None],
-            torch.stack([tw, dx, dy, dz], -1) / tw.sqrt()[:, None],
-        ],
-        1,
+    choices = torch.stack([dx, tx, sxy, sxz, dy, sxy, ty, syz, dz, sxz, syz, tz, tw, dx, dy, dz], -1).unflatten(
+        -1, (4, 4)
     )
     low = m22 < 1e-6
     choice = torch.where(low, torch.where(m00 > m11, 0, 1), torch.where(m00 < -m11, 2, 3))
-    w, xyz = (0.5 * choices[torch.arange(len(m), device=m.device), choice]).split([1, 3], -1)
-    sine = (xyz * xyz).sum(-1, keepdim=True).sqrt()
+    row = torch.arange(len(m), device=m.device)
+    square = torch.stack([tx, ty, tz, tw], -1)[row, choice][:, None]
+    # Only a matrix that is no rotation has square <= 0, which is the reference's NaN. The untaken side of a square
+    # root or quotient must be harmless too, or its gradient is NaN.
+    usable = square > 0
+    w, xyz = (0.5 * choices[row, choice] / torch.where(usable, square, 1).sqrt()).split([1, 3], -1)
+    square_sine = (xyz * xyz).sum(-1, keepdim=True)
+    turned = square_sine > 0
+    sine = torch.where(turned, square_sine, 1).sqrt()
     angle = 2 * torch.where(w < 0, torch.atan2(-sine, -w), torch.atan2(sine, w))
-    return (xyz * torch.where(sine > 0, angle / sine, 2.0)).nan_to_num(0.0)
+    return torch.where(usable, xyz * torch.where(turned, angle / sine, 2.0), 0.0)
 
 
 class VPoserDecoder(nn.Module):

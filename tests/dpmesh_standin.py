@@ -1,0 +1,69 @@
+"""A stand-in DPMesh checkpoint and detections of test photos, made once per session."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.parity.conftest import SHARED, Fixtures
+
+PHOTOS = SHARED.parent / "testdata" / "photos" / "free"
+USED = ("000000397133.jpg", "000000000785.jpg", "000000214753.jpg")
+RULES = [
+    ("module.backbone.unet.unet.", "module.backbone.sd_model."),
+    ("module.backbone.encoder_vq.", "module.backbone.sd_model.first_stage_model."),
+]
+
+
+def need_shared() -> None:
+    if not SHARED.exists() or not PHOTOS.exists():
+        pytest.skip("no ../shared here")
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    """manifest_small.json filled: 84 million numbers."""
+    need_shared()
+    fixtures = Fixtures("dpmesh", SHARED)
+    filled = fixtures.weights.state_dict(fixtures.index("manifest_small.json"))
+    made = {n: torch.from_numpy(np.array(a)) for n, a in filled.items()}
+    # A body whose skinning weights sum to one and whose joints stay near the body, so that results are finite.
+    weights = made["module.human_model_layer.th_weights"].abs()
+    made["module.human_model_layer.th_weights"] = weights / weights.sum(1, keepdim=True)
+    return made
+
+
+def with_aliases(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return made | {
+        alias + n.removeprefix(name): t for alias, name in RULES for n, t in made.items() if n.startswith(name)
+    }
+
+
+def photos(folder: Path) -> Path:
+    """A detections file with the five annotated people of three photos."""
+    need_shared()
+    from stages.import_ import Params, run
+    from stages.import_formats import read_coco
+
+    known = json.loads((PHOTOS / "person_keypoints.json").read_text())
+    known["images"] = [i for i in known["images"] if i["file_name"] in USED]
+    ids = {i["id"] for i in known["images"]}
+    known["annotations"] = [a for a in known["annotations"] if a["image_id"] in ids and a["num_keypoints"]]
+    (folder / "people.json").write_text(json.dumps(known))
+    params = Params()
+    out = folder / "people.detections.h5"
+    run(read_coco(folder / "people.json", PHOTOS, params), PHOTOS, out, params)
+    return out
+
+
+def people(path: Path, rows: Any = None) -> Any:
+    """People of a detections file, with their pictures."""
+    from stages.artefact import open_artefact
+    from stages.people import PeopleOf
+
+    table = open_artefact(path)
+    return PeopleOf(table, root=PHOTOS)(np.arange(table.n_rows) if rows is None else np.asarray(rows))
