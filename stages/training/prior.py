@@ -4,8 +4,8 @@ In: the CMU poses of a motion file (stages/training/data.py: mixed, mirrored, di
 a safetensors file of half-precision weights with mean and deviation of the 144 pose numbers.
 
 The denoiser learns the noise in standardised poses (Ho et al. 2020, eq. 14). Refinement reads indices up to about 50 of
-1000, so most training indices are low; the rest keeps the prior usable for drawing hypotheses. No keypoint condition: at
-low indices the noisy pose itself says more, and the same prior then serves any detector and any joint set.
+1000, so most training indices are low; the rest keeps the prior usable for drawing hypotheses. No keypoint condition:
+at low indices the noisy pose itself says more, and the same prior then serves any detector and any joint set.
 
     hmr train prior --poses mocap_smpl24.npz -o prior.safetensors --max-minutes 15
 """

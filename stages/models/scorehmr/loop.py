@@ -47,7 +47,7 @@ class Codec:
 
     def encode(self, pose: Tensor, betas: Tensor | None = None) -> Tensor:
         """pose (n, 144) [and betas (n, 10), if the denoiser has them] -> x (n, D)."""
-        x = pose if self.std is None else (pose - self.mean) / self.std
+        x = pose if self.std is None or self.mean is None else (pose - self.mean) / self.std
         if self.betas_low is None or self.betas_high is None or betas is None:
             return x
         return torch.cat([x, 2 * (betas - self.betas_low) / (self.betas_high - self.betas_low) - 1], -1)

@@ -1,0 +1,344 @@
+"""ScoreHMR as a network over rows: estimates and evidence in, refined SMPL parameters out.
+
+Knows two families of weights: the published checkpoints (conditioned on PARE or ProHMR features, with or without shape)
+and the embedded pose prior (no condition, standardised poses). Which one decides the units of the loss:
+
+* published: squared full-picture pixels times (1000 / longer side of the picture)^2, 5000 px focal length unless the
+  camera is known, translation by Adam;
+* embedded: residuals relative to the size of the person in the picture, the picture's own camera, translation solved in
+  closed form at every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.checkpoints import Checkpoint, check_keys, read_checkpoint
+from stages.errors import AssetError
+from stages.human.body import Body
+from stages.human.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
+from stages.models.scorehmr import schedule
+from stages.models.scorehmr.denoiser import Denoiser
+from stages.models.scorehmr.features import Statistics
+from stages.models.scorehmr.fit import fit
+from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
+from stages.models.scorehmr.keypoints import KeypointTerm, Observed
+from stages.models.scorehmr.loop import Codec, Plan, refine
+from stages.models.scorehmr.points import HIPS, chain_of
+
+EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "prior.safetensors"
+REFERENCE_FOCAL = 5000.0  # px, of the published checkpoints, whatever the picture
+PREFIX = "ema.ema_model.model."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does. `plan` and weights: see Plan and Guidance; `method` score or fit; the rest by name."""
+
+    plan: Plan
+    w_keypoints: float
+    w_smooth: float = 30.0
+    w_views: float = 0.005
+    method: str = "score"
+    fit_steps: int = 60
+    fit_prior: float = 0.0
+    use_hips: bool = True
+    replace: bool = False
+    hypotheses: int = 1
+    spread: int = 200  # noise index up to which further hypotheses are blurred
+
+
+@dataclass
+class Evidence:
+    """n estimates and what is seen of them. rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3) m; keypoints (n, 25, 3)
+    px, confidence 0 = unseen; K (n, 3, 3), size (n, 2) px; features (n, C) raw. For video, linked (n,): row i is one
+    frame after row i - 1 of its track. For views, group (n,) person numbers and, if known, turn (n, 3, 3) camera to
+    world. known (n,): the intrinsics are measured, not a default. row (n,): what seeds a row's further hypotheses.
+    """
+
+    rotmat: Tensor
+    betas: Tensor
+    transl: Tensor
+    keypoints: Tensor
+    K: Tensor
+    size: Tensor
+    known: Tensor
+    row: Tensor
+    features: Tensor | None = None
+    linked: Tensor | None = None
+    group: Tensor | None = None
+    turn: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Evidence:
+        """The same with every tensor changed alike: moved to a device, or some of the rows."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Evidence(**{name: None if v is None else change(v) for name, v in values.items()})
+
+
+@dataclass
+class Result:
+    """rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3); error (n, 2) px, mean over seen points before and after."""
+
+    rotmat: Tensor
+    betas: Tensor
+    transl: Tensor
+    error: Tensor
+
+
+class ScoreHmrRefiner:
+    """`condition`: "" (embedded prior), "pare" or "prohmr": the features it needs."""
+
+    name, licence, batch_size = "scorehmr", "MIT", 128
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        body: Body,
+        codec: Codec,
+        condition: str = "",
+        statistics: Statistics | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.denoiser = denoiser.eval().requires_grad_(False).to(device)
+        self.body, self.codec, self.condition, self.statistics = body, codec, condition, statistics
+        self.chain, self.schedule, self.device = chain_of(body), schedule.Schedule.cosine(), device
+
+    # ---- weights
+
+    @classmethod
+    def recognises(cls, names: frozenset[str]) -> bool:
+        return f"{PREFIX}final_mlp.weight" in names or {"mean", "std", "final_mlp.weight"} <= names
+
+    @classmethod
+    def load(
+        cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body, stats: str = ""
+    ) -> ScoreHmrRefiner:
+        """From a published `model-100.pt` (its `ema` weights), or the embedded prior without a checkpoint.
+
+        `stats`: the statistics file of the features, if not beside the checkpoint. Raises AssetError.
+        """
+        checkpoint = checkpoint or read_checkpoint(EMBEDDED)
+        tensors = dict(checkpoint.tensors)
+        if "mean" in tensors:
+            return cls._embedded(checkpoint, tensors, body, device)
+        _check_schedule(checkpoint)
+        weights = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
+        if not weights:
+            raise AssetError(
+                f"{checkpoint.where} holds no {PREFIX}* weights", "give ScoreHMR's model-100.pt, or no --ckpt at all"
+            )
+        inputs = weights.get("blocks.0.block.layer_norm1.weight")
+        if inputs is None:
+            raise AssetError(
+                f"{checkpoint.where} lacks {PREFIX}blocks.0.block.layer_norm1.weight", "is the file whole?"
+            )
+        betas = weights.get("blocks_betas.0.block.layer_norm1.weight")
+        size = len(inputs) - 144
+        net = Denoiser(size, 0 if betas is None else len(betas) - 10)
+        check_keys(net.state_dict(), weights, where=checkpoint.where)
+        net.load_state_dict(weights)
+        kind = "prohmr" if size == 2048 else "pare"
+        codec = Codec() if betas is None else _betas_codec(checkpoint)
+        made = cls(net, body, codec, kind, Statistics.find(kind, checkpoint.path, stats), device)
+        return made
+
+    @classmethod
+    def _embedded(cls, checkpoint: Checkpoint, tensors: dict[str, Tensor], body: Body, device: str) -> ScoreHmrRefiner:
+        tensors = {name: value.float() for name, value in tensors.items()}
+        codec = Codec(tensors.pop("mean").to(device), tensors.pop("std").to(device))
+        blocks = 1 + max((int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")), default=0)
+        hidden = tensors.get("blocks.0.block.layer_norm2.weight", torch.zeros(1024))
+        net = Denoiser(0, hidden=len(hidden), blocks=blocks)
+        check_keys(net.state_dict(), tensors, where=checkpoint.where)
+        net.load_state_dict(tensors)
+        return cls(net, body, codec, device=device)
+
+    @property
+    def published(self) -> bool:
+        return bool(self.condition)
+
+    def preset(self, name: str) -> Settings:
+        """`paper` (step 2), `fast` (step 10), or `default`: what suits the weights."""
+        step = {"paper": 2, "fast": 10}.get(name, 2 if self.published else 10)
+        return Settings(Plan(step=step), w_keypoints=0.003 if self.published else 30.0)
+
+    # ---- running
+
+    @torch.no_grad()
+    def __call__(self, seen: Evidence, settings: Settings) -> Result:
+        """Refine n rows. Rows do not influence each other but through `linked` and `group`."""
+        seen = seen.each(lambda v: v.to(self.device))
+        if settings.hypotheses > 1:
+            return self._best(seen, settings)
+        pose = matrix_to_rot6d_columns(seen.rotmat).flatten(1)
+        return self._run(pose, seen, settings)
+
+    def _run(self, pose: Tensor, seen: Evidence, settings: Settings) -> Result:
+        before = self._error(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen.betas, seen.transl, seen)
+        guidance, scene = self._guidance(seen, settings)
+        if settings.method == "fit":
+            x0, transl = pose, scene.transl
+            for x0, transl in fit(pose, guidance, settings.fit_steps, prior=settings.fit_prior):  # noqa: B007
+                pass
+            betas: Tensor | None = None
+        else:
+            x = self.codec.encode(pose, seen.betas)
+            eps = self.denoiser.condition(self._conditions(seen), settings.plan.times)
+            out = refine(eps, self.schedule, x, guidance, settings.plan, self.codec)
+            x0, betas = self.codec.decode(out.x0)
+            transl = scene.transl if out.transl is None else out.transl
+        betas = seen.betas if betas is None else betas
+        transl = self._back_to_scene(x0, betas, transl, scene, seen)
+        rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
+        return Result(rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1))
+
+    def _best(self, seen: Evidence, settings: Settings) -> Result:
+        """Refine the estimate and `hypotheses - 1` poses that the prior draws around it; keep the best by 2D error."""
+        once = dataclasses.replace(settings, hypotheses=1)
+        pose = matrix_to_rot6d_columns(seen.rotmat).flatten(1)
+        best = self._run(pose, seen, once)
+        times = schedule.down(settings.spread, 10)
+        eps = self.denoiser.condition(self._conditions(seen), times)
+        for k in range(1, settings.hypotheses):
+            x = self.codec.encode(pose, seen.betas)
+            noise = torch.stack([_noise(int(row), k, x.shape[1]) for row in seen.row]).to(x)
+            x = self.schedule.add_noise(x, noise, torch.full((len(x),), settings.spread, device=x.device))
+            for t in times:
+                guess = eps(x, t)
+                x = self.schedule.move(self.schedule.x0(x, guess, t), guess, max(t - 10, 0))
+            other = self._run(self.codec.decode(x)[0], seen, once)
+            better = other.error[:, 1] < best.error[:, 1]
+            for name in ("rotmat", "betas", "transl", "error"):
+                a, b = getattr(best, name), getattr(other, name)
+                setattr(best, name, torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a))
+        return best
+
+    def _conditions(self, seen: Evidence) -> Tensor:
+        if not self.published:
+            return seen.rotmat.new_zeros(len(seen.rotmat), 0)
+        if seen.features is None or self.statistics is None:
+            raise AssetError(
+                f"this checkpoint is conditioned on {self.condition} features", "make them: hmr features --model pare"
+            )
+        mean, std = self.statistics.mean.to(self.device), self.statistics.std.to(self.device)
+        return ((seen.features - mean) / std)[:, : self.denoiser.condition_size + self.denoiser.betas_condition]
+
+    def _guidance(self, seen: Evidence, settings: Settings) -> tuple[Guidance, Evidence]:
+        """The terms of this run, and the evidence in the camera that the weights were made for."""
+        scene = self._reference_camera(seen)
+        guidance = Guidance(
+            w_keypoints=settings.w_keypoints,
+            w_views=settings.w_views if self.published else settings.w_views * EMBEDDED_VIEWS,
+            w_smooth=settings.w_smooth if self.published else settings.w_smooth * EMBEDDED_SMOOTH,
+            replace=settings.replace,
+        )
+        if seen.linked is not None:
+            guidance.smooth = SmoothTerm(seen.linked)
+        if seen.group is not None:
+            guidance.views = ViewTerm(seen.group, int(seen.group.max()) + 1, seen.turn)
+        confidence = scene.keypoints[..., 2].clone()
+        if not settings.use_hips:
+            confidence[:, HIPS] = 0
+        guidance.keypoints = KeypointTerm(
+            self.chain, self._observed(scene, confidence), seen.betas, scene.transl,
+            camera="adam" if self.published else "solve",
+        )  # fmt: skip
+        return guidance, scene
+
+    def _observed(self, scene: Evidence, confidence: Tensor) -> Observed:
+        xy = scene.keypoints[..., :2]
+        if self.published:
+            sigma, weight = torch.full_like(scene.size[:, 0], 100.0), 1000 / scene.size.amax(1)
+        else:
+            side = _side(xy, confidence)
+            sigma, weight = EMBEDDED_SIGMA * side, 2 / side
+        focal, center = scene.K[:, [0, 1], [0, 1]], scene.K[:, :2, 2]
+        return Observed(xy, confidence, focal, center, sigma, weight)
+
+    def _reference_camera(self, seen: Evidence) -> Evidence:
+        """Rows without measured intrinsics get the published 5000 px and the middle of the picture (w/2, h/2)."""
+        if not self.published:
+            return seen
+        guess = ~seen.known
+        K = seen.K.clone()
+        K[guess, 0, 0] = K[guess, 1, 1] = REFERENCE_FOCAL
+        K[guess, :2, 2] = seen.size[guess] / 2
+        # The same place in the picture at the same size: depth scales with the focal length.
+        z = seen.transl[:, 2] * K[:, 0, 0] / seen.K[:, 0, 0]
+        focal, old = K[:, [0, 1], [0, 1]], seen.K[:, [0, 1], [0, 1]]
+        place = seen.transl[:, :2] / seen.transl[:, 2:] * old + seen.K[:, :2, 2]
+        transl = torch.cat([(place - K[:, :2, 2]) / focal * z[:, None], z[:, None]], -1)
+        return dataclasses.replace(seen, K=K, transl=torch.where(guess[:, None], transl, seen.transl))
+
+    def _back_to_scene(self, x0: Tensor, betas: Tensor, transl: Tensor, scene: Evidence, seen: Evidence) -> Tensor:
+        """The translation in the rows' own cameras: rescaled, then solved for the points seen."""
+        if scene is seen:
+            return transl
+        moved = ~seen.known
+        z = transl[:, 2] * seen.K[:, 0, 0] / scene.K[:, 0, 0]
+        place = transl[:, :2] / transl[:, 2:] * scene.K[:, [0, 1], [0, 1]] + scene.K[:, :2, 2]
+        xy = (place - seen.K[:, :2, 2]) / seen.K[:, [0, 1], [0, 1]] * z[:, None]
+        begin = torch.where(moved[:, None], torch.cat([xy, z[:, None]], -1), transl)
+        observed = self._observed(seen, seen.keypoints[..., 2])
+        term = KeypointTerm(self.chain, observed, betas, begin, camera="solve")
+        term.solve_camera(x0, rounds=3)
+        return torch.where(moved[:, None], term.transl.t(), transl)
+
+    def _error(self, pose: Tensor, betas: Tensor, transl: Tensor, seen: Evidence) -> Tensor:
+        """Mean distance (n,) in pixels between the seen points and the body's; 0 where nothing is seen."""
+        points = self.chain.forward(pose, self.chain.rest(betas)).points.permute(2, 0, 1) + transl[:, None]
+        focal, center = seen.K[:, None, [0, 1], [0, 1]], seen.K[:, None, :2, 2]
+        away = points[..., :2] / points[..., 2:].clamp_min(0.05) * focal + center - seen.keypoints[..., :2]
+        there = (seen.keypoints[..., 2] > 0).to(away.dtype)
+        return (away.norm(dim=-1) * there).sum(1) / there.sum(1).clamp_min(1)
+
+
+# Units of the embedded prior, whose poses are standardised and whose residuals are relative to the person's size.
+EMBEDDED_SIGMA = 0.2
+EMBEDDED_SMOOTH = 1.0
+EMBEDDED_VIEWS = 1.0
+
+
+def _side(xy: Tensor, confidence: Tensor) -> Tensor:
+    """Longer side (n,) in pixels of the box of the points with confidence; 1 where there is none."""
+    there = (confidence > 0)[..., None]
+    high = torch.where(there, xy, xy.new_tensor(-torch.inf)).amax(1)
+    low = torch.where(there, xy, xy.new_tensor(torch.inf)).amin(1)
+    side = (high - low).amax(1)
+    return torch.where(torch.isfinite(side), side, torch.ones_like(side)).clamp_min(1)
+
+
+def _noise(row: int, which: int, size: int) -> Tensor:
+    """Noise of a row's hypothesis: the same whatever the batch."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(1_000_003 * row + which))
+
+
+def _check_schedule(checkpoint: Checkpoint) -> None:
+    """The schedule is computed here; a file that carries another was made for another sampler."""
+    own = schedule.tables()["alphas_cumprod"]
+    stored = checkpoint.tensors.get("ema.ema_model.alphas_cumprod")
+    if stored is not None and (len(stored) != len(own) or not torch.allclose(stored, torch.from_numpy(own), atol=1e-4)):
+        raise AssetError(
+            f"{checkpoint.where} was trained with another noise schedule", "only the cosine one of 1000 is known"
+        )
+
+
+def _betas_codec(checkpoint: Checkpoint) -> Codec:
+    """Range of the betas from `betas_stats_eft_fits.npz` beside the checkpoint."""
+    import numpy as np
+
+    name = "betas_stats_eft_fits.npz"
+    near: Iterable[Path] = (checkpoint.path.parent / name, checkpoint.path.parent.parent.parent / "stats" / name)
+    path = next((p for p in near if p.exists()), None)
+    if path is None:
+        raise AssetError(f"{checkpoint.where} predicts shape and needs {name}", f"put {name} beside the checkpoint")
+    with np.load(path, allow_pickle=False) as file:
+        low, high = (torch.from_numpy(file[key].astype(np.float32)) for key in ("betas_min", "betas_max"))
+    return Codec(betas_low=low, betas_high=high)

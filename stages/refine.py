@@ -1,0 +1,138 @@
+"""meshes + detections (+ features) -> meshes: every body pulled onto its evidence without leaving the plausible.
+
+In: SMPL estimates, 2D keypoints of the same rows, and for published weights the image features they are conditioned on.
+Out: the same kind of file. Method: ScoreHMR (Stathopoulos et al. 2024): invert the estimate into a diffusion prior over
+poses, sample back under the gradient of the evidence. `--mode video` adds smoothness along tracks, `--mode views`
+agreement between cameras; `--method fit` is plain gradient fitting of the same loss, for comparison.
+
+    hmr refine people.meshes.h5 --detections people.detections.h5 -o refined.meshes.h5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.artefact import Artefact, open_artefact
+from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
+from stages.device import resolve_device
+from stages.errors import ArtefactError, AssetError, UsageError
+from stages.human.body import load_body
+from stages.models import REFINERS
+from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
+from stages.params import param
+from stages.progress import Job, Run, run_rows
+from stages.refine_rows import COLUMNS, Rows, plan_rows
+
+MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Settings of `hmr refine`; step sizes and counts are the paper's for its weights."""
+
+    mode: str = param("frame", "frame (each row alone), video (tracks, smooth in time) or views (cameras agree).")
+    method: str = param("score", "score (diffusion prior) or fit (plain gradient fitting of the same loss).")
+    preset: str = param("default", "Step of the noise index: paper 2, fast 10; default: what suits the weights.")
+    smooth: float = param(30.0, "Weight of smoothness in --mode video; 10 to 70 are useful.")
+    keypoint_weight: float = param(0.0, "Step size of the keypoint term; 0: what suits the weights.")
+    loops: int = param(10, "Times up into noise and back.")
+    min_score: float = param(0.0, "Keypoints with a lower score are not used.")
+    min_joints: int = param(3, "Rows with fewer usable keypoints stay as they are (in video: only smoothness).")
+    hips: bool = param(True, "Use the hip keypoints.")
+    max_gap: int = param(30, "Video: longer gaps in a track are not bridged.", unit="frames")
+    fill_gaps: bool = param(False, "Video: write the filled frames as rows of their own, marked.")
+    shape: str = param("track", "Betas in video and views: track (their mean over the track or the views) or row.")
+    hypotheses: int = param(1, "Refine this many poses around each estimate and keep the best.")
+    fit_steps: int = param(60, "Steps of --method fit.")
+    fit_prior: float = param(0.0, "--method fit: weight of the squared distance to the start.")
+    stats: str = param("", "Statistics file of the image features, if not beside the checkpoint.")
+    cameras: str = param("", "Views: JSON file {view: {R: 3x3, t: 3}} of world-to-camera poses, if calibrated.")
+    body: str = param("", "Body model; empty: the one that the meshes name.")
+
+
+def run(
+    meshes: Path | Artefact,
+    detections: Path | Artefact,
+    out: Path | None,
+    params: Params = Params(),
+    run: Run = Run(),
+    *,
+    features: Path | Artefact | None = None,
+    ckpt: Path | None = None,
+) -> Path | Artefact:
+    """Refine all rows into `out` (None: in memory). Rows with too little evidence are copied and marked.
+
+    Raises UsageError for impossible settings, ArtefactError for inputs that do not fit, AssetError for the weights.
+    """
+    _check(params)
+    tables = {"meshes": _open(meshes, "meshes"), "detections": _open(detections, "detections")}
+    if features is not None:
+        tables["features"] = _open(features, "features")
+    start, seen = tables["meshes"], tables["detections"]
+    for name in ("smpl/body_pose", "smpl/global_orient", "smpl/betas", "smpl/transl"):
+        if not start.has(name):
+            raise ArtefactError(f"{start.path or 'the meshes'} has no {name}: only SMPL bodies can be refined")
+    if not seen.has("keypoints/xy"):
+        raise ArtefactError(
+            f"{seen.path or 'the detections'} has boxes but no keypoints", "run hmr detect, or import them"
+        )
+    attrs = start.group_attrs("smpl")
+    body = load_body(
+        params.body or str(attrs.get("body_model", "embedded")).split(" ")[0], str(attrs.get("gender", "neutral"))
+    )
+    checkpoint = _weights(ckpt)
+    model = None
+    if params.method == "score":
+        model = {"name": "scorehmr", "sha256": checkpoint.sha256, "licence": checkpoint.licence}
+    plan = plan_rows(start, params)
+    job = Job(
+        stage="refine",
+        kind="meshes",
+        params=params,
+        inputs=tables if plan.table is start else {"meshes": plan.table},
+        model=model,
+        columns=COLUMNS,
+        group_attrs={"smpl": attrs, "joints": {"joints": list(body.joint_names)}},
+        attrs={} if plan.table is start else {"filled_rows": len(plan.filled), "unfilled": start.fingerprint},
+        batch_size=128 if params.mode == "frame" else 256,
+    )
+
+    def load() -> Callable[[np.ndarray], dict[str, Any]]:
+        device = resolve_device(run.device)
+        loader: type[ScoreHmrRefiner] = find_loader(REFINERS, checkpoint)
+        refiner = loader.load(checkpoint, device=device, body=body.to(device), stats=params.stats)
+        return Rows(tables, refiner, params, plan)
+
+    return run_rows(job, load, out, run)
+
+
+def _weights(ckpt: Path | None) -> Checkpoint:
+    if ckpt is None and not EMBEDDED.exists():
+        raise AssetError("the embedded pose prior is not in this installation", "give --ckpt FILE, or: hmr train prior")
+    return read_checkpoint(ckpt or EMBEDDED)
+
+
+def _open(table: Path | Artefact, kind: str) -> Artefact:
+    return table if isinstance(table, Artefact) else open_artefact(table, kind)
+
+
+def _check(params: Params) -> None:
+    for name, value, choices in (
+        ("mode", params.mode, MODES),
+        ("method", params.method, METHODS),
+        ("preset", params.preset, PRESETS),
+        ("shape", params.shape, ("row", "track")),
+    ):
+        if value not in choices:
+            raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(choices)}")
+    if params.loops < 1 or params.hypotheses < 1 or params.fit_steps < 0 or params.max_gap < 0 or params.smooth < 0:
+        raise UsageError("counts and weights of refine must not be negative, loops and hypotheses at least 1")
+    if params.hypotheses > 1 and (params.mode != "frame" or params.method == "fit"):
+        raise UsageError("--hypotheses is for --mode frame --method score")
+    if params.fill_gaps and params.mode != "video":
+        raise UsageError("--fill-gaps is for --mode video")
