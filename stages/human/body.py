@@ -251,7 +251,7 @@ class Body(nn.Module):
         n, J = len(transforms), base.shape[0]
         # (n, J, 24, 3) weighted rest places; the weights themselves (J, 24) multiply the translations.
         rest = base[..., :3] + torch.einsum("nb,jkcb->njkc", betas, dirs[..., : betas.shape[-1]])
-        turn = transforms[..., :3].permute(0, 2, 1, 3).reshape(n, 3, -1)  # (n, 3, 24 * 3)
+        turn = transforms[..., :3].permute(0, 2, 1, 3).reshape(n, 3, 24 * 3)
         return (turn @ rest.reshape(-1, J, 24 * 3).transpose(1, 2)).transpose(1, 2) + base[..., 3] @ transforms[..., 3]
 
     def _fold(self, joint_set: str) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Mirror-symmetric decimation of a closed triangle mesh by half-edge collapse (Garland and Heckbert 1997, quadric error).
+"""Mirror-symmetric decimation of a closed mesh by half-edge collapse (quadric error, Garland and Heckbert 1997).
 
-Every vertex that is left is one of the given vertices at its own place, so blend shapes, skinning weights and regressors
-are picked, not resampled. A vertex and its mirror image go together, which keeps the mesh symmetric to the bit.
+Every vertex that is left is one of the given vertices at its own place, so blend shapes, skinning weights and
+regressors are picked, not resampled. A vertex and its mirror image go together: the mesh stays symmetric to the bit.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Mesh:
         return log
 
     def undo(self, log: list[tuple[int, tuple[int, ...]]]) -> None:
-        for k, f in log:
+        for k, _ in log:
             for i in self.face[k]:
                 self.around[i].discard(k)
         for k, f in log:
@@ -104,8 +104,8 @@ def decimate(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Nested reductions of a closed, mirror-symmetric mesh.
 
-    vertices (V, 3) · faces (F, 3) · targets: numbers of vertices, falling · weight (V,): above 1 keeps more detail there ·
-    free (V,) bool: these (inner cavities) go first and their faces may turn over.
+    vertices (V, 3) · faces (F, 3) · targets: numbers of vertices, falling · weight (V,): above 1 keeps more detail
+    there · free (V,) bool: these (inner cavities) go first and, away from their rim, faces may turn over.
     Returns for each target (kept (n,) ascending indices into vertices, faces (f, 3) as indices into kept).
     """
     mirror = mirror_of(vertices)
