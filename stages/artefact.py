@@ -282,7 +282,8 @@ def _type_name(dtype: np.dtype) -> str:
 def _read_attrs(item: Any, path: Path) -> dict[str, Any]:
     attrs = {}
     for name in item.attrs:
-        if item.attrs.get_id(name).dtype.kind not in "fiubOSU":
+        dtype = item.attrs.get_id(name).dtype
+        if dtype.kind not in "fiub" and h5py.check_string_dtype(dtype) is None:
             raise ArtefactError(f"{path}: attribute {name} of {item.name} is neither a number nor a text")
         value = item.attrs[name]
         value = value.decode() if isinstance(value, bytes) else value.tolist() if hasattr(value, "tolist") else value
@@ -302,7 +303,7 @@ def _damage(path: Path | None, where: str = "") -> Iterator[None]:
     """What HDF5 says of a damaged file, as an ArtefactError."""
     try:
         yield
-    except (OSError, RuntimeError, KeyError, UnicodeDecodeError, OverflowError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
         spot = f" at /{where}" if where else ""
         raise ArtefactError(f"{path} is damaged{spot}: {_one_line(error)}", "make it again") from error
 

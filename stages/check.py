@@ -32,13 +32,13 @@ def check(artefact: Artefact) -> None:
         raise ArtefactError(f"{where}: /rows/frame of row {row} is {rows['frame'][row]}, there are {artefact.n_frames}")
     names, counts = np.unique(frames["name"].astype(str), return_counts=True)
     if (counts > 1).any():
-        raise ArtefactError(f"{where}: /frames/name has {names[counts > 1][0]!r} twice")
+        raise ArtefactError(f"{where}: /frames/name has {str(names[counts > 1][0])!r} twice")
     ok = rows["status"] == OK
     if not np.isfinite(rows["box"][ok]).all():
         raise ArtefactError(f"{where}: /rows/box of row {_first(ok & ~np.isfinite(rows['box']).all(1))} is not finite")
-    used = np.unique(rows["frame"][ok])
-    if not np.isfinite(frames["K"][used]).all():
-        raise ArtefactError(f"{where}: /frames/K of a frame with rows is not finite")
+    for i in np.unique(rows["frame"][ok]):
+        if wrong := camera_fault(frames["K"][i], frames["size"][i]):
+            raise ArtefactError(f"{where}: /frames/K of frame {i} ({frames['name'][i]}): {wrong}")
     stored = artefact.attrs.get("rows_fingerprint")
     if stored and stored != (now := rows_fingerprint(frames, rows)):
         raise ArtefactError(f"{where}: rows_fingerprint says {stored[:12]}, the rows give {now[:12]}")
@@ -62,6 +62,17 @@ def check(artefact: Artefact) -> None:
 
 def _first(mask: np.ndarray) -> int:
     return int(np.flatnonzero(mask)[0])
+
+
+def camera_fault(K: np.ndarray, size: np.ndarray) -> str:
+    """What is wrong with intrinsics K (3, 3) of a picture of `size` (width, height), '' for nothing."""
+    if not np.isfinite(K).all():
+        return "not finite"
+    if K[0, 0] <= 0 or K[1, 1] <= 0 or abs(np.linalg.det(K)) < 1e-9 or not np.array_equal(K[2], (0, 0, 1)):
+        return f"not a camera: {K.tolist()}"
+    if not (-0.5 <= K[0, 2] <= size[0] and -0.5 <= K[1, 2] <= size[1]):
+        return f"the principal point {K[0, 2]:g}, {K[1, 2]:g} lies outside the picture (crop pixels by mistake?)"
+    return ""
 
 
 def summary(artefact: Artefact) -> dict[str, Any]:

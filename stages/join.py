@@ -32,6 +32,7 @@ class Plan:
         self.header, self.read = header, read
         self.columns = [Column(n, d, tuple(s), optional=o) for n, d, s, o in header["columns"]]
         self.sizes: dict[str, tuple[Any, ...]] = {}  # (dtype, *shape of a row)
+        self.hints: dict[str, tuple[Any, ...]] = {}  # the same from parts without rows
         pieces: dict[str, list[np.ndarray]] = {}
         self.counts = []
         for part in range(n_parts(header)):
@@ -44,16 +45,18 @@ class Plan:
             for name, values in tables_here.items():
                 pieces.setdefault(name, []).append(values)
             for column in self.columns:
-                self._bind(column.name, shapes.get(column.name))
+                if column.name in shapes:
+                    dtype, (count, *size) = shapes[column.name]
+                    self._bind(column.name, (dtype, *size), count)
+        for name, size in self.hints.items():
+            self.sizes.setdefault(name, size)
         self.n_rows = sum(self.counts)
         self.tables = tables | {name: np.concatenate(values) for name, values in pieces.items()}
 
-    def _bind(self, name: str, have: list[Any] | None) -> None:
-        if have is None:
-            return
-        size = (have[0], *have[1][1:])
-        if self.sizes.setdefault(name, size) != size:
-            raise ArtefactError(f"{name} changes from part to part: {self.sizes[name]} and {size}")
+    def _bind(self, name: str, size: tuple[Any, ...], count: int) -> None:
+        have = (self.sizes if count else self.hints).setdefault(name, size)
+        if count and have != size:
+            raise ArtefactError(f"{name} changes from part to part: {have} and {size}", "one model, one shape")
 
     def fill(self, alloc: Callable[[str, Any, tuple[int, ...]], Any]) -> None:
         """Copy every column, part by part, into what `alloc(name, dtype, shape)` gives."""

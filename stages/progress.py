@@ -307,5 +307,10 @@ def interruptible(report: Any) -> Iterator[list[int]]:
 def _frame_tables(job: Job, values: Any) -> Tables:
     """What detect's compute returns, as columns by full name."""
     frames, rows, columns = values
-    n = len(rows["frame"])
-    return frame_tables(frames, rows) | (columns_of(job, columns, n) if n else {})
+    tables = frame_tables(frames, rows)
+    try:
+        return tables | columns_of(job, columns, len(rows["frame"]))
+    except ArtefactError:
+        if len(rows["frame"]):
+            raise
+        return tables  # nobody here: whatever the arrays look like, they are empty

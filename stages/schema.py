@@ -44,7 +44,8 @@ def check_tables(where: str, kind: str, shapes: Shapes, group_attrs: Mapping[str
         if column.name not in shapes and not column.optional:
             raise ArtefactError(f"{where}: column /{column.name} is missing", f"hmr schema {kind}")
     sizes: dict[tuple[str, str], int] = {}
-    for name, (dtype, shape) in shapes.items():
+    for name in sorted(shapes, key=lambda n: (list(documented).index(n) if n in documented else len(documented), n)):
+        dtype, shape = shapes[name]
         group = name.split("/")[0]
         if name not in documented and group not in (FREE, KINDS[kind].any_group) and not newer:
             raise ArtefactError(f"{where}: column /{name} is not one of {kind}", f"hmr schema {kind}")
