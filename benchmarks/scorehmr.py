@@ -6,7 +6,7 @@ Both run the released settings (10 loops, 500 denoiser calls, 250 guided steps; 
 weights of the published sizes and a random body of SMPL's sizes, on one thread; time is CPU time of this process. The
 plain loop does what the released program does: the whole mesh of 6890 vertices, autograd, one backward pass for the
 camera and one for the pose, the condition concatenated at every call. Its loops all cost the same, so
-`--plain-loops` of the ten are timed and scaled. Both must reach the same pose: the largest difference after those loops is printed.
+`--plain-loops` of the ten are timed and scaled. Both must reach the same pose: the largest difference is printed.
 """
 
 from __future__ import annotations

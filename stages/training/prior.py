@@ -76,9 +76,9 @@ def train(poses: Path, out: Path, params: Params = Params(), report: Any = SILEN
         for group in optimiser.param_groups:
             group["lr"] = params.rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * spent))
         x = (draw(params.batch, bank, generator) - mean) / std
-        loss = noise_loss(
-            net, x, indices(params, generator), torch.randn(x.shape, generator=generator), x[:, :0]
-        ).mean()
+        noise = torch.randn(x.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = noise_loss(net, x, indices(params, generator), noise, x[:, :0]).float().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -109,12 +109,12 @@ def train(poses: Path, out: Path, params: Params = Params(), report: Any = SILEN
 
 
 def indices(params: Params, generator: Generator) -> Tensor:
-    """Noise indices (batch,): the share `low` even below 150, the rest even over all 1000."""
-    n = params.batch
+    """Noise indices (batch,): the share `low` even below 150, the rest even over all 1000; each for eight poses,
+    because the network's time branch is computed once for each distinct index."""
+    n = -(-params.batch // 8)
     near = torch.rand(n, generator=generator) < params.low
-    return torch.where(
-        near, torch.randint(150, (n,), generator=generator), torch.randint(1000, (n,), generator=generator)
-    )
+    any_index, low_index = (torch.randint(top, (n,), generator=generator) for top in (1000, 150))
+    return torch.where(near, low_index, any_index).repeat_interleave(8)[: params.batch]
 
 
 @torch.no_grad()

@@ -151,9 +151,10 @@ def test_denoiser(case: tuple[Fixtures, Path]) -> None:
     c.check("eps_mixed", net(x, c["mixed_timesteps"], cond))
     c.check("sinusoid", sinusoid(times, 144))
     c.check("time_features", net.time_mlp(sinusoid(times, 144)))
-    h, at = net.init_mlp(x[:, :144]), net.time_mlp(sinusoid(torch.full((len(x),), 50), 144))
+    h, at = net.init_mlp(x[:, :144]), net.time_mlp(sinusoid(torch.tensor([50]), 144))
+    same = torch.zeros(len(x), dtype=torch.long)
     for i, block in enumerate(net.blocks):
-        h = block(h, at, cond[:, : net.condition_size])
+        h = block(h, at, same, cond[:, : net.condition_size])
         c.check(f"block{i}_t50", h)
 
 

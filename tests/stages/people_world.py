@@ -98,10 +98,10 @@ def build(
             "smpl/betas": np.zeros((n, 10), np.float32), "smpl/transl": transl.numpy(),
         },
     )  # fmt: skip
+    attrs = {"joints": list(joints.SETS["coco17"]), "joint_set": "coco17", "score_definition": ""}
     detections = memory(
-        "detections", frames=table, rows=rows,
+        "detections", frames=table, rows=rows, group_attrs={"keypoints": attrs},
         columns={"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]},
-        group_attrs={"keypoints": {"joints": list(joints.SETS["coco17"]), "joint_set": "coco17", "score_definition": ""}},
     )  # fmt: skip
     return World(meshes, detections, pose.numpy(), transl.numpy())
 
