@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ class MeshRows:
             )
         attrs = table.group_attrs("smpl") or table.group_attrs("vertices")
         self.body_name = body or str(attrs.get("body_model", "embedded")).split(" ")[0]
+        self.body_name = "embedded" if self.body_name.startswith("hmr-body") else self.body_name
         self.gender = str(attrs.get("gender", "neutral"))
         self.body: Body = load_body(self.body_name, self.gender, device)
         count = table.shape("vertices/xyz")[1] if self.has_vertices else 0
@@ -45,8 +47,12 @@ class MeshRows:
 
     def smpl(self, rows: np.ndarray) -> dict[str, Tensor]:
         """global_orient (n, 3), body_pose (n, 23, 3), betas (n, 10), transl (n, 3); NaN for failed rows."""
-        read = {name: self.table.read(f"smpl/{name}", rows) for name in SMPL}
-        return {name: torch.from_numpy(value).to(self.device) for name, value in read.items()}
+        return {name: torch.from_numpy(value[rows]).to(self.device) for name, value in self._smpl.items()}
+
+    @functools.cached_property
+    def _smpl(self) -> dict[str, np.ndarray]:
+        """All rows at once: 340 bytes each, and single rows are slow to read."""
+        return {name: self.table.read(f"smpl/{name}") for name in SMPL}
 
     @torch.no_grad()
     def vertices(self, rows: np.ndarray) -> Tensor:
@@ -73,7 +79,7 @@ class MeshRows:
     def licence_note(self) -> str:
         """What must be said of anything that holds this body's shape; '' for a free body."""
         licence = self.body.licence
-        free = "cc0" in licence.lower() or "public domain" in licence.lower()
+        free = licence.lower().startswith(("apache-2.0", "cc0", "mit", "public domain"))
         return "" if free else f"holds shapes of the body {self.body.name} ({licence or 'licence unknown'})"
 
 
