@@ -3,9 +3,9 @@
     @stage_command(app, Params)
     def detect(inputs: Inputs, *, out: Path, params: Params, run: Run) -> Path | dict: ...
 
-`out`, `params` and `run` are not typed on the command line: the decorator replaces `out` by -o, `params` by one flag
-per field of Params (plus --params-from) and `run` by --device, --batch-size, ... . What the function returns is the
-result: a path is printed, a dictionary too with --json.
+`out`, `params`, `run` and `report` are not typed on the command line: the decorator replaces `out` by -o, `params` by
+one flag per field of Params (plus --params-from), `run` by --device, --batch-size, ... and hands in `report`, where
+progress is told. What the function returns is the result: a path is printed, a dictionary too with --json.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def stage_command(app: typer.Typer, params_class: type | None = None, **command:
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         own = inspect.signature(function, eval_str=True).parameters
-        signature = [p for name, p in own.items() if name not in ("out", "params", "run")]
+        signature = [p for name, p in own.items() if name not in ("out", "params", "run", "report")]
         if "out" in own:
             signature.append(_keyword("out", OUT, inspect.Parameter.empty))
         fields = dataclasses.fields(params_class) if params_class and "params" in own else ()
@@ -76,6 +76,8 @@ def stage_command(app: typer.Typer, params_class: type | None = None, **command:
         def call(*args: Any, **given: Any) -> None:
             as_json, quiet = given.pop("as_json"), given.pop("quiet")
             with make_report(quiet=quiet) as report:
+                if "report" in own:
+                    given["report"] = report
                 if "run" in own:
                     given["run"] = _run({name: given.pop(name) for name in RUN_FLAGS}, report)
                 if fields:

@@ -72,9 +72,16 @@ class PoseBank:
     def __len__(self) -> int:
         return len(self.poses)
 
+    def to(self, device: str | torch.device) -> PoseBank:
+        """The same on another device; draw then with a generator of that device."""
+        return PoseBank(self.poses.to(device), self.weight.to(device), self.sha256)
+
     def draw(self, n: int, generator: Generator, augment: Augment = Augment()) -> Tensor:
         """n poses (n, 24, 3), axis-angle, root in the y-up world (a standing person with zero rotation faces +z)."""
+        with generator.device:
+            return self._draw(n, generator, augment)
 
+    def _draw(self, n: int, generator: Generator, augment: Augment) -> Tensor:
         def some(probability: float) -> Tensor:
             return torch.rand(n, 1, 1, generator=generator) < probability
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from stages.checkpoints import write_checkpoint
-from stages.errors import ArtefactError, UsageError
+from stages.errors import ArtefactError, Interrupted, UsageError
 from stages.human.body import Body, load_body
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
@@ -46,8 +46,8 @@ class Params:
     max_minutes: float = param(60.0, "Train this long in all, resumed runs counted together.", unit="minutes")
     samples: int = param(0, "Train on this many people instead; 0 goes by time.")
     batch: int = param(1024, "People per step.")
-    width: int = param(768, "Width of the network.")
-    blocks: tuple[int, ...] = param((1, 2), "Residual blocks in each round.")
+    width: int = param(576, "Width of the network.")
+    blocks: tuple[int, ...] = param((1, 1, 1, 1), "Residual blocks in each round.")
     rate: float = param(1e-3, "Largest learning rate of AdamW.")
     seed: int = param(0, "Of people and initial weights.")
 
@@ -63,31 +63,34 @@ def run(poses: Path, out: Path, params: Params = Params(), device: str = "cpu", 
         raise UsageError("nothing to train: --max-minutes and --samples are both 0")
     bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
     watched = load_poses(poses, subjects=VALIDATION)
+    bank, watched = bank.to(device), watched.to(device)
     trainer = Trainer(load_body("embedded", device=device), bank, params, device)
     state = out.with_name(out.name + ".state")
     if state.exists():
         trainer.load(state)
         report.note(f"resumed after {trainer.steps * params.batch / 1e6:.2f}M people, {trainer.seconds / 60:.1f} min")
-    report.start("train", 1000, unit="permille", done=int(1000 * trainer.progress()))
-    told, saved, since, started = int(1000 * trainer.progress()), time.monotonic(), 0, time.monotonic()
-    before = trainer.seconds
-    losses: list[float] = []
-    while trainer.progress() < 1:
-        losses.append(trainer.step())
-        trainer.seconds = before + time.monotonic() - started
-        permille = min(1000, int(1000 * trainer.progress()))
-        report.advance(permille - told)
-        told = permille
-        if time.monotonic() - saved > SAVE_SECONDS:
-            trainer.save(state)
-            error = trainer.validate(watched)
-            seen = trainer.steps * params.batch / 1e6
-            rest = sum(losses[since:]) / len(losses[since:])
-            report.note(f"{seen:.2f}M people, loss {rest:.3f}, held-out subjects {error:.1f} mm (3 px noise)")
-            saved, since = time.monotonic(), len(losses)
+    begun, saved, before = time.monotonic(), time.monotonic(), trainer.seconds
+    told = int(1000 * trainer.progress())
+    report.start("training", 1000, unit="permille", done=told)
+    try:
+        while trainer.progress() < 1:
+            trainer.step()
+            now = time.monotonic()
+            trainer.seconds = before + now - begun
+            done = min(1000, int(1000 * trainer.progress()))
+            report.advance(done - told)
+            told = done
+            if now - saved > SAVE_SECONDS:
+                trainer.save(state)
+                report.note(trainer.status(watched))
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        trainer.save(state)
+        raise Interrupted(f"stopped; {out} is not finished", "the same command resumes") from None
     report.finish()
     trainer.save(state)
-    return write_checkpoint(out, trainer.weights(), trainer.card(watched, losses))
+    report.note(trainer.status(watched))
+    return write_checkpoint(out, trainer.weights(), trainer.card(watched))
 
 
 class Trainer:
@@ -104,6 +107,7 @@ class Trainer:
         )
         self.generator = torch.Generator(self.device).manual_seed(params.seed)
         self.steps, self.seconds = 0, 0.0
+        self.losses: list[float] = []
 
     def progress(self) -> float:
         """0 at the start, 1 when done."""
@@ -111,8 +115,8 @@ class Trainer:
             return self.steps * self.params.batch / self.params.samples
         return self.seconds / (60 * self.params.max_minutes)
 
-    def step(self) -> float:
-        """One step on fresh people; the mean error of joints and keypoints in metres."""
+    def step(self) -> None:
+        """One step on fresh people."""
         warm = min(1.0, (self.steps + 1) / 200)
         rate = self.params.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress()))) + 1e-6
         for group in self.optimiser.param_groups:
@@ -120,7 +124,7 @@ class Trainer:
         with torch.no_grad():
             batch = draw_batch(self.params.batch, self.bank, self.skeleton, self.generator)
         estimates, sure = self.network(batch.inputs, batch.half, autocast=True)
-        total, error = loss(estimates, sure, batch)
+        total = loss(estimates, sure, batch)
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
@@ -131,7 +135,15 @@ class Trainer:
             keep = min(0.998, (1 + age) / (10 + age))
             current = list(self.network.state_dict().values())
             torch._foreach_lerp_(list(self.mean.values()), current, 1 - keep)
-        return float(error)
+        self.losses.append(float(total))
+
+    def status(self, watched: PoseBank) -> str:
+        """One line on how the training stands."""
+        recent = self.losses[-200:]
+        return (
+            f"{self.steps * self.params.batch / 1e6:.2f}M people, {self.seconds / 60:.1f} min, loss "
+            f"{sum(recent) / max(1, len(recent)):.3f}, held-out subjects {self.validate(watched):.1f} mm (3 px noise)"
+        )
 
     @torch.no_grad()
     def validate(self, watched: PoseBank, n: int = 1024) -> float:
@@ -152,7 +164,7 @@ class Trainer:
         """The averaged weights in half precision."""
         return {f"embedded.{name}": value.half().cpu() for name, value in self.mean.items()}
 
-    def card(self, watched: PoseBank, losses: list[float]) -> dict[str, str]:
+    def card(self, watched: PoseBank) -> dict[str, str]:
         """What the weights file says of itself."""
         return {
             "model": "embedded",
@@ -163,8 +175,8 @@ class Trainer:
             "poses_sha256": self.bank.sha256,
             "people": str(self.steps * self.params.batch),
             "seconds": f"{self.seconds:.0f}",
-            "first_loss": f"{sum(losses[:20]) / max(1, len(losses[:20])):.4f}",
-            "last_loss": f"{sum(losses[-20:]) / max(1, len(losses[-20:])):.4f}",
+            "first_loss": f"{sum(self.losses[:20]) / max(1, len(self.losses[:20])):.4f}",
+            "last_loss": f"{sum(self.losses[-20:]) / max(1, len(self.losses[-20:])):.4f}",
             "validation_mm": f"{self.validate(watched):.1f}",
         }
 
@@ -184,6 +196,7 @@ class Trainer:
             "fingerprint": self.fingerprint(),
             "steps": self.steps,
             "seconds": self.seconds,
+            "losses": self.losses,
             "network": self.network.state_dict(),
             "mean": self.mean,
             "optimiser": self.optimiser.state_dict(),
@@ -207,7 +220,7 @@ class Trainer:
         self.mean = state["mean"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"].cpu())
-        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.steps, self.seconds, self.losses = state["steps"], state["seconds"], state["losses"]
 
 
 def from_hips(points: Tensor, joints: Tensor) -> Tensor:
@@ -215,8 +228,8 @@ def from_hips(points: Tensor, joints: Tensor) -> Tensor:
     return points - (joints[:, 1:2] + joints[:, 2:3]) / 2
 
 
-def loss(estimates: list[Estimate], sure: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The loss of all rounds and the mean 3D error of the last one, metres.
+def loss(estimates: list[Estimate], sure: Tensor, batch: Batch) -> Tensor:
+    """The loss of all rounds.
 
     Rotation matrices 0.5, joints and keypoints in 3D 6, keypoints in the picture 1 (in half sides of the box), betas
     0.05; rounds before the last count 0.4. The surety is a logistic loss on "this joint is within 10 cm".
@@ -233,7 +246,7 @@ def loss(estimates: list[Estimate], sure: Tensor, batch: Batch) -> tuple[Tensor,
         total = total + share * (0.5 * turned + 6 * error + drawn + 0.05 * shape)
     found = (off_joints.detach() < NEAR).float().T
     total = total + 0.1 * torch.nn.functional.binary_cross_entropy_with_logits(sure, found)
-    return total, error.detach()
+    return total
 
 
 def _length(x: Tensor) -> Tensor:

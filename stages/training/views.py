@@ -78,36 +78,37 @@ def draw_batch(
     defects: Defects = Defects(),
 ) -> Batch:
     """n people with everything drawn at random: pose, betas, camera, noise and missing keypoints."""
-    betas = torch.randn(10, n, generator=generator)
-    rotation = axis_angle_to_matrix(bank.draw(n, generator, augment).permute(2, 1, 0).contiguous())
-    rotation[:, :, 0] = matmul3(draw_rotation(n, camera, generator), rotation[:, :, 0])
-    joints, points = skeleton(rotation, betas)
-    near, far = camera.distance
-    u = torch.rand(n, generator=generator)
-    depth = near + (far - near) * u if camera.even else near * (far / near) ** u
-    depth = torch.maximum(depth, 0.4 - points[2].amin(0))  # nobody stands inside the camera
-    middle = (points[:2].amax(1) + points[:2].amin(1)) / 2
-    pelvis = torch.cat([-middle + 0.1 * torch.randn(2, n, generator=generator), depth[None]])
-    image, confidence = disturb(project(points, pelvis), rotation, generator, defects)
+    with generator.device:  # every tensor below is made there
+        betas = torch.randn(10, n, generator=generator)
+        rotation = axis_angle_to_matrix(bank.draw(n, generator, augment).permute(2, 1, 0).contiguous())
+        rotation[:, :, 0] = matmul3(draw_rotation(n, camera, generator), rotation[:, :, 0])
+        joints, points = skeleton(rotation, betas)
+        near, far = camera.distance
+        u = torch.rand(n, generator=generator)
+        depth = near + (far - near) * u if camera.even else near * (far / near) ** u
+        depth = torch.maximum(depth, 0.4 - points[2].amin(0))  # nobody stands inside the camera
+        middle = (points[:2].amax(1) + points[:2].amin(1)) / 2
+        pelvis = torch.cat([-middle + 0.1 * torch.randn(2, n, generator=generator), depth[None]])
+        image, confidence = disturb(project(points, pelvis), rotation, generator, defects)
 
-    turn, half, normal = look_at(image, confidence)
-    rotation[:, :, 0] = matmul3(turn, rotation[:, :, 0])
-    joints, points = (rotate(turn[:, :, None], x) for x in (joints, points))
-    pelvis = rotate(turn, pelvis)
-    guess = torch.rand(n, generator=generator) < defects.focal
-    told = half * torch.exp(0.3 * torch.randn(n, generator=generator) * guess)
-    return Batch(
-        inputs=features(normal, confidence, told),
-        seen=confidence > 0,
-        observed=normal,
-        rotation=rotation,
-        betas=betas,
-        joints=joints,
-        points=points,
-        pelvis=pelvis,
-        half=half,
-        image=project(points, pelvis) / half,
-    )
+        turn, half, normal = look_at(image, confidence)
+        rotation[:, :, 0] = matmul3(turn, rotation[:, :, 0])
+        joints, points = (rotate(turn[:, :, None], x) for x in (joints, points))
+        pelvis = rotate(turn, pelvis)
+        guess = torch.rand(n, generator=generator) < defects.focal
+        told = half * torch.exp(0.3 * torch.randn(n, generator=generator) * guess)
+        return Batch(
+            inputs=features(normal, confidence, told),
+            seen=confidence > 0,
+            observed=normal,
+            rotation=rotation,
+            betas=betas,
+            joints=joints,
+            points=points,
+            pelvis=pelvis,
+            half=half,
+            image=project(points, pelvis) / half,
+        )
 
 
 def project(points: Tensor, pelvis: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ def posefix(image: Tensor, generator: Generator) -> Tensor:
     size = (image.amax(1) - image.amin(1)).clamp(min=20.0).prod(0)
 
     def radius(similarity: float) -> Tensor:
-        return (-2 * size * (2 * SIGMAS[:, None]) ** 2 * math.log(similarity)).sqrt()
+        return (-2 * size * (2 * SIGMAS.to(image.device)[:, None]) ** 2 * math.log(similarity)).sqrt()
 
     def ring(inner: Tensor | float, outer: Tensor) -> Tensor:
         u, angle = torch.rand(2, 17, n, generator=generator)

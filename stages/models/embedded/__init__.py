@@ -1,0 +1,5 @@
+"""The embedded recoverer: keypoints in, SMPL parameters of the free body out, with pip alone."""
+
+from stages.models.embedded.rows import EmbeddedRecoverer
+
+__all__ = ["EmbeddedRecoverer"]

@@ -10,6 +10,9 @@ with weight are kept (about fifty for the 17 COCO keypoints). Exact for the embe
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,12 +25,12 @@ class _Mul3(torch.autograd.Function):
     """C = A B for (3, 3, m, n) tensors; the products of 3 x 3 matrices written as sums over whole arrays."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
         return _product(a, b)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, b = ctx.saved_tensors
         return _product(grad, b.transpose(0, 1)), _product(a.transpose(0, 1), grad)
 
@@ -76,6 +79,16 @@ class Skeleton(torch.nn.Module):
     point (3, P), point_shape (3, P, 10): the folded table of pairs (keypoint, joint).
     """
 
+    rest: Tensor
+    rest_shape: Tensor
+    point_index: Tensor
+    point_joint: Tensor
+    point_weight: Tensor
+    point: Tensor
+    point_shape: Tensor
+    up: Tensor
+    unsort: Tensor
+
     def __init__(
         self, parents: list[int], rest: Tensor, rest_shape: Tensor, table: Tensor, table_shape: Tensor, weight: Tensor
     ) -> None:
@@ -94,12 +107,25 @@ class Skeleton(torch.nn.Module):
         }.items():
             value = value.contiguous()
             self.register_buffer(name, value.float() if value.is_floating_point() else value, persistent=False)
+        self._sort_tree()
+
+    def _sort_tree(self) -> None:
+        """The joints of each depth (`own`) and where their parents stand among those one depth up (`slot`)."""
         depth = [0] * len(self.parents)
         for child, parent in enumerate(self.parents[1:], 1):
             depth[child] = depth[parent] + 1
-        self.levels = [[i for i, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]
-        order = [i for level in self.levels for i in level]
-        self.register_buffer("unsort", torch.tensor([order.index(i) for i in range(len(order))]), persistent=False)
+        levels = [[i for i, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]
+        order = [i for level in levels for i in level]
+        buffers = {
+            "up": [max(p, 0) for p in self.parents],
+            "unsort": [order.index(i) for i in range(len(order))],
+        }
+        for k, (above, level) in enumerate(itertools.pairwise(levels)):
+            buffers |= {f"own{k}": level, f"slot{k}": [above.index(self.parents[i]) for i in level]}
+        for name, value in buffers.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
+        self.own = [name for name in buffers if name.startswith("own")]
+        self.slot = [name for name in buffers if name.startswith("slot")]
 
     @classmethod
     def from_body(cls, body: Body) -> Skeleton:
@@ -122,21 +148,18 @@ class Skeleton(torch.nn.Module):
     def forward(self, rotation: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
         """rotation (3, 3, 24, n), betas (10, n) -> joints (3, 24, n), keypoints (3, 17, n), from the pelvis joint."""
         rest = self.rest_joints(betas)
-        where: dict[int, tuple[int, int]] = {}
+        bone = rest - rest.index_select(1, self.up)
         turns, places = [rotation[:, :, :1]], [torch.zeros_like(rest[:, :1])]
-        where[0] = (0, 0)
-        for depth, level in enumerate(self.levels[1:], 1):
-            up = [self.parents[i] for i in level]
-            slots = [where[p][1] for p in up]
-            parent_turn, parent_place = turns[depth - 1][:, :, slots], places[depth - 1][:, slots]
-            turns.append(matmul3(parent_turn, rotation[:, :, level]))
-            places.append(parent_place + rotate(parent_turn, rest[:, level] - rest[:, up]))
-            where.update({joint: (depth, slot) for slot, joint in enumerate(level)})
+        for own, slot in zip(self.own, self.slot, strict=True):
+            own, slot = getattr(self, own), getattr(self, slot)
+            turn, place = turns[-1].index_select(2, slot), places[-1].index_select(1, slot)
+            turns.append(matmul3(turn, rotation.index_select(2, own)))
+            places.append(place + rotate(turn, bone.index_select(1, own)))
         turn = torch.cat(turns, 2).index_select(2, self.unsort)
         place = torch.cat(places, 1).index_select(1, self.unsort)
 
         weight = self.point_weight.unsqueeze(-1)
-        local = self.point.unsqueeze(-1) + self.point_shape @ betas - weight * rest[:, self.point_joint]
-        parts = rotate(turn[:, :, self.point_joint], local) + weight * place[:, self.point_joint]
+        local = self.point.unsqueeze(-1) + self.point_shape @ betas - weight * rest.index_select(1, self.point_joint)
+        parts = rotate(turn.index_select(2, self.point_joint), local) + weight * place.index_select(1, self.point_joint)
         points = parts.new_zeros((3, POINTS, parts.shape[-1])).index_add(1, self.point_index, parts)
         return place, points

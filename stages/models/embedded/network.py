@@ -47,10 +47,19 @@ class Block(nn.Module):
         return x + self.down(nn.functional.silu(self.up(self.norm(x))))
 
 
+def _small(layer: nn.Linear) -> nn.Linear:
+    """Starts near zero: the first estimate is the mean pose, corrections are small."""
+    layer.weight.data.mul_(0.05)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Network(nn.Module):
     """(n, 52) inputs -> Estimates of each round and logits (n, 24) that a joint is within 10 cm of the truth."""
 
-    def __init__(self, skeleton: Skeleton, width: int = 768, blocks: tuple[int, ...] = (1, 2)) -> None:
+    start: Tensor
+
+    def __init__(self, skeleton: Skeleton, width: int = 576, blocks: tuple[int, ...] = (1, 1, 1, 1)) -> None:
         super().__init__()
         self.skeleton = skeleton
         self.shape = {"width": width, "blocks": list(blocks)}
@@ -58,38 +67,36 @@ class Network(nn.Module):
             nn.Linear(INPUTS if i == 0 else width + INPUTS + FEEDBACK, width) for i in range(len(blocks))
         )
         self.trunk = nn.ModuleList(nn.Sequential(*(Block(width) for _ in range(count))) for count in blocks)
-        self.leave = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, OUT)) for _ in blocks)
+        self.leave = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), _small(nn.Linear(width, OUT))) for _ in blocks)
         self.sure = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 24))
         # A standing person who faces the camera: y and z of the root point the other way, 1 m half a box side.
         start = torch.zeros(24, 6)
         start[:, 0] = start[:, 4] = 1
         start[0, 4] = -1
         self.register_buffer("start", torch.cat([start.flatten(), torch.zeros(13)]), persistent=False)
-        for head in self.leave:
-            head[1].weight.data.mul_(0.05)
-            nn.init.zeros_(head[1].bias)
 
     def forward(self, inputs: Tensor, half: Tensor, autocast: bool = False) -> tuple[list[Estimate], Tensor]:
         """inputs (n, 52), half (n,) half side of the box in tangents (the true one, not the told one)."""
         observed = inputs[:, :34].T.unflatten(0, (2, 17))
         seen = (inputs[:, 34:51].T > 0).float()
-        numbers, estimates = self.start, []
-        hidden: Tensor | None = None
+        numbers: Tensor = self.start
+        estimates: list[Estimate] = []
+        hidden = inputs[:, :0]
         for enter, trunk, leave in zip(self.enter, self.trunk, self.leave, strict=True):
             x = inputs
-            if hidden is not None:
+            if estimates:
                 last = estimates[-1].image
                 off = ((observed - last) * seen).clamp(-1, 1)
                 x = torch.cat(
                     [inputs, hidden, numbers.float(), last.clamp(-3, 3).flatten(0, 1).T, 4 * off.flatten(0, 1).T], 1
                 )
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
                 hidden = trunk(enter(x))
                 change = leave(hidden)
             numbers = numbers + change.float()
             hidden = hidden.float()
             estimates.append(self.pose(numbers, half))
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
             sure = self.sure(hidden.detach())
         return estimates, sure.float()
 

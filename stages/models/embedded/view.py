@@ -65,6 +65,6 @@ def solve_pelvis(points: Tensor, image: Tensor, weight: Tensor, guess: Tensor, t
     matrix = torch.stack([s, zero, -su, zero, s, -sv, -su, -sv, suu]).unflatten(0, (3, 3)).permute(2, 0, 1)
     right = torch.stack([rx, ry, rz], -1)
     # The depth is known from size alone, poorly with few points: hold it by the guess in units of its own effect.
-    prior = torch.stack([1e-6 * s, 1e-6 * s, trust * suu + 1e-9], -1)
+    prior = torch.stack([1e-6 * s + 1e-9, 1e-6 * s + 1e-9, trust * suu + 1e-9], -1)
     matrix = matrix + torch.diag_embed(prior)
     return torch.linalg.solve(matrix, right + prior * guess.T).T

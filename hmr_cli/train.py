@@ -1,0 +1,52 @@
+"""`hmr train embedded`, `hmr train prior`: the weights that come with the package, made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmr_cli.options import stage_command
+from stages.training.embedded import Params as EmbeddedParams
+from stages.training.prior import Params as PriorParams
+
+app = typer.Typer(help="Train the embedded recoverer and the other networks.", no_args_is_help=True, add_completion=False)
+Poses = Annotated[Path, typer.Option(help="Motion capture: mocap_smpl24.npz (docs/formats.md).", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.callback()
+def train() -> None:
+    """Train the embedded recoverer and the other networks. Every training can be stopped and resumed."""
+
+
+@stage_command(app, EmbeddedParams, name="embedded")
+def embedded(*, poses: Poses, out: Path, params: EmbeddedParams, device: Device = "cpu", report: Any) -> Any:
+    """The embedded recoverer: keypoints to a body. The state is kept beside the target; the same command resumes.
+
+    Examples:
+
+        hmr train embedded --poses mocap_smpl24.npz -o embedded.safetensors
+
+        hmr train embedded --poses mocap_smpl24.npz -o big.safetensors --width 1024 --device cuda --max-minutes 20
+
+        hmr train embedded --poses mocap_smpl24.npz -o try.safetensors --max-minutes 0.5 --width 128
+    """
+    from stages.device import resolve_device
+    from stages.training import embedded as training
+
+    return training.run(poses, out, params, resolve_device(device), report)
+
+
+@stage_command(app, PriorParams, name="prior")
+def prior(*, poses: Poses, out: Path, params: PriorParams, report: Any) -> Any:
+    """The embedded pose prior, for `hmr refine`.
+
+    Examples:
+
+        hmr train prior --poses mocap_smpl24.npz -o prior.safetensors --max-minutes 15
+    """
+    from stages.training import prior as training
+
+    return training.train(poses, out, params, report)

@@ -1,0 +1,121 @@
+"""detections (+ heatmaps, features) -> meshes: a body for every person.
+
+The recoverer is the embedded one (keypoints alone, no checkpoint), or the one that `--ckpt` is for, or `--model`; what
+it uses and is not given, it computes. Pictures are opened only when it needs them.
+
+    hmr recover photos.detections.h5 -o photos.meshes.h5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from stages.artefact import Artefact, open_artefact
+from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
+from stages.device import resolve_device
+from stages.errors import UsageError
+from stages.human.body import load_body
+from stages.models import RECOVERERS, RowModel, find
+from stages.params import param
+from stages.people import PeopleOf
+from stages.progress import Job, Run, run_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Settings of `hmr recover`."""
+
+    model: str = param(
+        "", "embedded, dpmesh, postometro, fastmetro or package.module:Class; empty: what --ckpt is for."
+    )
+    body: str = param("", "Body model, by name or file; empty: the recoverer's own.")
+    gender: str = param("neutral", "Of the body model: neutral, female or male.")
+
+
+def run(
+    detections: Path | Artefact,
+    out: Path | None,
+    params: Params = Params(),
+    run: Run = Run(),
+    *,
+    ckpt: Path | None = None,
+    heatmaps: Path | Artefact | None = None,
+    features: Path | Artefact | None = None,
+    root: Path | None = None,
+) -> Path | Artefact:
+    """Write the bodies of all rows to `out` (None: in memory).
+
+    ckpt: the recoverer's weights · heatmaps, features: artefacts of the same rows, used instead of being computed ·
+    root: where the pictures are, if not where detection found them. A person who cannot be recovered is a failed row.
+    Raises AssetError (checkpoint, body), ArtefactError (rows that differ, no keypoints), UsageError (model, inputs).
+    """
+    inputs = {"detections": _open(detections, "detections")}
+    for role, given in (("heatmaps", heatmaps), ("features", features)):
+        if given is not None:
+            inputs[role] = _open(given, role)
+    model, sha256 = load(params, ckpt, resolve_device(run.device))
+    people = PeopleOf(
+        inputs["detections"],
+        [table for role, table in inputs.items() if role != "detections"],
+        uses=model.uses,
+        needs_images=model.needs_images,
+        root=root,
+    )
+    unused = [role for role in inputs if role != "detections" and inputs[role] not in people.given.values()]
+    if unused:
+        raise UsageError(f"{model.name} does not use {' or '.join(unused)}", f"leave out --{unused[0]}")
+    job = Job(
+        stage="recover",
+        kind="meshes",
+        params=dataclasses.replace(params, body=_body_name(params.body)),
+        inputs=inputs,
+        model={"name": model.name, "sha256": sha256, "licence": model.licence},
+        columns=model.columns,
+        group_attrs={
+            "smpl": model.group_attrs.get("smpl", {}),
+            "joints": model.group_attrs.get("joints", {}),
+            "vertices": model.group_attrs.get("vertices", {}),
+        },
+        batch_size=model.batch_size,
+    )
+    return run_rows(job, lambda: lambda rows: model(people(rows)), out, run)
+
+
+def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]:
+    """The recoverer that `params` and the checkpoint ask for, and the SHA-256 of its weights ('' if it has none)."""
+    checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
+    loader = loader_of(params.model, checkpoint)
+    body = load_body(params.body, params.gender, device) if params.body else None
+    model = loader.load(checkpoint, device=device, body=body)
+    lacking = [name for name in (*RowModel.__annotations__, "needs_images", "__call__") if not hasattr(model, name)]
+    if lacking:
+        raise UsageError(
+            f"{params.model} is no recoverer: it lacks {', '.join(sorted(lacking))}", "see stages/models/__init__.py"
+        )
+    return model, checkpoint.sha256 if checkpoint else str(getattr(model, "sha256", ""))
+
+
+def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
+    """The class named by `model`, else the one that recognises the checkpoint, else the embedded recoverer's."""
+    if model:
+        loader = find(RECOVERERS, model)
+    else:
+        loader = find(RECOVERERS, next(iter(RECOVERERS))) if checkpoint is None else find_loader(RECOVERERS, checkpoint)
+    if not hasattr(loader, "load"):
+        raise UsageError(f"{model} cannot be loaded", "it needs a class method load(checkpoint, *, device, body)")
+    return loader
+
+
+def _open(given: Path | Artefact, kind: str) -> Artefact:
+    return given if isinstance(given, Artefact) else open_artefact(given, kind)
+
+
+def _body_name(body: str) -> str:
+    """What the artefact says of the body: a name as typed, a file by its own name and content, never by its folder."""
+    path = Path(body)
+    if not body or not path.is_file():
+        return body
+    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
