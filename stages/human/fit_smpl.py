@@ -42,16 +42,14 @@ def fit_smpl(body: Body, vertices: Tensor, steps: int = 8, shape_weight: float =
     turns = model.procrustes(vertices, betas, None)
     turns = model.procrustes(vertices, betas, turns)
     transl = (vertices - model.pose(turns, betas)[0]).mean(1)
-    best, best_error = (turns, betas, transl), vertices.new_full((n,), float("inf"))
+    best, best_error = [turns, betas, transl], vertices.new_full((n,), float("inf"))
     for step in range(steps + 1):
         posed, arms, shapes = model.pose(turns, betas)
         gap = vertices - posed - transl[:, None]
         error = gap.square().sum((1, 2)) + count * shape_weight * betas.square().sum(1)
         better = error < best_error
-        best = tuple(
-            torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b)
-            for a, b in zip((turns, betas, transl), best, strict=True)
-        )
+        now = (turns, betas, transl)
+        best = [torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(now, best, strict=True)]
         best_error = torch.minimum(error, best_error)
         if step == steps:
             break

@@ -10,15 +10,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import heapq
+import io
 import itertools
 import os
+import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 
+from stages.assets import cache_dir
+from stages.errors import AssetError
+from stages.human.restricted_pickle import Refused, load_content
+
+if TYPE_CHECKING:
+    from stages.human.body import Body
+
 REDUCTION = 4
 LEVELS = 2
+PUBLISHED = "mesh_downsampling.npz"
+# Of the vertices that the first published level keeps, as little-endian int32.
+PUBLISHED_SHA256 = "567073a400828963b0ac95a37e03be7812e2fef1d9acdb3b0db67e3648500913"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +89,58 @@ def build(vertices: np.ndarray, faces: np.ndarray) -> MeshLevels:
     return MeshLevels(tuple(all_faces), tuple(keeps), tuple(columns), tuple(weights))
 
 
-def load(vertices: np.ndarray, faces: np.ndarray, folder: Path | None) -> MeshLevels:
+def of_body(body: Body) -> MeshLevels:
+    """The levels of a body, derived once and kept in the cache folder ($HMR_CACHE).
+
+    For SMPL's topology the authors' `mesh_downsampling.npz` is used where a user has put it there, into `mesh_levels`:
+    another template (gender, version) gives another selection of vertices, and published weights know theirs alone.
+    """
+    template, faces = body.v_template.double().cpu().numpy(), body.faces.cpu().numpy()
+    folder = cache_dir() / "mesh_levels"
+    if body.topology == "smpl":
+        if (folder / PUBLISHED).is_file():
+            return read_published(folder / PUBLISHED)
+        template = template - template.mean(0)  # where the published template stands
+    return load(template, faces, folder)
+
+
+def is_published(levels: MeshLevels) -> bool:
+    """Whether these are the levels that METRO, FastMETRO and PostoMETRO were trained on (by fingerprint)."""
+    return hashlib.sha256(levels.keep[0].astype("<i4").tobytes()).hexdigest() == PUBLISHED_SHA256
+
+
+def read_published(path: Path) -> MeshLevels:
+    """The authors' pickled file, without its meshes and without running what is in it. Raises AssetError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            up, down, faces = (_objects(archive.read(f"{name}.npy")) for name in "UDF")
+        matrices = [np.asarray(m.toarray()) for m in (*down[:LEVELS], *up[:LEVELS])]
+        keep = tuple(m.argmax(1) for m in matrices[:LEVELS])
+        columns = tuple(np.argsort(m == 0, axis=1, kind="stable")[:, :3] for m in matrices[LEVELS:])
+        weights = tuple(np.take_along_axis(m, c, 1) for m, c in zip(matrices[LEVELS:], columns, strict=True))
+        if any((m != 0).sum(1).max() > 3 for m in matrices[LEVELS:]):
+            raise ValueError("a row of U has more than three entries")
+        triangles = tuple(np.asarray(f, np.int64).reshape(-1, 3) for f in faces[: LEVELS + 1])
+        return MeshLevels(triangles, keep, columns, weights)
+    except (OSError, KeyError, IndexError, ValueError, AttributeError, zipfile.BadZipFile, Refused) as error:
+        raise AssetError(
+            f"{path} is not the mesh_downsampling.npz of METRO or FastMETRO: {error}", "download it again, or remove it"
+        ) from error
+
+
+def _objects(npy: bytes) -> list[Any]:
+    """The entries of an .npy file of objects."""
+    stream = io.BytesIO(npy)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    _, _, dtype = read(stream)
+    if not dtype.hasobject:
+        return list(np.load(io.BytesIO(npy), allow_pickle=False))
+    return list(load_content(stream.read()))
+
+
+def load(vertices: np.ndarray, faces: np.ndarray, folder: Path) -> MeshLevels:
     """`build`, kept in `folder` under the mesh's hash (the derivation takes seconds)."""
-    if folder is None:
-        return build(vertices, faces)
     vertices, faces = np.ascontiguousarray(vertices, "<f8"), np.ascontiguousarray(faces, "<i8")
     path = folder / f"levels-{hashlib.sha256(vertices.tobytes() + faces.tobytes()).hexdigest()[:16]}.npz"
     try:
@@ -148,7 +209,7 @@ def decimate(vertices: np.ndarray, faces: np.ndarray, count: int) -> tuple[np.nd
         for other in named[gone]:
             other[1:] = [kept if v == gone else v for v in other[1:]]
         named[kept] += named[gone]
-        touched = {kept, gone}
+        touched = {v for v in (kept, gone) if around[v]}
         for f in around[gone]:
             corners[f][corners[f] == gone] = kept
             if len(set(corners[f].tolist())) < 3:
@@ -159,7 +220,7 @@ def decimate(vertices: np.ndarray, faces: np.ndarray, count: int) -> tuple[np.nd
             else:
                 around[kept].add(f)
         around[gone] = set()
-        left = sum(bool(s) for s in around) if any(not around[v] for v in touched) else left
+        left -= sum(not around[v] for v in touched)
     corners = corners[corners[:, 0] >= 0]
     keep, renamed = np.unique(corners, return_inverse=True)
     return keep, renamed.reshape(-1, 3)
@@ -210,11 +271,13 @@ def candidates(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> t
     """Pairs (point, face) among which each point's nearest face is: no face is farther than the nearest vertex."""
     corner = vertices[faces]
     centre = corner.mean(1)
-    radius = np.linalg.norm(corner - centre[:, None], axis=2).max()
+    radius = np.linalg.norm(corner - centre[:, None], axis=2).max(1)
     bound, _ = cKDTree(vertices[np.unique(faces)]).query(points)
-    found = cKDTree(centre).query_ball_point(points, bound + radius + 1e-9)
+    found = cKDTree(centre).query_ball_point(points, bound + radius.max() + 1e-9)
     owner = np.repeat(np.arange(len(points)), [len(f) for f in found])
-    return owner, np.fromiter(itertools.chain.from_iterable(found), np.int64, len(owner))
+    face = np.fromiter(itertools.chain.from_iterable(found), np.int64, len(owner))
+    near = np.linalg.norm(centre[face] - points[owner], axis=1) <= bound[owner] + radius[face] + 1e-9
+    return owner[near], face[near]
 
 
 def closest(point: np.ndarray, corner: np.ndarray) -> np.ndarray:

@@ -155,18 +155,23 @@ def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
     raise Refused(f"an object of {getattr(cls, '__name__', cls)}")
 
 
+def load_content(data: bytes) -> Any:
+    """What a pickle holds, sparse matrices as objects with `toarray`. Raises as `load_arrays` does."""
+    try:
+        return _Unpickler(io.BytesIO(data), encoding="latin1").load()
+    except Refused:
+        raise
+    except Exception as error:  # a cut or malformed stream fails in many ways, all of them meaning the same
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
 def load_arrays(data: bytes) -> dict[str, Any]:
     """The dictionary in a pickle: arrays (dense), numbers and strings by name.
 
     Raises Refused for a name that is not allowed (nothing was executed), ValueError for anything that is no whole
     pickle of a dictionary.
     """
-    try:
-        content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
-    except Refused:
-        raise
-    except Exception as error:  # a cut or malformed stream fails in many ways, all of them meaning the same
-        raise ValueError(str(error) or type(error).__name__) from error
+    content = load_content(data)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
     try:

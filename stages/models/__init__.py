@@ -84,6 +84,7 @@ EXTRACTORS: dict[str, str] = {
     "dpmesh-latents": "stages.models.dpmesh:DPMeshLatents",
     "pare": "stages.models.pare:PareExtractor",
     "prohmr": "stages.models.pare:ProHmrExtractor",
+    "pct": "stages.models.postometro:PctExtractor",
 }
 REFINERS: dict[str, str] = {"scorehmr": "stages.models.scorehmr:ScoreHmrRefiner"}
 

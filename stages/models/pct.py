@@ -26,11 +26,11 @@ PIXELS = 32  # crop pixels a cell
 
 @dataclasses.dataclass
 class PoseTokens:
-    """soft (n, 34, 512) tokens · scores (n, 34, 1) largest raw logit of each · logits (n, 34, 2048)."""
+    """soft (n, 34, 512) tokens · scores (n, 34, 1) largest raw logit of each · peak (n, 34) its probability."""
 
     soft: Tensor
     scores: Tensor
-    logits: Tensor
+    peak: Tensor
 
 
 class PCT(nn.Module):
@@ -192,8 +192,9 @@ class Classifier(nn.Module):
 
     def tokens(self, logits: Tensor) -> PoseTokens:
         """Soft tokens: the softmax-weighted mean of the codes."""
-        soft = F.softmax(logits, dim=-1) @ self.tokenizer.codebook
-        return PoseTokens(soft, logits.amax(dim=-1, keepdim=True), logits)
+        probability = F.softmax(logits, dim=-1)
+        soft = probability @ self.tokenizer.codebook
+        return PoseTokens(soft, logits.amax(dim=-1, keepdim=True), probability.amax(dim=-1))
 
 
 def read_layout(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> tuple[int, tuple[int, ...], bool]:

@@ -1,0 +1,231 @@
+"""PostoMETRO and FastMETRO on rows of a picture: a crop to vertices, joints and SMPL parameters in the full camera."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.checkpoints import Checkpoint
+from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS, VERTEX_COLUMN, Column
+from stages.errors import AssetError
+from stages.human import cameras, crops, mesh_levels
+from stages.human.fit_smpl import fit_smpl
+from stages.human.joints import SETS
+from stages.models import People
+from stages.models.pct import PCT, TOKENS, WIDTH, PoseTokens
+from stages.models.postometro import loading
+from stages.models.postometro.network import FastMetro, Mesh, PostoMetro
+from stages.models.resnet import fold_batch_norms
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
+STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
+GROW = 1.2  # the annotations' square over the tight box, as in SPIN, whose data these networks are trained on
+LEAST_SCALE = 0.05  # the person would be 1/20 of the smallest plausible: keeps garbage finite and before the camera
+SOFT, SCORES = "features/pct_tokens", "features/pct_scores"
+RESIDUAL = Column("extra/fit_residual", "f4", ("R",), "m", "mean distance of the fitted SMPL mesh to the vertices")
+
+
+class _MeshRecoverer:
+    """What both share. The mesh is the network's own; /smpl is a fit to it, how close is in extra/fit_residual.
+
+    Joints are the network's 14. Neither network says how sure it is of a joint: FastMETRO's confidence is 1,
+    PostoMETRO's is the mean softmax peak of its pose tokens.
+    """
+
+    name = ""
+    licence = "unknown"
+    pose_tokens = False
+    batch_size = 8
+    columns = (*SMPL_COLUMNS, *JOINT_COLUMNS, VERTEX_COLUMN, RESIDUAL)
+    uses: tuple[str, ...] = ()
+
+    def __init__(self, network: FastMetro, body: Any, found: str, licence: str, device: str = "cpu") -> None:
+        self.network, self.body, self.device, self.licence = network.to(device), body.to(device), device, licence
+        self.name = found
+        attrs = {"body_model": body.name, "gender": body.gender}
+        self.group_attrs: Mapping[str, Mapping[str, Any]] = {
+            "smpl": attrs,
+            "joints": {"joints": list(SETS["lsp14"])},
+            "vertices": attrs,
+        }
+
+    @classmethod
+    def recognises(cls, names: frozenset[str]) -> bool:
+        return loading.is_mesh_network(names, cls.pose_tokens)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> _MeshRecoverer:
+        """`body`: whose vertices the network predicts (published weights: SMPL's); else the embedded one."""
+        from stages.human.body import load_body
+
+        if checkpoint is None:
+            raise AssetError(
+                f"{cls.__name__.removesuffix('Recoverer')} has no weights of its own in hmr",
+                "give a checkpoint by --ckpt; docs/postometro.md says what is published and how to train one",
+            )
+        network, layout = loading.load_mesh_network(checkpoint.without(*loading.PREFIXES), checkpoint.where)
+        body = body or load_body("embedded")
+        levels = mesh_levels.of_body(body)
+        if levels.counts[1:] != layout.counts:
+            raise AssetError(
+                f"{checkpoint.where} is for meshes of {layout.counts}, the body {body.name} has {levels.counts[1:]}",
+                "name the body that it was trained on by --body",
+            )
+        check_body(checkpoint, body, levels)
+        network.set_body(levels).prepare()
+        return cls(network, body, layout.name, checkpoint.licence, device)
+
+    def needs_images(self, given: frozenset[str]) -> bool:
+        return True
+
+    @torch.no_grad()
+    def __call__(self, people: People) -> dict[str, Any]:
+        box, errors = metro_boxes(people.box, self.network.side)
+        images = normalised(people, box, self.network.side).to(self.device)
+        mesh, sure = self.predict(images, people)
+        K = torch.from_numpy(np.asarray(people.K, np.float32)).to(self.device)
+        transl = place(mesh, torch.from_numpy(box).float().to(self.device), K)
+        vertices = mesh.fine + transl[:, None]
+        fit = fit_smpl(self.body, vertices)
+        return {
+            "smpl/global_orient": fit.global_orient,
+            "smpl/body_pose": fit.body_pose,
+            "smpl/betas": fit.betas,
+            "smpl/transl": fit.transl,
+            "joints/xyz": mesh.joints + transl[:, None],
+            "joints/confidence": sure[:, None].expand(-1, mesh.joints.shape[1]),
+            "vertices/xyz": vertices,
+            "extra/fit_residual": fit.residual,
+            "error": errors,
+        }
+
+    def predict(self, images: Tensor, people: People) -> tuple[Mesh, Tensor]:
+        """The mesh of crops (n, 3, side, side) and how sure the network is (n,)."""
+        return self.network(images), images.new_ones(len(images))
+
+
+class FastMetroRecoverer(_MeshRecoverer):
+    """FastMETRO (ECCV 2022), S, M or L, with ResNet-50 or HRNet-W64. Its SMPL regressor, where a file has one, predicts
+    parameters that need not agree with the mesh; the fit to the mesh is reported instead, for all files alike."""
+
+    name = "fastmetro"
+
+
+class PostoMetroRecoverer(_MeshRecoverer):
+    """PostoMETRO, S, M or L, with ResNet-50 or HRNet-W48 and PCT of any size.
+
+    Pose tokens are four fifths of the work and depend on the crop alone: given as columns (`hmr features --model
+    pct`), they are used instead of being computed.
+    """
+
+    name = "postometro"
+    pose_tokens = True
+    uses = (SOFT, SCORES)
+
+    def predict(self, images: Tensor, people: People) -> tuple[Mesh, Tensor]:
+        assert isinstance(self.network, PostoMetro)
+        pose = given_tokens(people, self.device) or self.network.pct(images)
+        return self.network(images, pose), pose.peak.mean(1)
+
+
+class PctExtractor:
+    """PCT's pose tokens of METRO's 256-pixel crop, for PostoMETRO: 34 x 512, and score and softmax peak of each.
+
+    From a PostoMETRO file (its tokenizer's batch norms have drifted from the published ones: take its own) or PCT's.
+    """
+
+    name = "pct"
+    licence = "PCT weights: see their authors"
+    batch_size = 8
+    columns = (
+        Column(SOFT, "f4", ("R", TOKENS, WIDTH), "", "soft pose tokens"),
+        Column(SCORES, "f4", ("R", TOKENS, 2), "", "largest raw logit of each token, and its probability"),
+    )
+    group_attrs: Mapping[str, Mapping[str, Any]] = {"features": {"standardised": False}}
+    uses: tuple[str, ...] = ()
+
+    def __init__(self, network: PCT, device: str = "cpu") -> None:
+        fold_batch_norms(network.keypoint_head)
+        network.backbone.prepare()
+        self.network, self.device = network.to(device), device
+
+    @classmethod
+    def recognises(cls, names: frozenset[str]) -> bool:
+        return loading.is_pct(names) or loading.is_mesh_network(names, pose_tokens=True)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> PctExtractor:
+        if checkpoint is None:
+            raise AssetError("PCT has no weights of its own in hmr", "give a PostoMETRO or PCT file by --ckpt")
+        tensors = checkpoint.without(*loading.PREFIXES)
+        inner = {name.removeprefix("pct."): t for name, t in tensors.items() if name.startswith("pct.")}
+        return cls(loading.load_pct(inner or tensors, checkpoint.where), device)
+
+    def needs_images(self, given: frozenset[str]) -> bool:
+        return True
+
+    @torch.no_grad()
+    def __call__(self, people: People) -> dict[str, Any]:
+        box, errors = metro_boxes(people.box, PostoMetro.side)
+        pose = self.network(normalised(people, box, PostoMetro.side).to(self.device))
+        return {SOFT: pose.soft, SCORES: torch.stack([pose.scores[..., 0], pose.peak], -1), "error": errors}
+
+
+def given_tokens(people: People, device: str) -> PoseTokens | None:
+    """The pose tokens that an earlier stage stored, or None."""
+    if SOFT not in people.columns or SCORES not in people.columns:
+        return None
+    soft = torch.from_numpy(np.asarray(people.columns[SOFT], np.float32)).to(device)
+    scores = torch.from_numpy(np.asarray(people.columns[SCORES], np.float32)).to(device)
+    return PoseTokens(soft.view(-1, TOKENS, WIDTH), scores[..., :1], scores[..., 1])
+
+
+def check_body(checkpoint: Checkpoint, body: Any, levels: mesh_levels.MeshLevels) -> None:
+    """Warn where a network meets another mesh than its own: its vertices would be scattered over the body."""
+    trained_on = checkpoint.metadata.get("body", "")
+    if trained_on and trained_on != body.name:
+        raise AssetError(
+            f"{checkpoint.where} was trained on the body {trained_on}, not on {body.name}",
+            f"name it: --body {trained_on}",
+        )
+    if not trained_on and not mesh_levels.is_published(levels):
+        warnings.warn(
+            f"{checkpoint.where} does not say what body it is for, and published weights know SMPL's vertices as "
+            f"{mesh_levels.PUBLISHED} selects them; those of the body {body.name} differ (docs/postometro.md)",
+            stacklevel=2,
+        )
+
+
+# ---- from a picture to a crop and back
+
+
+def metro_boxes(box: np.ndarray, side: int) -> tuple[np.ndarray, list[str]]:
+    """METRO's integer boxes (n, 4) of detected boxes (n, 4) for crops of `side`, and what is wrong with any ('')."""
+    good = np.isfinite(box).all(1) & (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+    box = np.where(good[:, None], box, [0, 0, 1, 1])
+    center, extent = crops.square_boxes(box, GROW)
+    integer = crops.metro_boxes(center, np.maximum(extent, 2) / 200, side)
+    return integer, ["" if g else "the box is empty or not finite" for g in good]
+
+
+def normalised(people: People, box: np.ndarray, side: int) -> Tensor:
+    """Crops (n, 3, side, side) of the integer boxes, normalised as ImageNet's."""
+    patches = crops.cut_and_resize(people.images, people.frame, box, side)
+    return torch.from_numpy((patches - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
+
+
+def place(mesh: Mesh, box: Tensor, K: Tensor) -> Tensor:
+    """Translation (n, 3) of each mesh into the full camera; box (n, 4) of the crop, far edge excluded, K (n, 3, 3).
+
+    The network's camera knows no depth: the mesh's middle is put where the full camera shows it at the same scale.
+    """
+    camera = torch.cat([mesh.camera[:, :1].clamp(min=LEAST_SCALE), mesh.camera[:, 1:]], 1)
+    center, side = (box[:, :2] + box[:, 2:]) / 2, box[:, 2] - box[:, 0]
+    transl = cameras.weak_to_transl(camera, center, side, K)
+    depth = mesh.fine[..., 2].mean(1)
+    return transl - torch.stack([torch.zeros_like(depth), torch.zeros_like(depth), depth], 1)
