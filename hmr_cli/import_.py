@@ -9,6 +9,7 @@ import typer
 
 from hmr_cli.options import stage_command
 from stages.import_ import Params
+from stages.import_meshes import Params as MeshParams
 
 app = typer.Typer(no_args_is_help=True)
 Images = Annotated[Path | None, typer.Option(help="Folder of the pictures.", show_default=False)]
@@ -101,3 +102,60 @@ def boxes(
     from stages import import_, import_formats
 
     return import_.run(import_formats.read_boxes(file, params), images, out, params, run)
+
+
+BodyFile = Annotated[Path, typer.Argument(help="The other program's file.", show_default=False)]
+BoxesOut = Annotated[Path | None, typer.Option("--boxes", help="Also write detections with the same rows here.")]
+
+
+@stage_command(app, MeshParams)
+def amass(file: BodyFile, *, boxes: BoxesOut = None, out: Path, params: MeshParams, run: Any) -> Any:
+    """Motion in AMASS's layout: SMPL bodies seen by a level camera.
+
+    Examples:
+
+        hmr import amass walk_poses.npz --body smpl -o walk.meshes.h5
+
+        hmr import amass exported.npz --body embedded -o again.meshes.h5
+    """
+    from stages import import_meshes
+
+    return import_meshes.run(import_meshes.read_amass(file, params), out, params, run, boxes=boxes)
+
+
+@stage_command(app, MeshParams)
+def hmr2(
+    file: BodyFile,
+    *,
+    annotations: Annotated[Path | None, typer.Option(help="The set's npz: imgname, center, scale.")] = None,
+    images: Images = None,
+    boxes: BoxesOut = None,
+    out: Path,
+    params: MeshParams,
+    run: Any,
+) -> Any:
+    """Predictions of SPIN, HMR 2.0 or ScoreHMR: pred_pose, pred_betas, pred_cam or pred_cam_t.
+
+    Examples:
+
+        hmr import hmr2 pred.npz --annotations 3dpw_test.npz --images 3dpw/ -o 3dpw.meshes.h5 --boxes 3dpw.detections.h5
+
+        hmr import hmr2 pred.npz --size 1920x1080 -o pred.meshes.h5
+    """
+    from stages import import_meshes
+
+    bodies = import_meshes.read_predictions(file, params, annotations, images)
+    return import_meshes.run(bodies, out, params, run, boxes=boxes)
+
+
+@stage_command(app, MeshParams)
+def phalp(file: BodyFile, *, boxes: BoxesOut = None, out: Path, params: MeshParams, run: Any) -> Any:
+    """Tracks of PHALP and 4D-Humans (.pkl), read without running anything in them.
+
+    Examples:
+
+        hmr import phalp results/demo_video.pkl -o video.meshes.h5 --boxes video.detections.h5
+    """
+    from stages import import_meshes
+
+    return import_meshes.run(import_meshes.read_phalp(file, params), out, params, run, boxes=boxes)
