@@ -74,7 +74,7 @@ def run(
     detector_path: the detector's files, where they are not in the cache. Raises UsageError, InputError, AssetError.
     """
     _check(params, inputs, files_from, boxes, cameras)
-    detector, helper = choose(params, detector_path, resolve_device(run.device), alone=boxes is None)
+    detector, helper = choose(params, detector_path, run.device, alone=boxes is None)
     models = [detector, *([helper] if helper else [])]
     if params.min_score is None:
         params = dataclasses.replace(params, min_score=models[-1].min_score)
@@ -146,19 +146,27 @@ def choose(params: Params, path: Path | None, device: str, *, alone: bool) -> tu
         raise UsageError("--detector-config belongs to --detector mmpose")
     if path is None and params.detector in assets.ASSETS:
         path = assets.find(params.detector)
-    detector = kind.load(path, device=device, **extra)
+    detector = kind.load(path, device=_device(device, kind), **extra)
     return detector, _best(device) if alone and getattr(detector, "needs_boxes", False) else None
 
 
 def _best(device: str) -> Detector:
-    for name in AUTO_CPU if device == "cpu" else AUTO_GPU:
-        kind: Any = find(DETECTORS, name)
-        path = assets.find(name) if name in assets.ASSETS else None
-        if not kind.missing(path):
-            return kind.load(path, device=device)
-    raise AssetError(
-        "no detector is ready on this machine", "run: hmr assets get blazepose (9 MB, Apache-2.0; needs the network)"
-    )
+    kinds: dict[str, Any] = {name: find(DETECTORS, name) for name in AUTO_GPU}
+    paths = {name: assets.find(name) if name in assets.ASSETS else None for name in kinds}
+    ready = [name for name, kind in kinds.items() if not kind.missing(paths[name])]
+    if not ready:
+        raise AssetError(
+            "no detector is ready on this machine",
+            "run: hmr assets get blazepose (9 MB, Apache-2.0; needs the network)",
+        )
+    if len(ready) > 1 and resolve_device(device) == "cpu":
+        ready.sort(key=AUTO_CPU.index)
+    return kinds[ready[0]].load(paths[ready[0]], device=_device(device, kinds[ready[0]]))
+
+
+def _device(asked: str, kind: Any) -> str:
+    """The device in torch's spelling. torch takes seconds to import, so who does not need it is not made to wait."""
+    return "cpu" if asked == "auto" and getattr(kind, "cpu_only", False) else resolve_device(asked)
 
 
 # ---- frames -> people

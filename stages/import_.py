@@ -147,7 +147,7 @@ def _table(
     place = np.array([k for _, k, _ in found], int)
     box, error = usable_boxes(np.array([p.box for _, _, p in found], np.float32).reshape(-1, 4), table["size"][place])
     error = [table["error"][k] if table["status"][k] != OK else e for k, e in zip(place, error, strict=True)]
-    keypoints = np.array([p.keypoints for _, _, p in found], np.float32).reshape(-1, len(source.joints), 3)
+    keypoints = np.array([p.keypoints for _, _, p in found], np.float32).reshape(len(found), len(source.joints), 3)
     rows = {
         "frame": np.array([i for i, _, _ in found], np.int32),
         "box": box,

@@ -12,7 +12,6 @@ length of the video.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from stages.human.oks import extent, iou, oks
 
@@ -51,6 +50,8 @@ class Tracker:
 
     def _match(self, time: float, box: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Indices of known people and of found people that belong together."""
+        from scipy.optimize import linear_sum_assignment  # half a second to import, needed for videos only
+
         moved = self.velocity * (time - self.seen)[:, None]
         expected, expected_xy = self.box + np.tile(moved, 2), self.xy + moved[:, None]
         area = np.maximum(extent(self.xy)[:, None], extent(xy)[None])

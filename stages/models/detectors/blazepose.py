@@ -59,6 +59,7 @@ class BlazePose:
     )
     min_score = 0.72
     batch_size = 4
+    cpu_only = True  # so torch need not be asked for a GPU
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

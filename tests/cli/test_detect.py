@@ -1,0 +1,95 @@
+"""hmr detect and hmr assets as people call them: exit codes, one line of error, stdout for results only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.artefact import open_artefact
+from stages.frames import write_image
+from tests import real
+from tests.cli.runner import hmr
+
+WHITE = ("--detector", "tests.stages.rectangles:Rectangles")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[20:100, 30:70] = 255
+    write_image(folder / "one.png", image)
+    write_image(folder / "zwei leer é.png", image * 0)
+    return folder
+
+
+def test_a_path_on_stdout_and_nothing_else(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.detections.h5"
+    done = hmr("detect", photos, "-o", out, *WHITE)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    with open_artefact(out) as table:
+        assert (table.n_frames, table.n_rows) == (2, 1)
+    again = hmr("detect", photos, "-o", out, *WHITE, "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["out"] == str(out)
+    assert "up to date" in again.stderr
+
+
+def test_imported_boxes_get_keypoints(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("name,x1,y1,x2,y2\none.png,30,20,70,100\none.png,90,20,90,100\n")
+    boxes, out = tmp_path / "boxes.h5", tmp_path / "x.detections.h5"
+    done = hmr("import", "boxes", tmp_path / "boxes.csv", "--images", photos, "-o", boxes)
+    assert done.returncode == 0, done.stderr
+    done = hmr("detect", "--boxes", boxes, "-o", out, *WHITE)
+    assert done.returncode == 0, done.stderr
+    with open_artefact(out) as table:
+        assert table.rows["status"].tolist() == [0, 1] and table.read("keypoints/xy").shape == (2, 17, 2)
+
+
+def test_no_detector_is_exit_4_with_the_mend(photos: Path, tmp_path: Path) -> None:
+    offline = {"HMR_CACHE": str(tmp_path / "none"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    for detector in ("auto", "mmpose"):
+        done = hmr("detect", photos, "-o", tmp_path / "x.h5", "--detector", detector, **offline)
+        assert done.returncode == 4 and done.stdout == "", (detector, done.stderr)
+        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
+        assert not (tmp_path / "x.h5").exists()
+    no_index = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    done = hmr("assets", "get", "blazepose", **offline, **no_index)
+    assert done.returncode == 4 and "hmr assets get blazepose" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["gone.jpg"], 3), (["."], 3), ([], 2), (["photos", "--fov", "300"], 2), (["--boxes", "gone.h5"], 3)],
+)
+def test_exit_codes(photos: Path, tmp_path: Path, arguments: list[str], code: int) -> None:
+    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "empty" if arguments[:1] == ["."] else tmp_path
+    done = hmr("detect", *arguments, "-o", tmp_path / "x.h5", *WHITE, cwd=folder)
+    assert done.returncode == code and done.stdout == "", done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "x.h5").exists()
+
+
+def test_blazepose_on_a_photo_is_quiet(tmp_path: Path) -> None:
+    real.blazepose()
+    photo = real.shared("photos/free/000000000785.jpg")
+    done = hmr("detect", photo, "-o", tmp_path / "x.h5", "--quiet")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    with open_artefact(tmp_path / "x.h5") as table:
+        assert table.n_rows == 1 and table.attrs["params"]["detector"] in ("blazepose", "rtmpose", "vitpose")
+
+
+def test_assets_list(tmp_path: Path) -> None:
+    done = hmr("assets", "list", "--json", HMR_CACHE=str(tmp_path))
+    table = {row["name"]: row for row in json.loads(done.stdout)["assets"]}
+    assert table["blazepose"]["ready"] is False and table["blazepose"]["licence"] == "Apache-2.0"
+    assert hmr("assets", "get", "nonsense").returncode == 2
+
+
+@pytest.mark.parametrize("command", [["detect"], ["assets", "get"], ["assets", "list"]])
+def test_help_shows_examples(command: list[str]) -> None:
+    done = hmr(*command, "--help")
+    assert done.returncode == 0 and f"hmr {' '.join(command)}" in done.stdout and "Examples" in done.stdout
