@@ -8,7 +8,6 @@ Files are written whole or not at all: `stages/parts.py` makes them beside the t
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -316,21 +315,29 @@ def _one_line(error: Exception) -> str:
 
 
 class Writer:
-    """A new HDF5 file at `path`, filled column by column. A disk that takes no more is an OSError."""
+    """A new HDF5 file at `path`, filled column by column; `reserve` bytes of disk are taken before it is.
 
-    def __init__(self, path: Path, mode: str = "w") -> None:
-        self.file = h5py.File(path, mode, locking=False)
+    HDF5 does not survive a disk that is full (h5py 3.16 ends the process), so the file starts as an empty one written
+    by plain means and grown to its final size; then there is nothing left to fail. Raises OSError.
+    """
+
+    def __init__(self, path: Path, reserve: int = 0) -> None:
+        if reserve:
+            with h5py.File("empty", "w", driver="core", backing_store=False) as empty:
+                empty.flush()
+                image = empty.id.get_file_image()
+            with open(path, "wb") as file:
+                file.write(image)
+                file.flush()
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, reserve)
+        self.file = h5py.File(path, "r+", locking=False)
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            self.file.close()
-        except (OSError, RuntimeError) as closing:  # h5py says what the disk said only in its text
-            if error is None:
-                code = re.search(r"errno = (\d+)", str(closing))
-                raise OSError(int(code[1]) if code else errno.ENOSPC, _one_line(closing)) from closing
+    def __exit__(self, *_: object) -> None:
+        self.file.close()  # which also cuts the file to the size that is used
 
     def attrs(self, root: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> None:
         """Write root and group attributes; dicts, lists and None as sorted JSON."""
@@ -368,7 +375,7 @@ class Writer:
 
 def amend(path: Path, rows: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
     """Replace whole columns of `rows` and add root attributes in a file that is not yet anybody's target."""
-    with Writer(path, "r+") as writer:
+    with Writer(path) as writer:  # the old columns' space was counted twice when it was reserved
         for name, values in rows.items():
             if name in ("frame", "box"):
                 raise ArtefactError(f"rows/{name} cannot change once the rows are fixed")

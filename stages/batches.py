@@ -40,8 +40,10 @@ def attempt(
             ) from error
         step = batch[0] = max(1, len(index) // 2)
         report.warn(f"out of memory: going on with batches of {step}")
-    for a in range(0, len(index), step):
-        yield from attempt(compute, index[a : a + step], batch, report, whole)
+    while len(index):
+        now, index = index[:step], index[step:]
+        yield from attempt(compute, now, batch, report, whole)
+        step = min(step, batch[0])
 
 
 def _out_of_memory(error: Exception) -> bool:

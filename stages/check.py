@@ -11,7 +11,7 @@ from stages.artefact import Artefact, open_artefact, rows_fingerprint
 from stages.errors import ArtefactError
 from stages.kinds import FAILED, KINDS, OK, SKIPPED
 
-SLICE_BYTES = 1 << 25
+SLICE_BYTES = 1 << 22
 
 
 def check_file(path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact, Writer, amend, memory, open_artefact
+from stages.artefact import CHUNK_BYTES, Artefact, Writer, amend, memory, open_artefact
 from stages.check import check_file
 from stages.columns import Column
 from stages.disk import check_space, disk, marked, replace
@@ -48,8 +49,6 @@ class Plan:
                 if column.name in shapes:
                     dtype, (count, *size) = shapes[column.name]
                     self._bind(column.name, (dtype, *size), count)
-        for name, size in self.hints.items():
-            self.sizes.setdefault(name, size)
         self.n_rows = sum(self.counts)
         self.tables = tables | {name: np.concatenate(values) for name, values in pieces.items()}
 
@@ -62,7 +61,7 @@ class Plan:
         """Copy every column, part by part, into what `alloc(name, dtype, shape)` gives."""
         targets = {}
         for column in self.columns:
-            if column.name in self.sizes or not column.optional:
+            if column.name in self.sizes or column.name in self.hints or not column.optional:
                 dtype, *size = self.sizes.get(column.name) or self._unseen_size(column)
                 targets[column.name] = alloc(column.name, dtype, (self.n_rows, *size))
         start = 0
@@ -75,11 +74,32 @@ class Plan:
                 )
             start += count
 
+    def bytes_needed(self) -> int:
+        """An upper bound of the artefact's size: columns with whole chunks, tables twice (see amend), attributes."""
+        tables = sum(
+            (len(v) * max([1, *(len(str(x).encode("utf-8", "replace")) for x in v)]) if v.dtype == object else v.nbytes)
+            for v in self.tables.values()
+        )
+        columns = 0
+        for column in self.columns:
+            dtype, *size = self.sizes.get(column.name) or self._unseen_size(column)
+            row = np.dtype(dtype).itemsize * int(np.prod(size, dtype=object))
+            columns += row * self.n_rows + CHUNK_BYTES + 64 * (1 + row * self.n_rows // CHUNK_BYTES)
+        texts = len(json.dumps(self.header, default=str))
+        return 2 * tables + columns + 2 * texts + (1 << 17)
+
     def _unseen_size(self, column: Column) -> tuple[Any, ...]:
-        """dtype and row shape of a column that no row has filled: J by the joints' names, other letters 0."""
+        """dtype and row shape of a column that no row has filled: what is declared, J by the joints' names, other
+        letters as in an empty part, else 0."""
         joints = self.header["group_attrs"].get(column.name.split("/")[0], {}).get("joints", ())
-        size = (len(joints) if s == "J" else 0 if isinstance(s, str) else s for s in column.shape[1:])
-        return (column.dtype.split("|")[0], *size)
+        dtype, *hint = self.hints.get(column.name, (column.dtype.split("|")[0], *[0] * (len(column.shape) - 1)))
+        if "..." in column.shape:
+            return (dtype, *hint)
+        size = (
+            s if isinstance(s, int) else len(joints) if s == "J" else h
+            for s, h in zip(column.shape[1:], hint, strict=True)
+        )
+        return (dtype, *size)
 
 
 def empty_rows(n: int, size: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -137,7 +157,7 @@ def join_on_disk(parts: Parts, header: Mapping[str, Any], finish: Finish | None)
 
 def write_table(path: Path, attrs: Mapping[str, Any], group_attrs: Mapping[str, Any], plan: Plan) -> None:
     """A whole artefact at `path`, not yet synced or renamed."""
-    with Writer(path) as writer:
+    with Writer(path, reserve=plan.bytes_needed()) as writer:
         writer.attrs({**attrs, "rows_fingerprint": rows_fingerprint(*_split(plan.tables))}, group_attrs)
         for name, values in plan.tables.items():
             writer.put(name, values)

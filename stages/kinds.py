@@ -48,6 +48,7 @@ ROOT_ATTRS = {
     "fingerprint": "sha256 over kind, schema, stage, params, rows, inputs' fingerprints and model",
     "rows_fingerprint": "sha256 over frame names, sizes, and each row's frame and box",
     "root": "folder that frame names are relative to, relative to the file; absent when unknown",
+    "batch_size": "rows at a time, noted only where memory ran out",
     "created": "UTC",
     "command": "as typed",
 }  # of these only kind and schema are required

@@ -23,7 +23,7 @@ from stages.batches import Tables, attempt, columns_of, store
 from stages.disk import check_space
 from stages.errors import ArtefactError, InputError, Interrupted, RowsFailed, UsageError
 from stages.job import SILENT, Job, Report, Run, check_rows_agree, differences, estimate, make_header
-from stages.join import join_in_memory, join_on_disk
+from stages.join import Finish, join_in_memory, join_on_disk
 from stages.kinds import FAILED, OK
 from stages.parts import Parts, n_parts, part_range
 from stages.schema import frame_tables
@@ -46,7 +46,7 @@ def run_rows(job: Job, load: Callable[[], Compute], out: Path | None, run: Run) 
     source: Artefact = next(iter(job.inputs.values()))
     check_rows_agree({role: value for role, value in job.inputs.items() if isinstance(value, Artefact)})
     tables = {f"frames/{n}": v for n, v in source.frames.items()}
-    tables |= {f"rows/{n}": v for n, v in source.rows.items() if n not in ("status", "error")}
+    tables |= {f"rows/{n}": v for n, v in source.rows.items()}
     header = make_header(job, "rows", source.n_rows, job.part_rows or PART_ROWS, out, source.rows_fingerprint)
 
     def work(start: int, stop: int, compute: Compute, batch: list[int]) -> Tables:
@@ -91,8 +91,10 @@ def _run_frames(
             now, todo = todo[: batch[0]], todo[batch[0] :]
             for _, values in attempt(compute, now, batch, run.report, whole=True):
                 pieces.append(_frame_tables(job, values))
+        full = [p for p in pieces if len(p["rows/status"])] or pieces[:1]  # empty pieces may have any shape
         return {
-            n: np.concatenate([p[n] for p in pieces if n in p]) for n in dict.fromkeys(k for p in pieces for k in p)
+            name: np.concatenate([p[name] for p in (pieces if name.startswith("frames/") else full)])
+            for name in dict.fromkeys(n for p in full for n in p)
         }
 
     return _drive(job, header, NO_FRAMES, work, load, out, run)
@@ -116,7 +118,7 @@ def _drive(
         made = []
         for part in range(n_parts(header)):
             made.append(work(*part_range(header, part), compute, batch))
-        return verdict(join_in_memory(header, tables, made, job.finish), run)
+        return verdict(join_in_memory(_used(header, batch, job, run), tables, made, job.finish), run)
     out, parts = Path(out), Parts(Path(out))
     check_out(job, out)
     if not run.force and _is_current(out, header):
@@ -157,33 +159,34 @@ def _drive(
         if missing := sum(not parts.path(p).exists() for p in range(n_parts(header))):
             run.report.note(f"{missing} of {n_parts(header)} parts are left to other shards; then: hmr merge {out}")
             return parts.folder
-        merge(out, parts.present(header) if run.shard[1] > 1 else None)
+        _join(parts, _used(header, batch, job, run), parts.present(header), job.finish)
     with open_artefact(out) as artefact:
         verdict(artefact, run)
     return out
 
 
-def merge(out: Path, present: set[int] | None = None) -> Path:
-    """Join the parts of `out` (`hmr merge`). Raises ArtefactError naming the parts that are missing."""
+def merge(out: Path) -> Path:
+    """Join the parts of `out` (`hmr merge`). Raises InputError without parts, ArtefactError naming missing ones."""
     parts = Parts(Path(out))
     header = parts.header()
     if header is None:
         raise InputError(f"{out}: there are no parts to merge", f"looked for {parts.header_path}")
-    if present is None:
-        present = parts.present(header)
-    missing = sorted(set(range(n_parts(header))) - present)
-    if missing:
-        some = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
-        raise ArtefactError(
-            f"{out}: {len(missing)} of {n_parts(header)} parts are missing ({some})",
-            "run the shards that are not finished, or the same command without --shard",
-        )
     finish = None
     if header["finish"]:
         module, _, name = header["finish"].partition(":")
         if not module.startswith("stages.") or not name.isidentifier():
             raise ArtefactError(f"{out}: only the program that made the parts can join them", "run it without shards")
         finish = getattr(importlib.import_module(module), name)
+    return _join(parts, header, parts.present(header), finish)
+
+
+def _join(parts: Parts, header: Mapping[str, Any], present: set[int], finish: Finish | None) -> Path:
+    if missing := sorted(set(range(n_parts(header))) - present):
+        some = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
+        raise ArtefactError(
+            f"{parts.out}: {len(missing)} of {n_parts(header)} parts are missing ({some})",
+            "run the shards that are not finished, or the same command without --shard",
+        )
     return join_on_disk(parts, header, finish)
 
 
@@ -263,6 +266,11 @@ def _settle(parts: Parts, header: dict[str, Any], tables: Tables, run: Run) -> N
         for path in parts.folder.glob("*.tmp"):  # of processes that are gone: this one holds the mark
             path.unlink(missing_ok=True)
     parts.create(header, tables)
+
+
+def _used(header: dict[str, Any], batch: list[int], job: Job, run: Run) -> dict[str, Any]:
+    """The header, with the batch size where memory ran out."""
+    return header | {"batch_size": batch[0]} if batch[0] != (run.batch_size or job.batch_size) else header
 
 
 def _unit(header: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def test_what_is_in_a_file_is_documented_and_plain(tmp_path: Path) -> None:
 
 
 def test_large_columns_are_chunked_along_rows(tmp_path: Path) -> None:
-    with Writer(tmp_path / "a.h5") as writer:
+    with Writer(tmp_path / "a.h5", reserve=1 << 16) as writer:
         assert writer.alloc("a/x", "f2", (5000, 17, 56, 56)).chunks == (8, 17, 56, 56)
         assert writer.alloc("a/y", "f4", (5000,)).chunks == (5000,)
         assert writer.alloc("a/z", "f4", (0, 3)).chunks is None
