@@ -25,6 +25,8 @@ from stages.kinds import OK
 from stages.mesh_rows import MeshRows, body_rows, stems
 from stages.params import param
 from stages.progress import Run, check_rows_agree
+from stages.report_html import Report
+from stages.view_rerun import require_rerun, write_scene
 
 STYLES = ("mesh", "skeleton", "both")
 
@@ -146,7 +148,8 @@ class Viewer:
         size = size or scene.size
         if scene.vertices is None or self.bodies is None:
             return np.broadcast_to(draw.PAPER, (size[1], size[0], 3)).copy()
-        return draw.turned(scene.vertices, self.bodies.body.faces, scene.colour, size, yaw=yaw, pitch=pitch)
+        faces, fine = self.bodies.body.faces, self.params.supersample
+        return draw.turned(scene.vertices, faces, scene.colour, size, yaw=yaw, pitch=pitch, supersample=fine)
 
     def walk_round(self, scene: Scene, count: int = 48) -> Iterator[np.ndarray]:
         """Frames of a video once round the people, starting from the camera's side."""
@@ -172,6 +175,8 @@ def run(
     if not given:
         raise UsageError("nothing to look at", "give a meshes or a detections file")
     check_rows_agree(given)
+    if params.rerun:
+        require_rerun()
     viewer = Viewer(tables["meshes"], tables["detections"], params, resolve_device(run.device))
     alone = out.suffix.lower() in (".html", ".htm")
     folder = out.parent if alone else out
@@ -183,8 +188,6 @@ def run(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder} is a file", "name a folder, or a file that ends in .html")
     folder.mkdir(parents=True, exist_ok=True)
-    from stages.report_html import Report
-
     report = Report(viewer, frames) if params.report or alone else None
     run.report.start("view", len(frames), unit="frames")
     for sort, group in _by_source(viewer.table, frames):
@@ -195,8 +198,6 @@ def run(
         path = out if alone else folder / "report.html"
         result["report"] = str(report.write(path, written.videos))
     if params.rerun:
-        from stages.view_rerun import write_scene
-
         result["rerun"] = str(write_scene(viewer, frames, folder / "scene.rrd"))
     return result
 

@@ -110,7 +110,14 @@ def overlay(
 
 
 def turned(
-    vertices: Tensor, faces: Tensor, colour: np.ndarray, size: tuple[int, int], *, yaw: float, pitch: float = 0.0
+    vertices: Tensor,
+    faces: Tensor,
+    colour: np.ndarray,
+    size: tuple[int, int],
+    *,
+    yaw: float,
+    pitch: float = 0.0,
+    supersample: int = 2,
 ) -> np.ndarray:
     """The people (n, V, 3) from another side, on paper: (H, W, 3) uint8.
 
@@ -133,7 +140,7 @@ def turned(
     distance = float(radius) * 4.0 + float(across)
     focal = 0.46 * height * (distance - float(across)) / float(radius)
     K = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
-    return overlay(paper, seen + seen.new_tensor([0, 0, distance]), faces, K, colour)
+    return overlay(paper, seen + seen.new_tensor([0, 0, distance]), faces, K, colour, supersample=supersample)
 
 
 def skeletons(

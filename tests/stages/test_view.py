@@ -213,3 +213,13 @@ def test_same_base_names_stay_apart() -> None:
     made = stems(names)
     assert len({m.casefold() for m in made}) == len(names) and made[:2] == ["x", "x-2"]
     assert all(0 < len(m) <= 90 and "/" not in m and "\n" not in m and not m.startswith("-") for m in made)
+
+
+def test_rerun_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    meshes, _ = people(tmp_path, 1)
+    with pytest.raises(AssetError) as error:
+        view.run(meshes, None, tmp_path / "out", view.Params(rerun=True), CPU)
+    assert "hmr[rerun]" in error.value.hint and not (tmp_path / "out").exists()

@@ -1,0 +1,62 @@
+"""heatmaps, view and export as people call them: files in, files out, one line per mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.progress import Job, Run, run_whole
+from tests.cli.runner import hmr
+from tests.stages.test_view import people
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos with two people each: photos, d.h5, m.h5."""
+    folder = tmp_path_factory.mktemp("artefacts")
+    meshes, detections = people(folder, 2, frames=2)
+    meshes.attrs["root"] = detections.attrs["root"] = "."
+    for name, table in (("d.h5", detections), ("m.h5", meshes)):
+        groups = {g: table.group_attrs(g) for g in ("keypoints", "smpl", "joints") if table.group_attrs(g)}
+        job = Job(
+            stage="import", kind=table.kind, params={}, inputs={}, group_attrs=groups, attrs={"root": "."},
+            columns=tuple(Column_of(table, c) for c in table.columns()),
+        )  # fmt: skip
+        run_whole(job, lambda table=table: table, folder / name, Run())
+    return folder
+
+
+def Column_of(table, name: str):
+    from stages.schema import find_column
+
+    return find_column(table.kind, name)
+
+
+def test_heatmaps_view_and_export(folder: Path) -> None:
+    made = hmr("heatmaps", "d.h5", "-o", "h.h5", cwd=folder)
+    assert (made.returncode, made.stdout) == (0, "h.h5\n"), made.stderr
+    again = hmr("heatmaps", "d.h5", "-o", "h.h5", cwd=folder)
+    assert again.returncode == 0 and "up to date" in again.stderr
+
+    made = hmr("view", "m.h5", "--detections", "d.h5", "-o", "pictures", "--device", "cpu", "--json", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    result = json.loads(made.stdout)
+    assert len(result["pictures"]) == 2 and (folder / result["report"]).stat().st_size > 20_000
+
+    made = hmr("export", "m.h5", "-o", "models", "--format", "glb,npz", "--device", "cpu", "--json", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    assert len(json.loads(made.stdout)["files"]) == 2 + 4
+
+
+def test_mistakes_are_one_line(folder: Path) -> None:
+    for args, code, says in (
+        (["view", "h.h5", "-o", "x"], 3, "no such file"),
+        (["export", "d.h5", "-o", "x"], 3, "d.h5 holds detections"),
+        (["export", "m.h5", "-o", "one.glb"], 2, "2 files"),
+        (["view", "m.h5", "-o", "x", "--root", "elsewhere"], 3, "is not below elsewhere"),
+    ):
+        made = hmr(*[a.replace("h.h5", "gone.h5") for a in args], cwd=folder)
+        assert made.returncode == code and says in made.stderr, made.stderr
+        assert len(made.stderr.strip().splitlines()) == 1 and not made.stdout
