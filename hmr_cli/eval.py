@@ -1,35 +1,209 @@
-"""`hmr eval`: errors against ground truth."""
+"""`hmr eval`: errors against ground truth; `hmr eval compare`, `occlusion-map` and `table` beside it."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from hmr_cli.options import stage_command
 from stages.evaluate import Params
 
-app = typer.Typer()
+
+class ScoreByDefault(TyperGroup):
+    """`hmr eval NAME` is `hmr eval score NAME`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["score", *args]
+        return super().resolve_command(ctx, args)
 
 
-@stage_command(app, Params)
-def evaluate(
-    dataset: Annotated[str, typer.Argument(help="A data set's name, or a *.detections.h5 made by hmr synth.")],
+app = typer.Typer(cls=ScoreByDefault, no_args_is_help=True, add_completion=False, help="Errors against ground truth.")
+Name = Annotated[str, typer.Argument(help="A data set, or a *.detections.h5 made by hmr synth.", show_default=False)]
+Meshes = Annotated[Optional[Path], typer.Option(help="The *.meshes.h5 to score; without: recover now.")]
+Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
+Refine = Annotated[bool, typer.Option("--refine", help="Refine with the embedded pose prior before scoring.")]
+Data = Annotated[Optional[Path], typer.Option(help="The folder of a licensed data set.")]
+Style = Annotated[str, typer.Option("--table", help="markdown or latex.")]
+
+
+@stage_command(app, Params, name="score")
+def score(
+    name: Name,
     *,
-    meshes: Annotated[Path, typer.Option(help="The *.meshes.h5 to score.", show_default=False)],
-    out: Path,
+    meshes: Meshes = None,
+    ckpt: Ckpt = None,
+    refine: Refine = False,
+    data: Data = None,
+    style: Style = "markdown",
+    out: Path | None = None,
     params: Params,
     run: Any,
 ) -> Any:
-    """MPJPE, PA-MPJPE, MPVE and more, with the protocol in one line.
+    """MPJPE, PA-MPJPE, MPVE and more, the papers' rows beside ours, the protocol in one line.
 
     Examples:
 
-        hmr eval bench/synth-oc.detections.h5 --meshes people.meshes.h5 -o people.scores.h5
+        hmr eval synth-oc
+
+        hmr eval synth-oc --refine --table latex -o refined.scores.h5
+
+        hmr eval bench/synth-pc.detections.h5 --meshes people.meshes.h5
+
+        hmr eval 3dpw-pc --data 3DPW/ --ckpt dpmesh.safetensors --json
     """
     from stages import evaluate as stage
-    from stages.datasets.synth import SynthData
+    from stages import tables
+    from stages.datasets import open_dataset
 
-    out = stage.run(meshes, SynthData(dataset), out, params, run)
-    return {"out": out, **stage.mean_rows(out)}
+    dataset = open_dataset(name, data, run)
+    table = meshes or recovered(dataset, run, ckpt=ckpt, refine=refine)
+    summary = stage.mean_rows(stage.run(table, dataset, out, params, run))
+    ours = {"method": _name(meshes, ckpt, refine), **summary}
+    beside = tables.published_rows(name)
+    text = f"{tables.table([*beside, ours], style)}\n\n{counts(summary)}\n{summary['line']}"
+    return Scores(ours | {"published": beside, "out": out}, text)
+
+
+class Scores(dict[str, Any]):
+    """One object with --json, a table for people."""
+
+    def __init__(self, values: dict[str, Any], text: str) -> None:
+        super().__init__(values)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _name(meshes: Path | None, ckpt: Path | None, refine: bool) -> str:
+    source = meshes or ckpt
+    return (source.name.split(".")[0] if source else "embedded") + (" + refine" if refine else "")
+
+
+def counts(summary: dict[str, Any]) -> str:
+    """How many rows were scored and how many were not."""
+    left = summary["rows"] - summary["scored"]
+    return f"{summary['dataset']}: {summary['scored']} of {summary['rows']} rows scored" + (
+        f", {left} left out ({summary['failed']} failed before)" if left else ""
+    )
+
+
+def recovered(dataset: Any, run: Any, *, ckpt: Path | None = None, refine: bool = False) -> Any:
+    """The meshes of a data set's people, in memory."""
+    from stages import recover as recovery
+    from stages import refine as refinement
+
+    quick = dataclasses.replace(run, shard=(0, 1), strict=False)
+    meshes = recovery.run(dataset.detections, None, recovery.Params(), quick, ckpt=ckpt)
+    if not refine:
+        return meshes
+    mode = "video" if (dataset.detections.rows["track"] >= 0).any() else "frame"
+    return refinement.run(meshes, dataset.detections, None, refinement.Params(mode=mode), quick)
+
+
+@stage_command(app, name="compare")
+def compare(
+    first: Annotated[Path, typer.Argument(help="A *.scores.h5 file.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another, of the same rows.", show_default=False)],
+) -> Any:
+    """Is the second better than the first? The difference of the means with a paired bootstrap interval (95 %).
+
+    Examples:
+
+        hmr eval compare plain.scores.h5 refined.scores.h5
+    """
+    from stages.compare import compare as stage
+    from stages.tables import TITLES
+
+    found = stage(first, second)
+    lines = [
+        f"{TITLES[name]}: {row['a']:.2f} -> {row['b']:.2f}, {row['difference']:+.2f} "
+        f"[{row['low']:+.2f}, {row['high']:+.2f}], {row['rows']} rows"
+        for name, row in found.items()
+    ]
+    return Scores(found, "\n".join(lines))
+
+
+@stage_command(app, name="table")
+def table(
+    *,
+    sets: Annotated[str, typer.Option(help="Which sets, with commas; empty: all synthetic ones.")] = "",
+    ckpt: Ckpt = None,
+    style: Style = "markdown",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("tables"),
+    run: Any,
+) -> Any:
+    """Recover, then refine, on every synthetic set: both rows of the table for each.
+
+    Examples:
+
+        hmr eval table -o tables/
+
+        hmr eval table --sets synth-oc,synth-pc --table latex
+    """
+    from stages import evaluate as stage
+    from stages import tables
+    from stages.datasets import names, open_dataset
+
+    rows = []
+    out.mkdir(parents=True, exist_ok=True)
+    for name in sets.split(",") if sets else names():
+        dataset = open_dataset(name, None, run)
+        for refine in (False, True):
+            method = f"{name}, {_name(None, ckpt, refine)}"
+            target = out / f"{name}{'-refined' if refine else ''}.scores.h5"
+            meshes = recovered(dataset, run, ckpt=ckpt, refine=refine)
+            rows.append({"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, Params(), run))})
+    text = tables.table(rows, style)
+    (out / f"table.{'tex' if style == 'latex' else 'md'}").write_text(f"{text}\n")
+    return Scores({"rows": rows, "out": out}, text)
+
+
+@stage_command(app, name="occlusion-map")
+def occlusion_map(
+    name: Name,
+    *,
+    ckpt: Ckpt = None,
+    data: Data = None,
+    grid: Annotated[int, typer.Option(help="Places along each side of the box.")] = 7,
+    size: Annotated[float, typer.Option(help="Side of the square, share of the box's longer side.")] = 0.3,
+    limit: Annotated[int, typer.Option(help="How many people, spread over the set.")] = 64,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write; the numbers go beside it as .npz.")],
+    run: Any,
+) -> Any:
+    """Where does hiding a part of the person hurt? A grey square slides over the box (PARE, PostoMETRO figure 4).
+
+    Examples:
+
+        hmr eval occlusion-map synth -o map.png
+
+        hmr eval occlusion-map 3dpw-oc --data 3DPW/ --ckpt dpmesh.safetensors --limit 200 -o map.png
+    """
+    import numpy as np
+
+    from stages.datasets import open_dataset
+    from stages.device import resolve_device
+    from stages.human.body import load_body
+    from stages.occlusion import occlusion_map as stage
+    from stages.occlusion import picture
+    from stages.people import PeopleOf
+    from stages.pictures import write_image
+    from stages.recover import Params as RecoverParams
+    from stages.recover import load
+
+    dataset = open_dataset(name, data, run)
+    model, _ = load(RecoverParams(), ckpt, resolve_device(run.device))
+    people = PeopleOf(dataset.detections, uses=model.uses, needs_images=model.needs_images)
+    rows = np.unique(np.linspace(0, dataset.detections.n_rows - 1, limit).astype(int))
+    attrs = model.group_attrs.get("smpl") or model.group_attrs.get("vertices") or {}
+    body = load_body(str(attrs.get("body_model", "embedded")).split(" ")[0])
+    found = stage(model, people, dataset, rows, grid=grid, size=size, body=body)
+    write_image(out, picture(found))
+    np.savez(out.with_suffix(".npz"), errors=found.errors, plain=found.plain, joints=np.array(found.joints))
+    worst = found.errors.mean((1, 2)) - found.plain
+    return {"out": out, "rows": found.rows, "hurt_most": found.joints[int(worst.argmax())], "by_mm": float(worst.max())}

@@ -50,6 +50,7 @@ RUN_FLAGS: dict[str, tuple[Any, Any]] = {
     "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")], False),
 }
 OUT = Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)]
+OPTIONAL_OUT = Annotated[Union[Path, None], typer.Option("--out", "-o", help="The file to write; none without.")]
 PANEL = "Shared by every stage"
 
 
@@ -60,7 +61,8 @@ def stage_command(app: typer.Typer, params_class: type | None = None, **command:
         own = inspect.signature(function, eval_str=True).parameters
         signature = [p for name, p in own.items() if name not in ("out", "params", "run", "report")]
         if "out" in own:
-            signature.append(_keyword("out", OUT, inspect.Parameter.empty))
+            optional = own["out"].default is None
+            signature.append(_keyword("out", OPTIONAL_OUT if optional else OUT, own["out"].default))
         fields = dataclasses.fields(params_class) if params_class and "params" in own else ()
         hints = typing.get_type_hints(params_class) if params_class else {}
         signature += [_keyword(f.name, _flag(f, hints[f.name]), None) for f in fields]

@@ -128,7 +128,7 @@ def print_result(result: Any, *, as_json: bool) -> None:
     if as_json:
         value = result if isinstance(result, Mapping) else {"out": result}
         print(json.dumps(value, default=str, ensure_ascii=False))
-    elif isinstance(result, Mapping):
+    elif isinstance(result, Mapping) and type(result) is dict:
         print("\n".join(f"{key}: {value}" for key, value in result.items()))
     else:
         text = str(result)

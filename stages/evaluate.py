@@ -205,4 +205,5 @@ def mean_rows(scores: Any) -> dict[str, Any]:
     summary = table.attrs.get("summary")
     if not isinstance(summary, dict):
         raise InputError(f"{table.path}: no summary")
-    return {"dataset": table.attrs.get("dataset"), "protocol": table.attrs["protocol"]["name"], **summary}
+    protocol = table.attrs["protocol"]
+    return {"dataset": table.attrs.get("dataset"), "protocol": protocol["name"], "line": protocol["line"], **summary}

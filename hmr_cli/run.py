@@ -1,0 +1,96 @@
+"""`hmr run`: the whole chain in one process. The verbs meet here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from hmr_cli.options import stage_command
+from stages.errors import UsageError
+
+app = typer.Typer()
+Pictures = Annotated[
+    Optional[list[str]], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.")
+]
+Detections = Annotated[Optional[Path], typer.Option(help="People that were found already: detect nothing.")]
+Detector = Annotated[str, typer.Option(help="As in hmr detect.")]
+Focal = Annotated[Optional[float], typer.Option(help="Focal length of all pictures in px; default: EXIF or a guess.")]
+Model = Annotated[str, typer.Option(help="As in hmr recover.")]
+Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
+Refine = Annotated[bool, typer.Option(help="Refine with the embedded pose prior.")]
+Turn = Annotated[bool, typer.Option("--turn", help="Also short videos that walk round the people.")]
+Formats = Annotated[str, typer.Option(help="What to export: glb, npz, obj, several with commas, or none.")]
+
+
+@stage_command(app)
+def run_chain(
+    inputs: Pictures = None,
+    *,
+    detections: Detections = None,
+    detector: Detector = "auto",
+    focal: Focal = None,
+    model: Model = "",
+    ckpt: Ckpt = None,
+    refine: Refine = True,
+    turn: Turn = False,
+    export: Formats = "glb",
+    out: Path,
+    run: Any,
+) -> dict[str, Any]:
+    """Photos or video in; meshes, overlays, GLB and a report out. -o names the folder to write.
+
+    The same command again resumes, or finds everything up to date.
+
+    Examples:
+
+        hmr run photo.jpg -o out/
+
+        hmr run match.mp4 -o match/ --detector vitpose --device cuda
+
+        hmr run photos/ -o out/ --ckpt dpmesh.safetensors --no-refine
+
+        hmr run --detections imported.detections.h5 -o out/ --export glb,npz
+    """
+    if run.shard != (0, 1):
+        raise UsageError("hmr run is one process", "shard the stages: hmr detect --shard 0/2 ... , hmr merge")
+    if (detections is None) == (not inputs):
+        raise UsageError("give pictures, or --detections", "hmr run photo.jpg -o out/")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"-o {out} is a file, a folder is needed")
+    out.mkdir(parents=True, exist_ok=True)
+    from stages import detect as detection
+    from stages import export as exporting
+    from stages import recover as recovery
+    from stages import view as viewing
+
+    done: dict[str, Any] = {}
+    done["detections"] = detections or detection.run(
+        inputs or [], out / "people.detections.h5", detection.Params(detector=detector, focal=focal), run
+    )
+    settings = recovery.Params(**({"model": model} if model else {}))
+    done["meshes"] = recovery.run(done["detections"], out / "people.meshes.h5", settings, run, ckpt=ckpt)
+    if refine:
+        done["refined"] = _refine(done, out, run)
+    best = done.get("refined") or done["meshes"]
+    seen = viewing.run(best, done["detections"], out, viewing.Params(turn=turn, side=True), run)
+    done |= {name: value for name, value in seen.items() if name != "folder"}
+    if export != "none":
+        written = exporting.run(
+            best, out / "models", exporting.Params(format=export), dataclasses.replace(run, force=True)
+        )
+        done["models"] = written["out"]
+    return done
+
+
+def _refine(done: dict[str, Any], out: Path, run: Any) -> Any:
+    """Along tracks where the detections have them, each row alone otherwise."""
+    from stages import refine as refinement
+    from stages.artefact import open_artefact
+
+    with open_artefact(done["detections"]) as table:
+        mode = "video" if (table.rows["track"] >= 0).any() else "frame"
+    target = out / "people.refined.meshes.h5"
+    return refinement.run(done["meshes"], done["detections"], target, refinement.Params(mode=mode), run)
