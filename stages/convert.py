@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from stages.checkpoints import Checkpoint, check_finite, find_loader, read_checkpoint, write_checkpoint
+from stages.checkpoints import Checkpoint, check_finite, find_loader, loaders, read_checkpoint, write_checkpoint
 from stages.errors import AssetError, HmrError, InputError, UsageError
-from stages.models import EXTRACTORS, RECOVERERS, REFINERS, find
+from stages.models import EXTRACTORS, RECOVERERS, REFINERS
 from stages.params import param
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,14 +76,14 @@ def describe(path: Path) -> dict[str, Any]:
         count = groups.setdefault(_top(name, checkpoint.names), [0, 0.0])
         count[0] += 1
         count[1] += tensor.numel() / 1e6
-    systems = [name for name in SYSTEMS if _class(name).recognises(checkpoint.names)]
+    systems = loaders(SYSTEMS, checkpoint)
     details, problem = _details(systems, checkpoint)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
         "sha256": checkpoint.sha256,
         "licence": checkpoint.licence,
-        "systems": systems,
+        "systems": list(systems),
         "problem": problem,
         "tensors": len(checkpoint.names),
         "millions": round(sum(t.numel() for t in checkpoint.tensors.values()) / 1e6, 2),
@@ -94,17 +94,14 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
-def _class(name: str) -> Any:
-    return find(SYSTEMS, name)
-
-
-def _details(systems: list[str], checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
+def _details(systems: dict[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
     details: dict[str, Any] = {}
     try:
         if not systems:
             find_loader(SYSTEMS, checkpoint)
-        elif hasattr(_class(systems[0]), "describe"):
-            details = {systems[0]: _class(systems[0]).describe(checkpoint)}
+        for name, loader in list(systems.items())[:1]:
+            if hasattr(loader, "describe"):
+                details = {name: loader.describe(checkpoint)}
         check_finite(checkpoint.tensors, where=checkpoint.where)
     except HmrError as error:
         return details, error.message

@@ -128,7 +128,8 @@ class DPMesh(nn.Module):
 
         `condition`: heatmaps that were made elsewhere, instead of those of `joints` and `mask`.
         """
-        latent = latent.to(self.dtype)
+        # Strides decide which kernels run, so a latent from a file must have those of a computed one.
+        latent = latent.to(self.dtype).contiguous()
         context = self.context(joints)
         if condition is None:
             condition = self.condition(joints, mask)

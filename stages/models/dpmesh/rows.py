@@ -1,7 +1,7 @@
 """DPMesh on rows of a picture: `hmr features` (DPMeshExtractor, DPMeshLatents) and `hmr recover` (DPMeshRecoverer).
 
 Keypoints decide the crop; the detector's box is not looked at. Columns of earlier artefacts are used where they are
-given: heatmaps (value, crop, xy, mask), the crop's latent, or the merged features, in which case no picture is needed.
+given: heatmaps (value, crop), the crop's latent, or the merged features, in which case no picture is needed.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ class Condition:
 
     @property
     def errors(self) -> list[str]:
-        return ["" if s else "no keypoint in the picture with a score above 0.05" for s in self.seen]
+        return [
+            "" if s else "too few keypoints in the picture with a score above 0.05 to place a crop" for s in self.seen
+        ]
 
 
 def condition_of(people: People) -> Condition:
-    """The crop from given latents or features, else from given heatmaps, else from the keypoints by DPMesh's rule."""
+    """The crop from given latents or features, else from given heatmaps, else from the keypoints by DPMesh's rule.
+
+    The crop is rounded to float32, as artefacts store it, so that each way gives the same bits.
+    """
     keypoints = heatmap.dpmesh_keypoints(people.keypoints, people.joints)
     columns = people.columns
     if PLACE in columns:
-        small = crops.scaled(np.asarray(columns[PLACE], np.float64), HEAT / CROP)
-        xy, mask = _place(keypoints, small)
-        if not np.allclose(columns.get("heatmaps/crop", small), small, rtol=1e-5, atol=1e-3, equal_nan=True):
+        crop = columns[PLACE]
+        if not np.allclose(
+            crops.scaled(columns.get("heatmaps/crop", crop * 0.125), 8), crop, 1e-5, 8e-3, equal_nan=True
+        ):
             raise ArtefactError("the heatmaps belong to other crops than the latents or features", "make both again")
     elif "heatmaps/crop" in columns:
-        small = np.asarray(columns["heatmaps/crop"], np.float64)
-        xy, mask = _place(keypoints, small)
-        if "heatmaps/xy" in columns:
-            xy = np.asarray(columns["heatmaps/xy"], np.float32)
+        crop = crops.scaled(columns["heatmaps/crop"], CROP / HEAT)
     else:
-        made = heatmap.condition(keypoints, people.size, HEAT)
-        small, xy, mask = made.affine, made.xy, made.visible
-    seen = np.isfinite(small).all((1, 2))
-    return Condition(crops.scaled(small, CROP / HEAT), np.nan_to_num(xy), mask & seen[:, None], keypoints, seen)
-
-
-def _place(keypoints: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    xy = crops.apply(affine, keypoints[..., :2].astype(np.float64)).astype(np.float32)
-    return xy, (keypoints[..., 2] > 0.05) & (xy >= 0).all(-1) & (xy < HEAT).all(-1)
+        crop = crops.scaled(heatmap.condition(keypoints, people.size, HEAT).affine, CROP / HEAT)
+    crop = np.asarray(crop, np.float32).astype(np.float64)
+    seen = np.isfinite(crop).all((1, 2))
+    xy = crops.apply(crops.scaled(crop, HEAT / CROP), keypoints[..., :2].astype(np.float64)).astype(np.float32)
+    mask = (keypoints[..., 2] > 0.05) & (xy >= 0).all(-1) & (xy < HEAT).all(-1)
+    return Condition(crop, np.nan_to_num(xy), mask & seen[:, None], keypoints, seen)
 
 
 def crop_images(images: list[np.ndarray], frame: np.ndarray, affine: np.ndarray) -> Tensor:
@@ -84,7 +84,7 @@ class _Rows:
     name = "dpmesh"
     batch_size = 4
     group_attrs: Mapping[str, Mapping[str, Any]] = {"features": {"standardised": False}}
-    uses: tuple[str, ...] = ("heatmaps/value", "heatmaps/crop", "heatmaps/xy", LATENT, PLACE)
+    uses: tuple[str, ...] = ("heatmaps/value", "heatmaps/crop", LATENT, PLACE)
 
     def __init__(self, model: Any, *, device: str = "cpu", licence: str = "unknown") -> None:
         self.model, self.device, self.licence = model.eval().to(device), device, licence

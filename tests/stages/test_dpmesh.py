@@ -1,0 +1,299 @@
+"""DPMesh on photos with a stand-in checkpoint: features, latents, cameras, conversion, damaged checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages import convert, features, heatmaps
+from stages.artefact import memory, open_artefact
+from stages.checkpoints import Checkpoint, read_checkpoint
+from stages.errors import ArtefactError, AssetError, InputError, UsageError
+from stages.human.cameras import project
+from stages.human.joints import SETS
+from stages.kinds import FAILED, OK
+from stages.models.dpmesh import DPMeshExtractor, DPMeshRecoverer, attention_maps
+from stages.models.dpmesh.network import camera_translation, focal_of
+from stages.models.dpmesh.outputs import full_translation
+from stages.models.dpmesh.start import from_stable_diffusion
+from stages.models.dpmesh.weights import load, own_names
+from stages.progress import Run
+from tests import dpmesh_standin as standin
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def tensors() -> Tensors:
+    return standin.tensors()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dpmesh")
+
+
+@pytest.fixture(scope="module")
+def published(tensors: Tensors, folder: Path) -> Path:
+    """The authors' form: flat, `module.`, every alias, one storage."""
+    path = folder / "best_ckpt.pth.tar"
+    torch.save(standin.with_aliases(tensors), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def detections(folder: Path) -> Path:
+    return standin.photos(folder)
+
+
+@pytest.fixture(scope="module")
+def recoverer(published: Path) -> DPMeshRecoverer:
+    return DPMeshRecoverer.load(read_checkpoint(published))
+
+
+@pytest.fixture(scope="module")
+def bodies(recoverer: DPMeshRecoverer, detections: Path) -> dict[str, np.ndarray]:
+    return numpy(recoverer(standin.people(detections)))
+
+
+def numpy(out: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v) for k, v in out.items() if k != "error"}
+
+
+def run(detections: Any, out: Path | None = None, batch: int = 4, **options: Any) -> Any:
+    return features.run(detections, out, run=Run(batch_size=batch, device="cpu"), root=standin.PHOTOS, **options)
+
+
+@pytest.fixture(scope="module")
+def direct(published: Path, detections: Path, folder: Path) -> Path:
+    return run(detections, folder / "direct.features.h5", ckpt=published)
+
+
+def test_features_in_memory_and_in_file_are_the_same_bits(direct: Path, published: Path, detections: Path) -> None:
+    in_memory = run(detections, ckpt=published)
+    with open_artefact(direct, "features") as file:
+        np.testing.assert_array_equal(file.read("features/dpmesh"), in_memory.read("features/dpmesh"))
+        assert file.dtype("features/dpmesh") == np.float16 and file.shape("features/dpmesh") == (2, 2048, 8, 8)
+        assert file.group_attrs("features")["extractor"] == "dpmesh"
+        assert file.attrs["model"]["name"] == "dpmesh" and len(file.attrs["model"]["sha256"]) == 64
+        assert file.read("features/dpmesh").min() >= 0
+
+
+def test_latents_stand_for_the_pictures(direct: Path, published: Path, detections: Path, folder: Path) -> None:
+    latents = run(detections, folder / "latents.features.h5", ckpt=published, params=features.Params("dpmesh-latents"))
+    again = features.run(detections, None, ckpt=published, latents=latents, root=folder / "no pictures here")
+    with open_artefact(direct) as file:
+        np.testing.assert_array_equal(file.read("features/dpmesh"), again.read("features/dpmesh"))
+
+
+def test_given_heatmaps_are_used(direct: Path, published: Path, detections: Path) -> None:
+    made = heatmaps.run(detections, None)
+    same = run(detections, ckpt=published, heatmaps=made).read("features/dpmesh").astype(np.float32)
+    with open_artefact(direct) as file:
+        own = file.read("features/dpmesh").astype(np.float32)
+    assert np.abs(same - own).max() < 2e-3 * own.max()  # heatmaps are stored in float16
+    columns = {n: made.read(n) for n in made.columns()}
+    columns["heatmaps/value"] = np.zeros_like(columns["heatmaps/value"])
+    groups = {"heatmaps": made.group_attrs("heatmaps")}
+    blank = memory("heatmaps", frames=made.frames, rows=made.rows, columns=columns, group_attrs=groups)
+    other = run(detections, ckpt=published, heatmaps=blank).read("features/dpmesh").astype(np.float32)
+    assert np.abs(other - own).max() > 0.05 * own.max()
+
+
+def test_heatmaps_of_other_crops_are_refused(published: Path, detections: Path, recoverer: DPMeshRecoverer) -> None:
+    people = standin.people(detections, [0])
+    wrong = {"features/crop": np.eye(2, 3)[None], "heatmaps/crop": np.eye(2, 3)[None]}
+    with pytest.raises(ArtefactError, match="other crops"):
+        recoverer(dataclasses.replace(people, columns=wrong))
+
+
+def test_a_person_without_keypoints_is_a_failed_row(detections: Path, published: Path) -> None:
+    with open_artefact(detections) as table:
+        columns = {n: table.read(n).copy() for n in table.columns()}
+        columns["keypoints/score"][1] = 0
+        groups = {"keypoints": table.group_attrs("keypoints")}
+        damaged = memory("detections", frames=table.frames, rows=table.rows, columns=columns, group_attrs=groups)
+        made = run(damaged, ckpt=published, batch=2)
+    assert list(made.rows["status"]) == [OK, FAILED] and "too few keypoints" in made.rows["error"][1]
+    assert np.isnan(made.read("features/dpmesh")[1:]).all() and np.isfinite(made.read("features/dpmesh")[0]).all()
+
+
+def test_rows_do_not_depend_on_the_batch(
+    recoverer: DPMeshRecoverer, bodies: dict[str, np.ndarray], detections: Path
+) -> None:
+    for rows in ([0], [1]):
+        some = numpy(recoverer(standin.people(detections, rows)))
+        for name, value in bodies.items():
+            np.testing.assert_allclose(some[name], value[rows], atol=1e-5 * max(1, np.abs(value).max()), err_msg=name)
+
+
+def test_features_artefact_gives_the_same_bodies_to_float16(
+    recoverer: DPMeshRecoverer, bodies: dict[str, np.ndarray], direct: Path, detections: Path
+) -> None:
+    with open_artefact(direct) as file:
+        columns = {n: file.read(n) for n in ("features/dpmesh", "features/crop")}
+    assert not recoverer.needs_images(frozenset(columns))
+    people = dataclasses.replace(standin.people(detections), images=[], columns=columns)
+    out = numpy(recoverer(people))
+    for name in ("smpl/body_pose", "smpl/betas", "smpl/global_orient"):
+        np.testing.assert_allclose(out[name], bodies[name], atol=5e-3, err_msg=name)
+    np.testing.assert_array_equal(out["joints/confidence"], bodies["joints/confidence"])
+
+
+def test_translation_lands_where_the_crop_says(recoverer: DPMeshRecoverer) -> None:
+    """A point in the root's plane falls on the same pixel through the crop's camera and through K."""
+    generator = torch.Generator().manual_seed(0)
+    camera, size = torch.randn(6, 3, generator=generator), torch.tensor([[640, 480]] * 6)
+    center, side = torch.rand(6, 2, generator=generator) * 400, torch.rand(6, generator=generator) * 300 + 50
+    K = torch.tensor([[900.0, 0, 300], [0, 900, 260], [0, 0, 1]]).expand(6, 3, 3)
+    focal = focal_of(size).float()
+    transl = full_translation(camera, focal, center, side, K)
+    in_crop = camera_translation(camera, focal)
+    offset = torch.tensor([0.3, -0.4, 0.0])
+    pixel = project((transl + offset)[:, None], K)[:, 0]
+    crop_pixel = (in_crop + offset)[:, :2] / in_crop[:, 2:] * focal[:, None]
+    torch.testing.assert_close(pixel, center + crop_pixel * (side / 256)[:, None], rtol=1e-4, atol=1e-2)
+
+
+def test_outputs_are_complete(bodies: dict[str, np.ndarray], recoverer: DPMeshRecoverer) -> None:
+    assert {c.name for c in recoverer.columns} == set(bodies)
+    assert all(np.isfinite(v).all() for v in bodies.values())
+    assert recoverer.group_attrs["joints"]["joints"] == list(SETS["smpl24"])
+    body = recoverer.body
+    made = body(*(torch.from_numpy(bodies[f"smpl/{n}"]) for n in ("global_orient", "body_pose", "betas", "transl")))
+    np.testing.assert_allclose(made.joints.numpy(), bodies["joints/xyz"], atol=2e-3)
+
+
+def test_attention_maps_for_the_viewer(recoverer: DPMeshRecoverer, detections: Path) -> None:
+    found = attention_maps(recoverer, standin.people(detections, [0, 1]))
+    assert found["attn16"].shape == (2, 30, 16, 16) and found["images"].shape == (2, 256, 256, 3)
+    np.testing.assert_allclose(found["attn16"].sum(1), 1, atol=1e-5)
+    assert found["images"].std() > 10
+
+
+# ---- checkpoints
+
+
+def forms(published: Path, folder: Path) -> dict[str, Path]:
+    made = {}
+    for name, params in {
+        "separate": convert.Params(),
+        "folded": convert.Params(fold=True),
+        "bf16": convert.Params(fold=True, dtype="bfloat16"),
+    }.items():
+        made[name] = convert.convert(published, folder / f"{name}.safetensors", params)
+    return made
+
+
+def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshRecoverer, detections: Path) -> None:
+    people = standin.people(detections, [1])
+    wanted = numpy(recoverer(people))
+    for name, path in forms(published, folder).items():
+        checkpoint = read_checkpoint(path)
+        assert "OpenRAIL" in checkpoint.licence and checkpoint.metadata["source_sha256"]
+        assert not [t for t in checkpoint.tensors.values() if 6890 in t.shape or 13776 in t.shape]
+        assert path.stat().st_size < published.stat().st_size * (0.55 if name == "bf16" else 0.95)
+        loaded = DPMeshRecoverer.load(checkpoint, body=recoverer.body)
+        out = numpy(loaded(people))
+        if name == "bf16":  # the stand-in's body is metres wide
+            assert np.abs(out["joints/xyz"] - wanted["joints/xyz"]).mean() < 0.05
+            continue
+        for key, value in wanted.items():
+            # Not the same bits: where weights lie in the file decides how they are aligned in memory.
+            np.testing.assert_allclose(out[key], value, atol=1e-5 * max(1, np.abs(value).max()), err_msg=key)
+    assert convert.convert(published, folder / "folded.safetensors", convert.Params(fold=True)).exists()
+    with pytest.raises(InputError, match="made from another file or otherwise"):
+        convert.convert(published, folder / "folded.safetensors", convert.Params())
+    with pytest.raises(UsageError, match="int8"):
+        convert.convert(published, folder / "x.safetensors", convert.Params(dtype="int8"))
+
+
+def test_checkpoint_is_described(published: Path) -> None:
+    found = convert.describe(published)
+    assert found["systems"][0] == "dpmesh" and found["problem"] == "" and found["tensors"] > 1648
+    assert found["dpmesh"]["lora"] == "rank 64, 144 layers" and found["dpmesh"]["architecture"]["width"] == 64
+    assert "th_v_template" in found["dpmesh"]["smpl_arrays"]
+
+
+def test_lora_stays_trainable(tensors: Tensors, recoverer: DPMeshRecoverer) -> None:
+    model, _ = load(Checkpoint(Path("x"), tensors, {}), fold=False)
+    args = torch.randn(1, 4, 32, 32), torch.rand(1, 30, 2) * 32, torch.rand(1, 30) > 0.5
+    apart = model.features(*args)["merged"]
+    with torch.no_grad():
+        folded = recoverer.model.features(*args)["merged"]
+    torch.testing.assert_close(apart, folded, rtol=1e-4, atol=2e-5 * float(folded.max()))
+    apart.sum().backward()
+    gradients = [p.grad for n, p in model.unet.named_parameters() if "lora" in n]
+    # 16 blocks x 9 layers x 2 matrices; keys of a decoder's last maps need no gradient only if nothing followed them.
+    assert len(gradients) == 288 and sum(g is not None and bool(g.abs().max() > 0) for g in gradients) >= 280
+    assert {n for n in own_names(model) if n.startswith("unet.")} >= {"unet.conv_in.weight"}
+
+
+def broken(tensors: Tensors, how: str) -> Tensors:
+    made = dict(tensors)
+    if how == "missing":
+        del made["module.conv2d_to_3d.weight"]
+    elif how == "missing in the UNet":
+        del made["module.backbone.sd_model.model.diffusion_model.input_blocks.4.0.in_layers.2.weight"]
+    elif how == "half a LoRA pair":
+        name = "transformer_blocks.0.attn1.to_q.lora_up.weight"
+        del made[f"module.backbone.sd_model.model.diffusion_model.input_blocks.1.1.{name}"]
+    elif how == "unexpected":
+        made["module.surprise.weight"] = torch.zeros(1)
+    elif how == "unexpected in the UNet":
+        made["module.backbone.sd_model.model.diffusion_model.label_emb.0.0.weight"] = torch.zeros(1)
+    elif how == "misshaped":
+        made["module.kp_lifting.weight"] = torch.zeros(768, 3)
+    elif how == "NaN":
+        made["module.kp_lifting.weight"] = torch.full((768, 2), float("nan"))
+    elif how == "copies differ":
+        name = "model.diffusion_model.time_embed.0.weight"
+        made[f"module.backbone.unet.unet.{name}"] = made[f"module.backbone.sd_model.{name}"] + 1
+    elif how == "foreign":
+        made = {"net.weight": torch.zeros(3)}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    {
+        "missing": "1 missing .regressor.conv2d_to_3d.weight",
+        "missing in the UNet": "1 missing .unet.down_blocks.1",
+        "half a LoRA pair": "LoRA pair of unet.down_blocks.0",
+        "unexpected": "1 unexpected .surprise.weight",
+        "unexpected in the UNet": "no place in Stable Diffusion",
+        "misshaped": "768 x 3 for 768 x 2",
+        "NaN": "NaN or infinite weights: prompt.weight",
+        "copies differ": "copies of .*time_embed.0.weight differ",
+        "foreign": "lacks unet.conv_in.weight",
+    }.items(),
+)
+def test_broken_checkpoint_is_named(tensors: Tensors, how: str, words: str) -> None:
+    with pytest.raises(AssetError, match=words) as caught:
+        DPMeshExtractor.load(Checkpoint(Path("x.pth"), broken(tensors, how), {}))
+    assert "\n" not in caught.value.message and caught.value.hint
+
+
+def test_without_a_checkpoint_it_says_where_to_get_one() -> None:
+    with pytest.raises(AssetError, match="no weights of its own"):
+        DPMeshExtractor.load(None)
+
+
+def test_starts_from_a_single_ldm_file(tensors: Tensors, tmp_path: Path) -> None:
+    prefix = "module.backbone.sd_model."
+    plain = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix) and ".lora_" not in n}
+    plain = {n.replace(".linear.", "."): t for n, t in plain.items()}
+    plain["control_model.input_blocks.0.0.weight"] = plain["control_model.input_blocks.0.0.weight"][:, :4].clone()
+    plain["control_model.input_hint_block.0.weight"] = torch.zeros(16, 3, 3, 3)
+    torch.save({"state_dict": plain, "global_step": 1}, tmp_path / "sd.ckpt")
+    model = from_stable_diffusion(tmp_path / "sd.ckpt", tmp_path / "sd.ckpt", rank=2)
+    own = own_names(model)
+    first = "transformer_blocks.0.attn1.to_q"
+    name = f"module.backbone.sd_model.model.diffusion_model.input_blocks.1.1.{first}.linear.weight"
+    assert torch.equal(own[f"unet.down_blocks.0.attentions.0.{first}.weight"], tensors[name])
+    assert torch.equal(own["controlnet.controlnet_mid_block.bias"], plain["control_model.middle_block_out.0.bias"])
