@@ -184,7 +184,6 @@ ASSETS: dict[str, Asset] = {
         used_by="hmr detect --detector rtmpose",
         licence="Apache-2.0",
         source=f"{_ZOO}yolox_m_8xb8-300e_humanart-c2c7a14a.zip and {_ZOO}{_POSE}",
-        mend=f"unzip end2end.onnx of both archives ({_ZOO}yolox_m_8xb8-300e_humanart-c2c7a14a.zip, {_ZOO}{_POSE}) as "
-        "detector.onnx and pose.onnx into the folder rtmpose of the cache, or name their folder: --detector-path",
+        mend="put detector.onnx and pose.onnx there, or name their folder by --detector-path; see docs/detectors.md",
     ),
 }

@@ -11,8 +11,8 @@ been. The published pipeline finds one person per picture. To find several:
    agree; of people with similar keypoints (OKS) the best one stays.
 
 A joint's score is the probability that a COCO annotator would have marked it, and within OKS 0.5 of where we do: a
-logistic function of the visibility and of how far the joint moved between the passes, fitted on the 458 joints of the
-27 people found in 16 annotated COCO photos (area under the curve 0.79; visibility alone 0.61, and overconfident).
+logistic function of the visibility and of how far the joint moved between the passes, fitted on the 476 joints of the
+28 people found in 16 annotated COCO photos (area under the curve 0.79; visibility alone 0.61, and overconfident).
 """
 
 from __future__ import annotations
