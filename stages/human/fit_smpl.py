@@ -15,6 +15,8 @@ from torch import Tensor
 from stages.human.body import Body
 from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
+EVERY = 4  # a quarter of the vertices tells the same: neighbours move alike
+
 
 @dataclasses.dataclass
 class Fit:
@@ -29,14 +31,15 @@ class Fit:
 
 
 @torch.no_grad()
-def fit_smpl(body: Body, vertices: Tensor, steps: int = 8, shape_weight: float = 1e-8, damping: float = 1e-7) -> Fit:
+def fit_smpl(body: Body, vertices: Tensor, steps: int = 6, shape_weight: float = 1e-8, damping: float = 1e-7) -> Fit:
     """Fit the body to vertices (n, V, 3) of its own topology, in metres.
 
     `shape_weight` (m^2 per vertex and unit of beta squared) keeps betas small where the mesh does not tell; `damping`
     (m^2 a vertex) steadies parts that few vertices see.
     """
-    model = _Model(body)
     vertices = vertices.to(body.dtype)
+    model = _Model(body, torch.arange(0, vertices.shape[1], EVERY, device=body.device))
+    every, vertices = vertices, vertices[:, model.which]
     n, count = len(vertices), vertices.shape[1]
     betas = vertices.new_zeros(n, body.num_betas)
     turns = model.procrustes(vertices, betas, None)
@@ -60,7 +63,7 @@ def fit_smpl(body: Body, vertices: Tensor, steps: int = 8, shape_weight: float =
     local = model.local(turns)
     axis_angle = matrix_to_axis_angle(local)
     fitted = body.forward_rotmat(axis_angle_to_matrix(axis_angle), betas, transl).vertices
-    return Fit(axis_angle[:, 0], axis_angle[:, 1:], betas, transl, (fitted - vertices).norm(dim=-1).mean(1))
+    return Fit(axis_angle[:, 0], axis_angle[:, 1:], betas, transl, (fitted - every).norm(dim=-1).mean(1))
 
 
 def _solve(
@@ -99,15 +102,16 @@ def _solve(
 
 
 class _Model:
-    """Linear blend skinning in global rotations (n, 24, 3, 3), with what its derivatives need."""
+    """Linear blend skinning of the vertices `which` in global rotations (n, 24, 3, 3), and its derivatives."""
 
-    def __init__(self, body: Body) -> None:
-        self.body, self.parents = body, body.parents
+    def __init__(self, body: Body, which: Tensor) -> None:
+        self.body, self.parents, self.which = body, body.parents, which
+        self.weights, self.shapedirs = body.weights[which], body.shapedirs[which]
         joints = len(self.parents)
         below = torch.eye(joints, dtype=body.dtype, device=body.device)  # below[j, k]: k is j or hangs on it
         for k in reversed(range(1, joints)):
             below[self.parents[k]] += below[k]
-        self.carried = body.weights @ below.T  # V, 24: the weight of a joint with all that hangs on it
+        self.carried = self.weights @ below.T  # V, 24: the weight of a joint with all that hangs on it
 
     def local(self, turns: Tensor) -> Tensor:
         """Rotations relative to the parent."""
@@ -117,11 +121,11 @@ class _Model:
     def rest(self, turns: Tensor | None, betas: Tensor) -> Tensor:
         """Vertices before skinning (n, V, 3), pose blend shapes included once there is a pose."""
         eye = torch.eye(3, dtype=betas.dtype, device=betas.device).expand(len(betas), 24, 3, 3)
-        return self.body._posed_rest(eye if turns is None else self.local(turns), betas, None)
+        return self.body._posed_rest(eye if turns is None else self.local(turns), betas, self.which)
 
     def pose(self, turns: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vertices (n, V, 3), arms (n, 24, V, 3) and derivatives by the betas (n, V, 3, B)."""
-        body, weights = self.body, self.body.weights
+        body = self.body
         rest, joints = self.rest(turns, betas), body.rest_joints(betas)
         placed, placed_dirs = [joints[:, 0]], [body.joint_dirs[0].expand(len(betas), -1, -1)]
         for j in range(1, len(self.parents)):
@@ -130,14 +134,16 @@ class _Model:
             placed.append(placed[p] + (up @ (joints[:, j] - joints[:, p])[..., None])[..., 0])
             placed_dirs.append(placed_dirs[p] + up @ (body.joint_dirs[j] - body.joint_dirs[p]))
         at, at_dirs = torch.stack(placed, 1), torch.stack(placed_dirs, 1)
-        blend = (weights @ turns.flatten(2)).unflatten(2, (3, 3))  # n, V, 3, 3
         shift = at - (turns @ joints[..., None])[..., 0]
-        vertices = (blend @ rest[..., None])[..., 0] + weights @ shift
         shift_dirs = at_dirs - turns @ body.joint_dirs
-        shapes = blend @ body.shapedirs + (weights @ shift_dirs.flatten(2)).unflatten(2, (3, -1))
+        blend = (self.weights @ turns.flatten(2)).unflatten(2, (3, 3))  # n, V, 3, 3
+        vertices = (blend * rest[:, :, None]).sum(-1) + self.weights @ shift
+        shapes = (self.weights @ shift_dirs.flatten(2)).unflatten(2, (3, -1))
+        for b in range(3):  # 3 x 3 by 3 x 10 for every vertex: too small for a matrix product
+            shapes = shapes + blend[..., b, None] * self.shapedirs[:, None, b]
         # A joint's turn carries its own share of a vertex about the joint, and whole limbs below it.
-        own = torch.einsum("njab,nvb->njva", turns, rest) - (turns @ joints[..., None]).transpose(2, 3)
-        arms = weights.T[..., None] * own
+        arms = rest[:, None] @ turns.transpose(2, 3)
+        arms = (arms - (turns @ joints[..., None]).transpose(2, 3)) * self.weights.T[..., None]
         for j in range(1, len(self.parents)):
             p = self.parents[j]
             arms[:, p] += self.carried[:, j, None] * (at[:, j] - at[:, p])[:, None]
@@ -145,12 +151,13 @@ class _Model:
 
     def procrustes(self, vertices: Tensor, betas: Tensor, turns: Tensor | None) -> Tensor:
         """Global rotations (n, 24, 3, 3): each joint's best turn of the vertices that it moves, by their weights."""
-        weights = self.body.weights.square()  # what a joint moves alone says most
+        weights = self.weights.square()  # what a joint moves alone says most
         rest = self.rest(turns, betas)
         total = weights.sum(0)[:, None]
         source = weights.T @ rest / total
         target = weights.T @ vertices / total
-        covariance = torch.einsum("vj,nva,nvb->njab", weights, vertices, rest)
+        products = (vertices[..., :, None] * rest[..., None, :]).flatten(2)
+        covariance = (weights.T @ products).unflatten(2, (3, 3))
         covariance = covariance - total[..., None] * target[..., None] * source[..., None, :]
         u, _, vh = torch.linalg.svd(covariance)
         sign = torch.linalg.det(u @ vh)
