@@ -42,6 +42,7 @@ class Body(nn.Module):
     weights: Tensor
     faces: Tensor
     joint_template: Tensor
+    landmark_rows: Tensor
     joint_dirs: Tensor
 
     def __init__(self, *, parents: Sequence[int], name: str, topology: str, gender: str, licence: str) -> None:
@@ -97,7 +98,7 @@ class Body(nn.Module):
         body.register_buffer(
             "joint_dirs", torch.einsum("jv,vcb->jcb", body.J_regressor.double(), body.shapedirs.double()).to(dtype)
         )
-        rows = []
+        rows: list[np.ndarray] = []
         for key, value in (landmarks or {}).items():
             value = np.asarray(value)
             row = np.eye(1, len(body.v_template), int(value))[0] if value.ndim == 0 else value

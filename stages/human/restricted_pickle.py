@@ -83,7 +83,7 @@ def _scalar(dtype: np.dtype, value: bytes = b"") -> Any:
     return np.frombuffer(value.encode("latin1") if isinstance(value, str) else value, dtype)[0]
 
 
-def _frombuffer(buffer: Any, dtype: np.dtype, shape: Any, order: str = "C") -> np.ndarray:
+def _frombuffer(buffer: Any, dtype: np.dtype, shape: Any, order: Any = "C") -> np.ndarray:
     return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
 
 

@@ -164,8 +164,8 @@ def decimate(
             touched = set().union(*({b} | mesh.ring(b) for _, b in pairs))
             for i in sorted({min(i, int(mirror[i])) for i in touched}):
                 push(i)
-        kept = np.array([i for i in range(len(vertices)) if mesh.around[i]])
+        left = np.array([i for i in range(len(vertices)) if mesh.around[i]])
         place = np.full(len(vertices), -1)
-        place[kept] = np.arange(len(kept))
-        out.append((kept, place[np.array([f for f in mesh.face if f])]))
+        place[left] = np.arange(len(left))
+        out.append((left, place[np.array([f for f in mesh.face if f])]))
     return out
