@@ -50,7 +50,7 @@ class Scene:
     def add_mesh(self, vertices: Tensor, name: str, colour: np.ndarray) -> None:
         """A mesh without skeleton: vertices (V, 3) in the camera frame."""
         mesh = self._mesh(vertices.cpu() @ FLIP.T, name, colour, {})
-        self._root(gl.Node(name=name, mesh=mesh))
+        self._root(gl.Node(name=f"{name}_body", mesh=mesh))
 
     def add_person(self, moved: Motion, name: str, colour: np.ndarray, *, bind: str = "pose") -> None:
         """A skinned person; with an animation when there is more than one moment (then bind is "t")."""
@@ -69,14 +69,16 @@ class Scene:
             vertices = body.forward_rotmat(still, betas.to(body.device)).vertices[0].cpu()
             globals_ = torch.eye(4).repeat(24, 1, 1)
             globals_[:, :3, 3] = rest
-        joints = self._skeleton(rotmat[0], root[0], rest, name)
+        joints = self._skeleton(rotmat[0], root[0], rest)
         inverse = torch.linalg.inv(globals_.double()).float()
         inverse[:, 3] = torch.tensor([0.0, 0.0, 0.0, 1.0])
         # glTF stores matrices by columns.
         matrices = self._accessor(inverse.transpose(1, 2).reshape(24, 16).numpy(), gl.MAT4)
         self.gltf.skins.append(gl.Skin(name=name, joints=joints, skeleton=joints[0], inverseBindMatrices=matrices))
         mesh = self._mesh(vertices, name, colour, _skin_attributes(body.weights.cpu().numpy()))
-        self._root(gl.Node(name=name, mesh=mesh, skin=len(self.gltf.skins) - 1))
+        # A parent of their own for each person's bones and mesh: Blender makes one armature of what shares a parent.
+        self.gltf.nodes.append(gl.Node(name=f"{name}_body", mesh=mesh, skin=len(self.gltf.skins) - 1))
+        self._root(gl.Node(name=name, children=[joints[0], len(self.gltf.nodes) - 1]))
         if len(moved.time) > 1:
             self._animate(joints, rotmat, root, moved.time, name)
 
@@ -89,13 +91,12 @@ class Scene:
 
     # ---- its pieces
 
-    def _root(self, node: gl.Node) -> int:
+    def _root(self, node: gl.Node) -> None:
         self.gltf.nodes.append(node)
         self.gltf.scenes[0].nodes.append(len(self.gltf.nodes) - 1)
-        return len(self.gltf.nodes) - 1
 
-    def _skeleton(self, rotmat: Tensor, root: Tensor, rest: Tensor, name: str) -> list[int]:
-        """24 joint nodes in the pose; the first is a root of the scene. Returns their numbers."""
+    def _skeleton(self, rotmat: Tensor, root: Tensor, rest: Tensor) -> list[int]:
+        """24 joint nodes in the pose, the pelvis still without a parent. Returns their numbers."""
         quaternion = roma.rotmat_to_unitquat(rotmat)
         numbers: list[int] = []
         for j, parent in enumerate(self.body.parents):
@@ -103,13 +104,10 @@ class Scene:
             node = gl.Node(
                 name=self.body.joint_names[j], translation=at.tolist(), rotation=quaternion[j].tolist(), children=[]
             )
-            if parent < 0:
-                numbers.append(self._root(node))
-            else:
-                self.gltf.nodes.append(node)
-                numbers.append(len(self.gltf.nodes) - 1)
+            self.gltf.nodes.append(node)
+            numbers.append(len(self.gltf.nodes) - 1)
+            if parent >= 0:
                 self.gltf.nodes[numbers[parent]].children.append(numbers[j])
-        self.gltf.nodes[numbers[0]].extras = {"person": name}
         return numbers
 
     def _animate(self, joints: list[int], rotmat: Tensor, root: Tensor, time: np.ndarray, name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stages.progress import Job, Run, run_whole
+from stages.schema import find_column
 from tests.cli.runner import hmr
 from tests.stages.test_view import people
 
@@ -22,23 +23,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         groups = {g: table.group_attrs(g) for g in ("keypoints", "smpl", "joints") if table.group_attrs(g)}
         job = Job(
             stage="import", kind=table.kind, params={}, inputs={}, group_attrs=groups, attrs={"root": "."},
-            columns=tuple(Column_of(table, c) for c in table.columns()),
+            columns=tuple(find_column(table.kind, c) for c in table.columns()),
         )  # fmt: skip
         run_whole(job, lambda table=table: table, folder / name, Run())
     return folder
 
 
-def Column_of(table, name: str):
-    from stages.schema import find_column
-
-    return find_column(table.kind, name)
-
-
 def test_heatmaps_view_and_export(folder: Path) -> None:
     made = hmr("heatmaps", "d.h5", "-o", "h.h5", cwd=folder)
     assert (made.returncode, made.stdout) == (0, "h.h5\n"), made.stderr
-    again = hmr("heatmaps", "d.h5", "-o", "h.h5", cwd=folder)
-    assert again.returncode == 0 and "up to date" in again.stderr
 
     made = hmr("view", "m.h5", "--detections", "d.h5", "-o", "pictures", "--device", "cpu", "--json", cwd=folder)
     assert made.returncode == 0, made.stderr
@@ -52,11 +45,9 @@ def test_heatmaps_view_and_export(folder: Path) -> None:
 
 def test_mistakes_are_one_line(folder: Path) -> None:
     for args, code, says in (
-        (["view", "h.h5", "-o", "x"], 3, "no such file"),
-        (["export", "d.h5", "-o", "x"], 3, "d.h5 holds detections"),
         (["export", "m.h5", "-o", "one.glb"], 2, "2 files"),
-        (["view", "m.h5", "-o", "x", "--root", "elsewhere"], 3, "is not below elsewhere"),
+        (["view", "m.h5", "-o", "x", "--root", "elsewhere", "--device", "cpu"], 3, "is not below elsewhere"),
     ):
-        made = hmr(*[a.replace("h.h5", "gone.h5") for a in args], cwd=folder)
+        made = hmr(*args, cwd=folder)
         assert made.returncode == code and says in made.stderr, made.stderr
         assert len(made.stderr.strip().splitlines()) == 1 and not made.stdout

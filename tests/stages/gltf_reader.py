@@ -40,7 +40,7 @@ class Gltf:
         return np.frombuffer(self.bin, dtype, count, start).reshape(accessor["count"], width)
 
     def named(self, name: str) -> dict[str, Any]:
-        return next(n for n in self.nodes if n.get("name") == name and "mesh" in n)
+        return next(n for n in self.nodes if n.get("name") == f"{name}_body")
 
     def primitive(self, name: str) -> dict[str, Any]:
         return self.json["meshes"][self.named(name)["mesh"]]["primitives"][0]

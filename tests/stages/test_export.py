@@ -50,7 +50,7 @@ def test_photo_glb_opens_in_trimesh_with_the_posed_vertices(tmp_path: Path) -> N
     expected = MeshRows(table).vertices(np.arange(3)).numpy() * TO_GLTF
     assert len(scene.geometry) == 3
     for row in range(3):
-        transform, geometry = scene.graph[f"person{row}"]
+        transform, geometry = scene.graph[f"person{row}_body"]
         mesh = scene.geometry[geometry]
         np.testing.assert_allclose(trimesh.transform_points(mesh.vertices, transform), expected[row], atol=TENTH)
         np.testing.assert_array_equal(mesh.faces, load_body().faces.numpy())
@@ -104,6 +104,10 @@ def test_video_glb_is_animated_and_right_at_every_keyframe(tmp_path: Path) -> No
                 np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-5)
                 assert (np.sum(values[1:] * values[:-1], 1) > 0).all()
     assert len(trimesh.load(path).geometry) == 2
+    # Nobody shares a parent with another's bones, or Blender makes one armature of both.
+    roots = [gltf.nodes[n] for n in gltf.json["scenes"][0]["nodes"]]
+    assert [r["name"] for r in roots] == ["camera", "track5", "track9"]
+    assert all(len(r["children"]) == 2 for r in roots[1:])
 
 
 def test_camera_of_the_glb_sees_what_the_photo_shows(tmp_path: Path) -> None:
