@@ -7,12 +7,14 @@ map. A detector of its own, and PostoMETRO's source of pose tokens. Names are th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.checkpoints import check_keys
 from stages.models.hrnet import BasicBlock
 from stages.models.swin_v2 import DEPTHS, SwinV2
 
@@ -45,7 +47,7 @@ class PCT(nn.Module):
         return self.keypoint_head(self.backbone(images))
 
     def pose(self, images: Tensor, flip: bool = False) -> tuple[Tensor, Tensor]:
-        """Keypoints (n, 17, 2) in crop pixels and a score (n,): the mean over tokens, since PCT does not rank joints.
+        """Keypoints (n, 17, 2) in crop pixels and the tokens' mean probability (n,): PCT does not rank joints.
 
         `flip` averages with the decoded pose of the mirrored crop, as in the published accuracies.
         """
@@ -54,7 +56,7 @@ class PCT(nn.Module):
         if flip:
             mirrored = self.keypoint_head.tokenizer.decode(self(images.flip(-1)).soft)
             xy = (xy + unmirror(mirrored, images.shape[-1])) / 2
-        return xy, found.scores.mean(dim=(1, 2))
+        return xy, found.peak.mean(dim=1)
 
 
 # COCO's 17 keypoints with left and right exchanged.
@@ -211,3 +213,39 @@ def read_layout(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> tupl
 
 # Names of PCT files that a network here does not hold: computed buffers, and the Swin that guided the tokenizer.
 UNUSED = ("relative_coords_table", "relative_position_index", "extra_backbone.")
+
+# Wrappers and parallel prefixes that occur in these projects' code.
+PREFIXES = ("state_dict.", "model_state_dict.", "model.", "module.")
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def is_pct(names: Iterable[str]) -> bool:
+    """Whether tensor names are those of PCT's pose model (Swin and classifier)."""
+    return {"backbone.patch_embed.proj.weight", "keypoint_head.cls_pred_layer.weight"} <= {unwrapped(n) for n in names}
+
+
+def unwrapped(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def load_pct(tensors: Mapping[str, Tensor], where: str = "the checkpoint") -> PCT:
+    """PCT's pose model from unwrapped tensors."""
+    with torch.device("meta"):
+        network = PCT(*read_layout({name: tuple(t.shape) for name, t in tensors.items()}))
+    return fill(network, tensors, where, ["optimizer."])
+
+
+def fill(network: Network, tensors: Mapping[str, Tensor], where: str, unused: Iterable[str] = ()) -> Network:
+    """Put tensors into a network made on the "meta" device, without a copy. Names must fit but for what is unused."""
+    wanted = network.state_dict()
+    skip = tuple(unused)
+    used = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(skip) and not any(part in name for part in UNUSED)
+    }
+    check_keys(wanted, used, where=where)
+    network.load_state_dict(used, assign=True)
+    return network.eval()

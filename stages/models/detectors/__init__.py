@@ -19,6 +19,7 @@ DETECTORS: dict[str, str] = {
     "vitpose": "stages.models.detectors.vitpose:VitPose",
     "rtmpose": "stages.models.detectors.rtmpose:RtmPose",
     "mmpose": "stages.models.detectors.mmpose:MMPose",
+    "pct": "stages.models.detectors.pct:PctPose",
 }
 # RT-DETR + ViTPose is the most accurate, but takes about 10 s a photo on one CPU thread.
 AUTO_GPU = ("vitpose", "rtmpose", "blazepose")

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stages.checkpoints import check_keys
 from stages.errors import AssetError
 from stages.models import pct
 from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.models.resnet import SEQUENCE_NAMES
 
-# Wrappers and parallel prefixes that occur in these projects' code.
-PREFIXES = ("state_dict.", "model_state_dict.", "model.", "module.")
 SIZES = {1: "S", 2: "M", 3: "L"}
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +43,9 @@ def swin_size(width: int) -> str:
 
 def is_mesh_network(names: Iterable[str], pose_tokens: bool) -> bool:
     """Whether tensor names (wrappers and all) are PostoMETRO's (`pose_tokens`) or FastMETRO's."""
-    bare = {unwrapped(name) for name in names}
+    bare = {pct.unwrapped(name) for name in names}
     body = {"cam_token_embed.weight", "vertex_token_embed.weight", "xyz_regressor.weight"} <= bare
     return body and ("dim_reduce_enc_pct.weight" in bare) == pose_tokens
-
-
-def is_pct(names: Iterable[str]) -> bool:
-    """Whether tensor names are those of PCT's pose model (Swin and classifier)."""
-    return {"backbone.patch_embed.proj.weight", "keypoint_head.cls_pred_layer.weight"} <= {unwrapped(n) for n in names}
-
-
-def unwrapped(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
 
 
 def read_layout(shapes: Mapping[str, tuple[int, ...]], where: str = "the checkpoint") -> Layout:
@@ -104,14 +88,7 @@ def load_mesh_network(tensors: Mapping[str, Tensor], where: str = "the checkpoin
     unused = ["backbone.final_layer."] if layout.backbone == "hrnet_w48" else ["backbone.classifier."]
     if layout.backbone == "hrnet_w48":
         unused += [f"backbone.stage4.2.fuse_layers.{k}." for k in range(3)]
-    return fill(bare_network(layout, where), tensors, where, unused), layout
-
-
-def load_pct(tensors: Mapping[str, Tensor], where: str = "the checkpoint") -> pct.PCT:
-    """PCT's pose model from unwrapped tensors."""
-    with torch.device("meta"):
-        network = pct.PCT(*pct.read_layout({name: tuple(t.shape) for name, t in tensors.items()}))
-    return fill(network, tensors, where, ["optimizer."])
+    return pct.fill(bare_network(layout, where), tensors, where, unused), layout
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,17 +102,3 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts[1] = SEQUENCE_NAMES.get(parts[1], parts[1])
         result[".".join(parts)] = tensor
     return result
-
-
-def fill(network: Network, tensors: Mapping[str, Tensor], where: str, unused: Iterable[str] = ()) -> Network:
-    """Put tensors into a network made on the "meta" device, without a copy. Names must fit but for what is unused."""
-    wanted = network.state_dict()
-    skip = tuple(unused)
-    used = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-        if not name.startswith(skip) and not any(part in name for part in pct.UNUSED)
-    }
-    check_keys(wanted, used, where=where)
-    network.load_state_dict(used, assign=True)
-    return network.eval()

@@ -16,7 +16,7 @@ from stages.errors import AssetError
 from stages.human import cameras, crops, mesh_levels
 from stages.human.fit_smpl import fit_smpl
 from stages.human.joints import SETS
-from stages.models import People
+from stages.models import People, pct
 from stages.models.pct import PCT, TOKENS, WIDTH, PoseTokens
 from stages.models.postometro import loading
 from stages.models.postometro.network import FastMetro, Mesh, PostoMetro
@@ -68,7 +68,7 @@ class _MeshRecoverer:
                 f"{cls.__name__.removesuffix('Recoverer')} has no weights of its own in hmr",
                 "give a checkpoint by --ckpt; docs/postometro.md says what is published and how to train one",
             )
-        network, layout = loading.load_mesh_network(checkpoint.without(*loading.PREFIXES), checkpoint.where)
+        network, layout = loading.load_mesh_network(checkpoint.without(*pct.PREFIXES), checkpoint.where)
         body = body or load_body("embedded")
         levels = mesh_levels.of_body(body)
         if levels.counts[1:] != layout.counts:
@@ -156,15 +156,15 @@ class PctExtractor:
 
     @classmethod
     def recognises(cls, names: frozenset[str]) -> bool:
-        return loading.is_pct(names) or loading.is_mesh_network(names, pose_tokens=True)
+        return pct.is_pct(names) or loading.is_mesh_network(names, pose_tokens=True)
 
     @classmethod
     def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> PctExtractor:
         if checkpoint is None:
             raise AssetError("PCT has no weights of its own in hmr", "give a PostoMETRO or PCT file by --ckpt")
-        tensors = checkpoint.without(*loading.PREFIXES)
+        tensors = checkpoint.without(*pct.PREFIXES)
         inner = {name.removeprefix("pct."): t for name, t in tensors.items() if name.startswith("pct.")}
-        return cls(loading.load_pct(inner or tensors, checkpoint.where), device)
+        return cls(pct.load_pct(inner or tensors, checkpoint.where), device)
 
     def needs_images(self, given: frozenset[str]) -> bool:
         return True

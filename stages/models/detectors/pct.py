@@ -1,0 +1,98 @@
+"""PCT as a detector of joints: 17 COCO keypoints of a given box, robust where joints hide each other.
+
+Geng et al., "Human Pose as Compositional Tokens", CVPR 2023. The file is a pose model of the authors' zoo (base, large
+or huge: the size is read off the file); no mmpose is needed. People come from elsewhere: `needs_boxes`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.checkpoints import read_checkpoint
+from stages.errors import AssetError
+from stages.human import crops
+from stages.human.joints import SETS
+from stages.models import pct
+from stages.models.detectors import Found, hash_files
+from stages.models.resnet import fold_batch_norms
+
+SIDE = 256
+PADDING = 1.12  # of the box, by mmpose's top-down rule, in PCT's published evaluation
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+
+class PctPose:
+    """See the module. `flip` averages with the mirrored crop, as the published accuracies do, at twice the time."""
+
+    name = "pct"
+    licence = "PCT weights: see their authors"
+    joints = SETS["coco17"]
+    score_definition = "mean probability of PCT's 34 pose tokens, the same for all joints of a person"
+    min_score = 0.5
+    batch_size = 8
+    needs_boxes = True
+    flip = True
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self.device = path, device
+        self.sha256 = hash_files(path)
+        self._network: pct.PCT | None = None
+
+    @classmethod
+    def missing(cls, path: Path | None) -> str:
+        if path is None or not path.is_file():
+            return "--detector-path with a pose model of PCT's zoo (pct_swin_base.pth, large or huge)"
+        return ""
+
+    @classmethod
+    def load(cls, path: Path | None, *, device: str) -> PctPose:
+        """Raises AssetError when there is no such file."""
+        if mend := cls.missing(path):
+            raise AssetError("detector pct is not ready on this machine", mend)
+        assert path
+        return cls(path, device)
+
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+        if boxes is None:
+            raise AssetError("detector pct finds no people, only their joints", "give it boxes: --boxes FILE")
+        found = [Found(b, np.full(len(b), np.nan), np.full((len(b), 17, 3), np.nan)) for b in map(np.asarray, boxes)]
+        frame = np.repeat(np.arange(len(found)), [len(each) for each in found])
+        box = np.concatenate([each.box for each in found]).astype(float) if len(frame) else np.zeros((0, 4))
+        fine = np.flatnonzero(np.isfinite(box).all(1) & (box[:, 2:] > box[:, :2]).all(1))
+        keypoints = np.full((len(box), 17, 3), np.nan)
+        for start in range(0, len(fine), self.batch_size):
+            some = fine[start : start + self.batch_size]
+            keypoints[some] = self.keypoints(images, box[some], frame[some])
+        for k, each in enumerate(found):
+            each.keypoints = keypoints[frame == k]
+        return found
+
+    @torch.no_grad()
+    def keypoints(self, images: list[np.ndarray], box: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        """Keypoints (n, 17, 3) of boxes (n, 4) in the pictures `frame` (n,), in picture pixels."""
+        affine = crops.mmpose_affine(box, (SIDE, SIDE), PADDING)
+        patches = crops.warp(images, frame, affine, SIDE)
+        tensor = torch.from_numpy((patches - MEAN) / STD).permute(0, 3, 1, 2).float().contiguous()
+        xy, sure = self.network().pose(tensor.to(self.device), self.flip)
+        place = crops.apply(crops.invert(affine), xy.double().cpu().numpy())
+        return np.concatenate(
+            [place, np.broadcast_to(sure.double().cpu().numpy()[:, None, None], (len(box), 17, 1))], 2
+        )
+
+    def network(self) -> pct.PCT:
+        if self._network is None:
+            checkpoint = read_checkpoint(self.path)
+            tensors = checkpoint.without(*pct.PREFIXES)
+            if not pct.is_pct(tensors):
+                raise AssetError(
+                    f"{checkpoint.where} is no pose model of PCT", "tokenizers and backbones alone find no joints"
+                )
+            network = pct.load_pct(tensors, checkpoint.where)
+            fold_batch_norms(network.keypoint_head)
+            network.backbone.prepare()
+            self._network = network.to(self.device)
+        return self._network
