@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hmr_cli.options import stage_command
-from stages.import_ import Params
-from stages.import_meshes import Params as MeshParams
+from stages.import_ import MeshParams, Params
 
 app = typer.Typer(no_args_is_help=True)
 Images = Annotated[Path | None, typer.Option(help="Folder of the pictures.", show_default=False)]

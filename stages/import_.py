@@ -41,6 +41,15 @@ class Params:
     size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells")
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshParams:
+    """What a file of bodies does not say (stages/import_meshes.py; here, because that module needs torch)."""
+
+    body: str = param("smpl", "Body model the parameters are for; it must have been added, or be embedded.")
+    focal: float = param(5000.0, "Focal length of the predicting program (HMR 2.0, SPIN, PHALP: 5000).", unit="px")
+    size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells.")
+
+
 @dataclasses.dataclass
 class Person:
     """box (4,) xyxy px · keypoints (J, 3) x, y, score."""

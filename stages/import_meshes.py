@@ -26,21 +26,12 @@ from stages.export_npz import from_amass
 from stages.human import cameras
 from stages.human.body import load_body
 from stages.human.rotations import matrix_to_axis_angle
+from stages.import_ import MeshParams as Params
 from stages.import_ import parse_size
 from stages.kinds import K_DEFAULT, K_USER
-from stages.params import param
 from stages.pictures import read_picture
 from stages.progress import Job, Run, run_whole
 from stages.restricted_pickle import read_data
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """What the file does not say."""
-
-    body: str = param("smpl", "Body model the parameters are for; it must have been added, or be embedded.")
-    focal: float = param(5000.0, "Focal length of the predicting program (HMR 2.0, SPIN, PHALP: 5000).", unit="px")
-    size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells.")
 
 
 @dataclasses.dataclass
