@@ -110,7 +110,7 @@ def _panel(annotated: Any) -> Any:
 def _flag(field: dataclasses.Field[Any], kind: Any) -> Any:
     """The option for one Params field. The flag's own default is None: only what was typed overrides --params-from."""
     members = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-    bare = Union[tuple(m for m in members if m is not type(None))]
+    bare: Any = Union[tuple(m for m in members if m is not type(None))]
     if typing.get_origin(bare) is tuple:
         bare = list[typing.get_args(bare)[0]]  # type: ignore[misc]
     default = field.default if field.default is not dataclasses.MISSING else ""

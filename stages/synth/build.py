@@ -64,7 +64,10 @@ def run(name: str, out: Path, params: Params, run: Any) -> Path:
 
     spec = spec_of(name)
     count = min(params.pictures or spec.pictures, spec.pictures)
-    groups = {"keypoints": {"joints": list(get("coco17")), **GROUP_ATTRS["keypoints"]}, "extra": GROUP_ATTRS["extra"]}
+    groups: dict[str, dict[str, Any]] = {
+        "keypoints": {"joints": list(get("coco17")), **GROUP_ATTRS["keypoints"]},
+        "extra": GROUP_ATTRS["extra"],
+    }
     job = Job(
         stage="synth",
         kind="detections",
@@ -76,7 +79,7 @@ def run(name: str, out: Path, params: Params, run: Any) -> Path:
         batch_size=8,
     )
     folder = Path(out).parent / name
-    return Path(run_frames(job, count, lambda: _maker(spec, folder, params), out, run))
+    return run_frames(job, count, lambda: _maker(spec, folder, params), out, run)  # type: ignore[return-value]
 
 
 def _maker(spec: SynthSet, folder: Path, params: Params) -> Any:

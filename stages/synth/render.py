@@ -80,7 +80,8 @@ def _thing(kind: str, size: np.ndarray, centre: np.ndarray, turn: np.ndarray) ->
     steps = np.linspace(-1, 1, 9)
     u, v = (g.ravel() for g in np.meshgrid(steps, steps, indexing="ij"))
     quad = np.array([[i * 9 + j, i * 9 + j + 9, i * 9 + j + 10, i * 9 + j + 1] for i in range(8) for j in range(8)])
-    vertices, faces = [], []
+    vertices: list[np.ndarray] = []
+    faces: list[np.ndarray] = []
     for axis in range(3):
         for side in (-1.0, 1.0):
             points = np.empty((len(u), 3))
