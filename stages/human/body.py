@@ -292,8 +292,12 @@ def _levels(parents: Sequence[int]) -> list[tuple[list[int], list[int]]]:
 def _skin(weights: Tensor, transforms: Tensor, rest: Tensor) -> Tensor:
     """Linear blend skinning: weights (V, 24), transforms (n, 24, 3, 4), rest (n or 1, V, 3) -> (n, V, 3)."""
     n = len(transforms)
-    blended = (weights @ transforms.reshape(n, weights.shape[1], 12)).reshape(n, len(weights), 3, 4)
-    return (blended[..., :3] * rest[..., None, :]).sum(-1) + blended[..., 3]
+    # The four columns apart: half the time of a (3, 4) product per vertex.
+    blended = (weights @ transforms.transpose(2, 3).reshape(n, 24, 12)).reshape(n, len(weights), 4, 3)
+    out = blended[:, :, 3]
+    for c in range(3):
+        out = torch.addcmul(out, blended[:, :, c], rest[..., c : c + 1])
+    return out
 
 
 @functools.lru_cache(maxsize=8)
