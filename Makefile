@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 PHOTO  ?=
 FIXTURES ?= ../shared/parity
-MOCAP  ?= ../shared/testdata/mocap/mocap_smpl24.npz
+SHARED ?= ../shared
 export OMP_NUM_THREADS ?= 1
 PY  := .venv/bin/python
 HMR := .venv/bin/hmr
@@ -45,7 +45,7 @@ lint: setup
 	$(PY) -m mypy
 
 accuracy: setup
-	$(PY) -m benchmarks.accuracy --mocap $(MOCAP)
+	$(PY) -m benchmarks.accuracy --shared $(SHARED)
 
 # Recover, then refine, on every synthetic set: both rows of the table.
 table: setup

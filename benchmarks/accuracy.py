@@ -1,6 +1,6 @@
 """How exact the embedded recoverer is: motion capture that it never saw, seen by known cameras, and annotated photos.
 
-    python benchmarks/accuracy.py [--shared ../shared] [--ckpt FILE] [--json]      (make accuracy)
+    python -m benchmarks.accuracy [--shared ../shared] [--ckpt FILE] [--json]      (make accuracy)
 
 Motion capture (../shared/testdata/mocap): CMU subject 14 and all of HDM05 (another laboratory), an even choice of
 frames. Camera, noise and shapes: yaw even, pitch 7 +- 14 and roll +- 5 degrees (normal), 2 to 12 m (even), the person
@@ -184,8 +184,8 @@ def photos(model: EmbeddedRecoverer, shared: Path) -> dict[str, Any]:
     off = np.linalg.norm(drawn - given["keypoints"][..., :2], axis=-1)
     labelled, visible = given["keypoints"][..., 2] > 0, given["keypoints"][..., 2] == 1
     spread = np.where(labelled[..., None], given["keypoints"][..., :2], np.nan)
-    with np.errstate(all="ignore"):
-        own = (np.nanmax(spread, 1, initial=-1e9) - np.nanmin(spread, 1, initial=1e9)).max(1)
+    with np.errstate(invalid="ignore"):
+        own = (np.nanmax(spread, 1, initial=-1e9) - np.nanmin(spread, 1, initial=1e9)).max(1).clip(1)
     side = (given["box"][:, 2:] - given["box"][:, :2]).max(1)
     nine, eight = works & (count >= 9), works & (count >= 8)
     half = own[:, None] / 2

@@ -135,7 +135,7 @@ class Trainer:
             keep = min(0.998, (1 + age) / (10 + age))
             current = list(self.network.state_dict().values())
             torch._foreach_lerp_(list(self.mean.values()), current, 1 - keep)
-        self.losses.append(float(total))
+        self.losses.append(total.item())
 
     def status(self, watched: PoseBank) -> str:
         """One line on how the training stands."""
