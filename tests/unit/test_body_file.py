@@ -40,6 +40,12 @@ def test_plain_and_chumpy_pickles_give_the_same_arrays(tmp_path, content, protoc
     assert plain["about"]["topology"] == "smpl" and len(plain["about"]["source_sha256"]) == 64
 
 
+def test_the_name_of_the_file_does_not_matter(tmp_path):
+    for name in ("body.pkl", "body"):
+        (tmp_path / name).write_bytes(body_file.EMBEDDED.read_bytes())
+        assert body_file.read_arrays(tmp_path / name)["about"]["topology"] == "hmr-body-1"
+
+
 def test_unknown_chumpy_node_is_refused_by_name(tmp_path, content):
     data = body_files.chumpy_like(content, 2).replace(b"chumpy.reordering\nSelect", b"chumpy.reordering\nTensor")
     (tmp_path / "x.pkl").write_bytes(data)
