@@ -20,6 +20,7 @@ from stages.kinds import FAILED, OK
 from stages.models.dpmesh import DPMeshExtractor, DPMeshRecoverer, attention_maps
 from stages.models.dpmesh.network import camera_translation, focal_of
 from stages.models.dpmesh.outputs import full_translation
+from stages.models.dpmesh.rows import condition_of
 from stages.models.dpmesh.start import from_stable_diffusion
 from stages.models.dpmesh.weights import load, own_names
 from stages.progress import Run
@@ -190,6 +191,7 @@ def forms(published: Path, folder: Path) -> dict[str, Path]:
     return made
 
 
+@torch.no_grad()
 def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshRecoverer, detections: Path) -> None:
     people = standin.people(detections, [1])
     wanted = numpy(recoverer(people))
@@ -200,8 +202,9 @@ def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshR
         assert path.stat().st_size < published.stat().st_size * (0.55 if name == "bf16" else 0.95)
         loaded = DPMeshRecoverer.load(checkpoint, body=recoverer.body)
         out = numpy(loaded(people))
-        if name == "bf16":  # the stand-in's body is metres wide
-            assert np.abs(out["joints/xyz"] - wanted["joints/xyz"]).mean() < 0.05
+        if name == "bf16":  # bodies of random weights are not close: compare what the networks see
+            mine, own = (r.diffusion(people, condition_of(people))["merged"].float() for r in (loaded, recoverer))
+            assert float((mine - own).norm() / own.norm()) < 0.05
             continue
         for key, value in wanted.items():
             # Not the same bits: where weights lie in the file decides how they are aligned in memory.

@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers import ControlNetModel, UNet2DConditionModel
     from diffusers.models.autoencoders.vae import Encoder
+    from diffusers.models.resnet import ResnetBlock2D
 
 TIMESTEP = 1
 GROUPS = 32
@@ -58,7 +59,7 @@ def make_unet(width: int = 320, prompt_width: int = 768) -> UNet2DConditionModel
     for block in mapped_blocks(unet):
         block.attn1.set_processor(KeepMaps())
         block.attn2.set_processor(KeepMaps())
-    return unet
+    return _with_active_time(unet)
 
 
 def make_controlnet(width: int = 320, prompt_width: int = 768, channels: int = 34) -> ControlNetModel:
@@ -71,6 +72,14 @@ def make_controlnet(width: int = 320, prompt_width: int = 768, channels: int = 3
         norm_num_groups=GROUPS,
     )
     net.controlnet_cond_embedding = None
+    return _with_active_time(net)
+
+
+def _with_active_time(net: Any) -> Any:
+    """Blocks expect the time embedding after its SiLU: `time_embedding` does that once for all of them."""
+    for module in net.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.skip_time_act = True
     return net
 
 
@@ -153,9 +162,9 @@ def unet_taps(
 
 
 def time_embedding(net: Any, x: Tensor) -> Tensor:
-    """The embedding (1, 4 width) of timestep 1; every sample has the same, so it is computed once and broadcast."""
+    """The activated embedding (1, 4 width) of timestep 1: the same for every sample and block, computed once."""
     step = torch.full((1,), TIMESTEP, device=x.device)
-    return net.time_embedding(net.time_proj(step).to(x.dtype))
+    return F.silu(net.time_embedding(net.time_proj(step).to(x.dtype)))
 
 
 def _down(block: Any, x: Tensor, time: Tensor, context: Tensor, maps: Any) -> tuple[Tensor, list[Tensor]]:

@@ -87,7 +87,9 @@ class _Rows:
     uses: tuple[str, ...] = ("heatmaps/value", "heatmaps/crop", LATENT, PLACE)
 
     def __init__(self, model: Any, *, device: str = "cpu", licence: str = "unknown") -> None:
-        self.model, self.device, self.licence = model.eval().to(device), device, licence
+        from stages.models.dpmesh.fast import prepare
+
+        self.model, self.device, self.licence = prepare(model.eval().to(device)), device, licence
         self.batch_size = 4 if device == "cpu" else 64
 
     @classmethod

@@ -1,0 +1,85 @@
+"""The same network, faster on a CPU: weights in the order in which oneDNN wants them, activations in place.
+
+PyTorch reorders the weights of a convolution or linear layer at every call. Where the picture is small (8 x 8, 4 x 4)
+that costs as much as the multiplication; here it is done once, at the first call, and the original order is let go.
+A fresh tensor of 33 MB costs more than the SiLU that fills it, hence in place. docs/dpmesh.md has the measurements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BATCH = 4  # the batch that weights are ordered for; others give the same numbers
+
+
+class PackedConv2d(nn.Module):
+    """nn.Conv2d for inference with weights in oneDNN's order."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv: nn.Conv2d | None = conv
+        self.bias = conv.bias
+        self.geometry = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            assert self.conv is not None
+            size = [BATCH, *x.shape[1:]]
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight, *self.geometry, size)
+            self.conv = None
+        padding, stride, dilation, groups = self.geometry
+        args = (self.packed, self.bias, padding, stride, dilation, groups, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, *args)
+
+
+class PackedLinear(nn.Module):
+    """nn.Linear for inference with weights in oneDNN's order."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear: nn.Linear | None = linear
+        self.bias = linear.bias
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            assert self.linear is not None
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.linear.weight, BATCH * x.numel() // x.shape[-1])
+            self.linear = None
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def available() -> bool:
+    """Whether this PyTorch has oneDNN and its weight-packing operators (they are not public and may move)."""
+    needed = ("_reorder_convolution_weight", "_convolution_pointwise", "_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in needed)
+
+
+def prepare(model: Any) -> Any:
+    """A DPMesh on the CPU made ready for inference only, in place; elsewhere, and without oneDNN, it stays as it is.
+
+    Gradients no longer flow through the diffusion networks, and their weights can no longer be read back.
+    """
+    if model.dtype != torch.float32 or model.unet.device.type != "cpu" or not available():
+        return model
+    for part in (model.vae, model.unet, model.controlnet):
+        if part is not None:
+            _replace(part)
+    return model
+
+
+def _replace(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        # Exact types: PEFT's wrappers and diffusers' subclasses do more than multiply.
+        if type(child) is nn.Conv2d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
+            setattr(module, name, PackedConv2d(child))
+        elif type(child) is nn.Linear:
+            setattr(module, name, PackedLinear(child))
+        elif type(child) is nn.SiLU:
+            setattr(module, name, nn.SiLU(inplace=True))
+        else:
+            _replace(child)
