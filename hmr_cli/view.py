@@ -35,4 +35,5 @@ def view(table: Table, *, detections: Detections = None, out: Path, params: Para
     """
     from stages import view as stage
 
-    return stage.run_files(table, detections, out, params, run)
+    made = stage.run_files(table, detections, out, params, run)
+    return {key: len(value) if isinstance(value, list) else value for key, value in made.items()}
