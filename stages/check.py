@@ -36,9 +36,7 @@ def check(artefact: Artefact) -> None:
     ok = rows["status"] == OK
     if not np.isfinite(rows["box"][ok]).all():
         raise ArtefactError(f"{where}: /rows/box of row {_first(ok & ~np.isfinite(rows['box']).all(1))} is not finite")
-    for i in np.unique(rows["frame"][ok]):
-        if wrong := camera_fault(frames["K"][i], frames["size"][i]):
-            raise ArtefactError(f"{where}: /frames/K of frame {i} ({frames['name'][i]}): {wrong}")
+    check_cameras(artefact)
     stored = artefact.attrs.get("rows_fingerprint")
     if stored and stored != (now := rows_fingerprint(frames, rows)):
         raise ArtefactError(f"{where}: rows_fingerprint says {stored[:12]}, the rows give {now[:12]}")
@@ -64,15 +62,27 @@ def _first(mask: np.ndarray) -> int:
     return int(np.flatnonzero(mask)[0])
 
 
-def camera_fault(K: np.ndarray, size: np.ndarray) -> str:
-    """What is wrong with intrinsics K (3, 3) of a picture of `size` (width, height), '' for nothing."""
-    if not np.isfinite(K).all():
-        return "not finite"
-    if K[0, 0] <= 0 or K[1, 1] <= 0 or abs(np.linalg.det(K)) < 1e-9 or not np.array_equal(K[2], (0, 0, 1)):
-        return f"not a camera: {K.tolist()}"
-    if not (-0.5 <= K[0, 2] <= size[0] and -0.5 <= K[1, 2] <= size[1]):
-        return f"the principal point {K[0, 2]:g}, {K[1, 2]:g} lies outside the picture (crop pixels by mistake?)"
-    return ""
+def check_cameras(artefact: Artefact) -> None:
+    """Raise ArtefactError naming the frame unless every frame with a row that is ok has a usable K: finite, focal
+    lengths above 0, last row 0 0 1, and the principal point inside the picture (else it may be in crop pixels)."""
+    rows, frames = artefact.rows, artefact.frames
+    used = np.unique(rows["frame"][rows["status"] == OK])
+    K, size = frames["K"][used], frames["size"][used]
+    centre = K[:, :2, 2]
+    faults = {
+        "not finite": ~np.isfinite(K).all((1, 2)),
+        "not a camera": (K[:, 0, 0] <= 0) | (K[:, 1, 1] <= 0) | (K[:, 1, 0] != 0) | (K[:, 2] != (0, 0, 1)).any(1),
+        "the principal point lies outside the picture (crop pixels by mistake?)": (
+            (centre < -0.5) | (centre > size)
+        ).any(1),
+    }
+    for fault, mask in faults.items():
+        if mask.any():
+            i = int(used[_first(mask)])
+            raise ArtefactError(
+                f"{artefact.path or 'the table'}: /frames/K of frame {i} ({frames['name'][i]}): {fault}: "
+                + " ".join(f"{v:g}" for v in frames["K"][i].ravel())
+            )
 
 
 def summary(artefact: Artefact) -> dict[str, Any]:

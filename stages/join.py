@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -157,11 +158,14 @@ def join_on_disk(parts: Parts, header: Mapping[str, Any], finish: Finish | None)
 
 def write_table(path: Path, attrs: Mapping[str, Any], group_attrs: Mapping[str, Any], plan: Plan) -> None:
     """A whole artefact at `path`, not yet synced or renamed."""
-    with Writer(path, reserve=plan.bytes_needed()) as writer:
-        writer.attrs({**attrs, "rows_fingerprint": rows_fingerprint(*_split(plan.tables))}, group_attrs)
-        for name, values in plan.tables.items():
-            writer.put(name, values)
-        plan.fill(writer.alloc)
+    try:
+        with Writer(path, reserve=plan.bytes_needed()) as writer:
+            writer.attrs({**attrs, "rows_fingerprint": rows_fingerprint(*_split(plan.tables))}, group_attrs)
+            for name, values in plan.tables.items():
+                writer.put(name, values)
+            plan.fill(writer.alloc)
+    except RuntimeError as error:  # HDF5's word for a write that failed
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def _split(tables: Mapping[str, np.ndarray]) -> tuple[Tables, Tables]:

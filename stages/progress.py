@@ -20,6 +20,7 @@ import numpy as np
 
 from stages.artefact import Artefact, open_artefact
 from stages.batches import Tables, attempt, columns_of, store
+from stages.check import check_cameras
 from stages.disk import check_space
 from stages.errors import ArtefactError, InputError, Interrupted, RowsFailed, UsageError
 from stages.job import SILENT, Job, Report, Run, check_rows_agree, differences, estimate, make_header
@@ -45,6 +46,7 @@ def run_rows(job: Job, load: Callable[[], Compute], out: Path | None, run: Run) 
     """
     source: Artefact = next(iter(job.inputs.values()))
     check_rows_agree({role: value for role, value in job.inputs.items() if isinstance(value, Artefact)})
+    check_cameras(source)
     tables = {f"frames/{n}": v for n, v in source.frames.items()}
     tables |= {f"rows/{n}": v for n, v in source.rows.items()}
     header = make_header(job, "rows", source.n_rows, job.part_rows or PART_ROWS, out, source.rows_fingerprint)
@@ -116,8 +118,12 @@ def _drive(
             raise UsageError("shards need a file to meet in", "give -o")
         compute = load() if n_parts(header) else None
         made = []
+        run.report.start(job.stage, int(header["n"]), unit=_unit(header))
         for part in range(n_parts(header)):
-            made.append(work(*part_range(header, part), compute, batch))
+            start, stop = part_range(header, part)
+            made.append(work(start, stop, compute, batch))
+            run.report.advance(stop - start)
+        run.report.finish()
         return verdict(join_in_memory(_used(header, batch, job, run), tables, made, job.finish), run)
     out, parts = Path(out), Parts(Path(out))
     check_out(job, out)

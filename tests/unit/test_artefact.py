@@ -174,9 +174,7 @@ def test_check_finds_what_opening_cannot(tmp_path: Path, path: str, value: objec
 
 
 def test_principal_point_in_crop_pixels_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ArtefactError, match=r"/frames/K of frame 1 \(1.jpg\): the principal point 900, 239.5 lies outside"
-    ):
+    with pytest.raises(ArtefactError, match=r"/frames/K of frame 1 \(1.jpg\): the principal point lies outside"):
         check_file(broken(tmp_path, "frames/K", 900.0, (1, 0, 2)))
     (tmp_path / "a.h5").unlink()
     with pytest.raises(ArtefactError, match=r"/frames/K of frame 2 \(2.jpg\): not a camera"):

@@ -352,6 +352,16 @@ def test_inputs_with_other_rows_are_refused_with_the_first_difference() -> None:
         run_rows(short, never, None, Run())
 
 
+def test_cameras_that_cannot_be_are_named_before_the_model_is_loaded() -> None:
+    frames = dict(TABLE.frames)
+    frames["K"] = frames["K"].copy()
+    frames["K"][7, 0, 0] = -800
+    columns = {n: TABLE.read(n) for n in TABLE.columns()}
+    table = memory("detections", frames=frames, rows=TABLE.rows, columns=columns, group_attrs={"keypoints": COCO})
+    with pytest.raises(ArtefactError, match=r"/frames/K of frame 7 \(7\.jpg\): not a camera: -800 0"):
+        run_rows(recover_job(table), never, None, Run())
+
+
 def test_clocks_do_not_matter(tmp_path: Path) -> None:
     out = tmp_path / "a.h5"
     load, _ = counted(TABLE, 300, ValueError())
