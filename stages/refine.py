@@ -86,6 +86,12 @@ def run(
         params.body or str(attrs.get("body_model", "embedded")).split(" ")[0], str(attrs.get("gender", "neutral"))
     )
     checkpoint = _weights(ckpt)
+    kind = ScoreHmrRefiner.conditioned_on(checkpoint) if params.method == "score" else ""
+    if kind and not (features and tables["features"].has(f"features/{kind}")):
+        raise AssetError(
+            f"{checkpoint.where} is conditioned on {kind} features, and none are given",
+            f"hmr features DETECTIONS --model {kind} --ckpt FILE -o F.h5, then --features F.h5",
+        )
     model = None
     if params.method == "score":
         model = {"name": "scorehmr", "sha256": checkpoint.sha256, "licence": checkpoint.licence}

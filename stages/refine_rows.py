@@ -15,7 +15,7 @@ import torch
 
 from stages.artefact import Artefact, memory
 from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS, Column
-from stages.errors import AssetError, InputError
+from stages.errors import InputError
 from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle, slerp
 from stages.kinds import K_DEFAULT, OK
 from stages.models.scorehmr.points import evidence
@@ -239,11 +239,7 @@ class Rows:
         kind = self.refiner.condition
         if not kind or self.params.method == "fit":
             return None
-        if self.features is None or not self.features.has(f"features/{kind}"):
-            raise AssetError(
-                f"this checkpoint is conditioned on {kind} features, and none are given",
-                f"hmr features DETECTIONS --model {kind} --ckpt FILE -o F.h5, then --features F.h5",
-            )
+        assert self.features is not None
         values = self.features.read(f"features/{kind}", unit.before).astype(np.float32)
         if (unit.row < 0).any():
             after = self.features.read(f"features/{kind}", unit.after)

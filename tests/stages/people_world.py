@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from stages.artefact import Artefact, memory
 from stages.human import cameras, joints
 from stages.human.body import load_body
 from stages.human.rotations import about, axis_angle_to_matrix, matrix_to_axis_angle
+from stages.kinds import KINDS
+from stages.progress import Job, Run, run_whole
 
 SIZE = np.array([640, 480])
 
@@ -148,3 +151,12 @@ def walk(
         track=np.tile(np.arange(tracks), len(keep)),
         frames=frames,
     )
+
+
+def save(table: Artefact, path: Path) -> Path:
+    """The table as a file."""
+    columns = tuple(c for c in KINDS[table.kind].columns if table.has(c.name))
+    groups = {g: table.group_attrs(g) for g in ("smpl", "keypoints") if table.group_attrs(g)}
+    job = Job(stage="test", kind=table.kind, params=None, inputs={}, columns=columns, group_attrs=groups)
+    run_whole(job, lambda: table, path, Run())
+    return path

@@ -112,18 +112,29 @@ class KeypointTerm:
         rest = self.rest if betas is None else self.chain.rest(betas)
         points = self.chain.forward(x, rest).points
         for _ in range(rounds):
-            self.transl = self._solved(points)
+            A, b = self._normal_equations(points)
+            # A pinch of the present translation keeps badly conditioned depth (two points on a line of sight).
+            damp = 1e-6 * A.diagonal(dim1=1, dim2=2).amax(1, keepdim=True).clamp_min(1e-12)
+            now = self.transl.t().double()
+            found = torch.linalg.solve(A + torch.diag_embed(damp.expand(-1, 3)), b + damp * now)
+            good = ((self.trust[:, 0] > 0).sum(0) >= 2) & torch.isfinite(found).all(1) & (found[:, 2] > 0.2)
+            self.transl = torch.where(good[:, None], found, now).t().to(self.transl.dtype).contiguous()
 
-    def _solved(self, points: Tensor) -> Tensor:
-        """focal (X + tx) = (u - c) (Z + tz) for both axes: linear in the translation. Normal equations per person."""
-        placed = points + self.transl
+    def information(self, x: Tensor) -> Tensor:
+        """How firmly the points hold the translation: the normal matrix (n, 3, 3) at the present one."""
+        return self._normal_equations(self.chain.forward(x, self.rest).points)[0]
+
+    def _normal_equations(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """focal (X + tx) = (u - c) (Z + tz) for both axes is linear in the translation: A (n, 3, 3), b (n, 3)."""
+        # Depth is the difference of large numbers, so this small system is made and solved in double precision.
+        points, transl, f = points.double(), self.transl.double(), self.focal.double()
+        placed = points + transl
         depth = placed[:, 2:].clamp_min(0.05)
-        error = placed[:, :2] / depth * self.focal + (self.center - self.xy)
+        ray = self.xy.double() - self.center
+        error = placed[:, :2] / depth * f - ray
         bent = self.sigma2 / (self.sigma2 + error.square())
         w = self.trust * bent.square() / depth.square()  # (K, 2, n): pixels, not metres, are weighted
-        ray = self.xy - self.center
-        right = ray * points[:, 2:] - self.focal * points[:, :2]
-        f = self.focal
+        right = ray * points[:, 2:] - f * points[:, :2]
         A = placed.new_zeros(placed.shape[-1], 3, 3)
         wx, wy = w[:, 0], w[:, 1]
         A[:, 0, 0], A[:, 1, 1] = (wx.sum(0) * f[0] ** 2), (wy.sum(0) * f[1] ** 2)
@@ -133,11 +144,4 @@ class KeypointTerm:
         b = torch.stack(
             [f[0] * (wx * right[:, 0]).sum(0), f[1] * (wy * right[:, 1]).sum(0), -(w * ray * right).sum((0, 1))], -1
         )
-        # A pinch of the present translation keeps badly conditioned depth (two points on a line of sight) where it is.
-        size = A.diagonal(dim1=1, dim2=2).amax(1).clamp_min(1e-12)
-        damp = 1e-6 * size[:, None]
-        now = self.transl.t()
-        A = A + torch.diag_embed(damp.expand(-1, 3))
-        found = torch.linalg.solve(A.double(), (b + damp * now).double()).to(now.dtype)
-        good = ((self.trust[:, 0] > 0).sum(0) >= 2) & torch.isfinite(found).all(1) & (found[:, 2] > 0.2)
-        return torch.where(good[:, None], found, now).t().contiguous()
+        return A, b

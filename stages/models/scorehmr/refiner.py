@@ -32,6 +32,7 @@ from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
 from stages.models.scorehmr.keypoints import KeypointTerm, Observed
 from stages.models.scorehmr.loop import Codec, Plan, refine
 from stages.models.scorehmr.points import HIPS, chain_of
+from stages.models.scorehmr.travel import smooth_translations
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "prior.safetensors"
 REFERENCE_FOCAL = 5000.0  # px, of the published checkpoints, whatever the picture
@@ -117,6 +118,12 @@ class ScoreHmrRefiner:
         return f"{PREFIX}final_mlp.weight" in names or {"mean", "std", "final_mlp.weight"} <= names
 
     @classmethod
+    def conditioned_on(cls, checkpoint: Checkpoint) -> str:
+        """Which features the weights need: "pare", "prohmr" or none ("")."""
+        norm = checkpoint.tensors.get(f"{PREFIX}blocks.0.block.layer_norm1.weight")
+        return "" if norm is None else "prohmr" if len(norm) == 144 + 2048 else "pare"
+
+    @classmethod
     def load(
         cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body, stats: str = ""
     ) -> ScoreHmrRefiner:
@@ -144,7 +151,7 @@ class ScoreHmrRefiner:
         net = Denoiser(size, 0 if betas is None else len(betas) - 10)
         check_keys(net.state_dict(), weights, where=checkpoint.where)
         net.load_state_dict(weights)
-        kind = "prohmr" if size == 2048 else "pare"
+        kind = cls.conditioned_on(checkpoint)
         codec = Codec() if betas is None else _betas_codec(checkpoint)
         made = cls(net, body, codec, kind, Statistics.find(kind, checkpoint.path, stats), device)
         return made
@@ -167,7 +174,7 @@ class ScoreHmrRefiner:
     def preset(self, name: str) -> Settings:
         """`paper` (step 2), `fast` (step 10), or `default`: what suits the weights."""
         step = {"paper": 2, "fast": 10}.get(name, 2 if self.published else 10)
-        return Settings(Plan(step=step), w_keypoints=0.003 if self.published else 30.0)
+        return Settings(Plan(step=step), w_keypoints=0.003 if self.published else 1000.0)
 
     # ---- running
 
@@ -196,6 +203,8 @@ class ScoreHmrRefiner:
             transl = scene.transl if out.transl is None else out.transl
         betas = seen.betas if betas is None else betas
         transl = self._back_to_scene(x0, betas, transl, scene, seen)
+        if seen.linked is not None and guidance.keypoints is not None and not self.published:
+            transl = smooth_translations(guidance.keypoints.information(x0), transl, seen.linked)
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
         return Result(rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1))
 

@@ -1,0 +1,91 @@
+"""`hmr refine` through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.artefact import open_artefact
+from stages.models.scorehmr.denoiser import Denoiser
+from stages.models.scorehmr.refiner import EMBEDDED
+from tests.cli.runner import hmr
+from tests.stages.people_world import crowd, save
+
+pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
+
+
+def test_refine_and_its_errors(tmp_path: Path) -> None:
+    world = crowd(6)
+    meshes, detections = (
+        save(world.meshes, tmp_path / "a.meshes.h5"),
+        save(world.detections, tmp_path / "a.detections.h5"),
+    )
+    out = tmp_path / "b.meshes.h5"
+    command = ("refine", meshes, "--detections", detections, "-o", out, "--loops", "2", "--quiet")
+    done = hmr(*command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out) and done.stderr == ""
+    with open_artefact(out, "meshes") as table:
+        assert table.n_rows == 6 and table.read("extra/error_after").mean() < table.read("extra/error_before").mean()
+        assert table.attrs["model"]["sha256"] and table.attrs["params"]["loops"] == 2
+    for flags, code, word in (
+        (("--mode", "sideways"), 2, "mode"),
+        (("--ckpt", tmp_path / "none.pt"), 4, "none.pt"),
+        (("--loops", "3"), 3, "force"),  # another target is there
+    ):
+        wrong = hmr(*command, *flags)
+        assert wrong.returncode == code, wrong.stderr
+        assert word in wrong.stderr and len(wrong.stderr.strip().splitlines()) <= 3
+
+
+def test_published_weights_want_their_features(tmp_path: Path) -> None:
+    """A checkpoint as published (stand-in weights) is recognised; without features, one line says what is missing."""
+    torch.manual_seed(0)
+    weights = {f"ema_model.model.{k}": v for k, v in Denoiser().state_dict().items()}
+    torch.save({"step": 1, "ema": weights}, tmp_path / "model-100.pt")
+    width = (128 + 64) * 24
+    stats = {"pose_feats": 3072, "cam_shape_feats": 1536}
+    np.savez(
+        tmp_path / "pare_feat_stats.npz",
+        **{f"{k}_mean": np.zeros(n) for k, n in stats.items()},
+        **{f"{k}_std": np.ones(n) for k, n in stats.items()},
+    )
+    world = crowd(4)
+    meshes, detections = (
+        save(world.meshes, tmp_path / "a.meshes.h5"),
+        save(world.detections, tmp_path / "a.detections.h5"),
+    )
+    command = (
+        "refine",
+        meshes,
+        "--detections",
+        detections,
+        "--ckpt",
+        tmp_path / "model-100.pt",
+        "--preset",
+        "fast",
+        "--loops",
+        "1",
+    )
+    bare = hmr(*command, "-o", tmp_path / "b.meshes.h5")
+    assert bare.returncode == 4 and "pare features" in bare.stderr
+
+    from stages.artefact import memory
+    from stages.columns import Column
+    from stages.progress import Job, Run, run_whole
+
+    d = world.detections
+    column = Column("features/pare", "f4", ("R", width))
+    table = memory(
+        "features", frames=d.frames, rows=d.rows, columns={"features/pare": np.zeros((4, width), np.float32)}
+    )
+    job = Job(stage="test", kind="features", params=None, inputs={}, columns=(column,), group_attrs={"features": {}})
+    run_whole(job, lambda: table, tmp_path / "a.features.h5", Run())
+    done = hmr(*command, "--features", tmp_path / "a.features.h5", "-o", tmp_path / "b.meshes.h5")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "pare_feat_stats.npz").unlink()
+    lost = hmr(*command, "--features", tmp_path / "a.features.h5", "-o", tmp_path / "c.meshes.h5")
+    assert lost.returncode == 4 and "pare_feat_stats.npz" in lost.stderr

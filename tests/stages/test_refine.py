@@ -1,0 +1,266 @@
+"""`hmr refine` on synthetic people: what it improves, what it leaves alone, what must not change the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages.artefact import Artefact, memory, open_artefact
+from stages.errors import ArtefactError, AssetError, InputError, UsageError
+from stages.human import metrics
+from stages.models.scorehmr.refiner import EMBEDDED
+from stages.progress import Run
+from stages.refine import Params, run
+from tests.stages.people_world import World, build, crowd, limbs, observe, turned, walk
+
+pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
+SMPL = ("smpl/global_orient", "smpl/body_pose", "smpl/betas", "smpl/transl")
+FEW = Params(loops=2)
+
+
+def refined(world: World, params: Params = FEW, **run_flags: Any) -> Artefact:
+    made = run(world.meshes, world.detections, None, params, Run(**run_flags))
+    assert isinstance(made, Artefact)
+    return made
+
+
+def mpjpe(world: World, artefact: Artefact) -> float:
+    return float(metrics.mpjpe(world.joints(artefact), world.joints()).mean())
+
+
+def columns(artefact: Artefact) -> dict[str, np.ndarray]:
+    return {name: artefact.read(name) for name in artefact.columns()}
+
+
+def same(a: Artefact, b: Artefact, atol: float = 1e-5) -> None:
+    assert a.columns() == b.columns()
+    for name in a.columns():
+        np.testing.assert_allclose(a.read(name), b.read(name), atol=atol, rtol=1e-5, err_msg=name)
+
+
+def with_keypoints(world: World, xy: np.ndarray, score: np.ndarray) -> World:
+    d = world.detections
+    again = memory(
+        "detections", frames=d.frames, rows=d.rows, group_attrs={"keypoints": d.group_attrs("keypoints")},
+        columns={"keypoints/xy": xy, "keypoints/score": score},
+    )  # fmt: skip
+    return World(world.meshes, again, world.pose, world.transl)
+
+
+def subset(world: World, rows: np.ndarray) -> World:
+    """The same world with these rows, in this order."""
+
+    def cut(table: Artefact) -> Artefact:
+        return memory(
+            table.kind, frames=table.frames, rows={k: v[rows] for k, v in table.rows.items()},
+            columns={name: table.read(name)[rows] for name in table.columns()},
+            group_attrs={g: table.group_attrs(g) for g in ("smpl", "keypoints") if table.group_attrs(g)},
+        )  # fmt: skip
+
+    return World(cut(world.meshes), cut(world.detections), world.pose[rows], world.transl[rows])
+
+
+def test_keypoints_pull_and_the_pose_gets_better() -> None:
+    world = crowd(24, error=0.15)
+    out = refined(world, Params())
+    before, after = out.read("extra/error_before"), out.read("extra/error_after")
+    assert after.mean() < 0.75 * before.mean()
+    assert mpjpe(world, out) < mpjpe(world, world.meshes)
+    assert (out.read("extra/refined") == 1).all()
+    assert out.group_attrs("smpl")["body_model"] == "embedded"
+    assert out.attrs["model"]["name"] == "scorehmr"
+
+
+def test_plain_fitting_follows_the_keypoints_further_and_the_pose_less() -> None:
+    world = crowd(24, error=0.15, noise=4.0)
+    score, fit = refined(world, Params()), refined(world, Params(method="fit", fit_steps=100))
+    assert fit.read("extra/error_after").mean() < score.read("extra/error_after").mean()
+    assert fit.attrs["model"] is None
+
+
+def test_rows_without_evidence_are_left_alone_and_infect_nobody() -> None:
+    world = crowd(12)
+    xy, score = world.detections.read("keypoints/xy").copy(), world.detections.read("keypoints/score").copy()
+    score[1] = 0  # nobody saw it
+    score[4, 1:] = 0  # one joint
+    xy[7], score[7] = np.nan, np.nan
+    xy[9, :3] = np.nan  # three joints unknown, the rest is fine
+    out = refined(with_keypoints(world, xy, score))
+    assert out.read("extra/refined").tolist() == [1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1]
+    assert (out.rows["status"] == 0).all()
+    for row in (1, 4, 7):
+        for name in SMPL:
+            np.testing.assert_array_equal(out.read(name)[row], world.meshes.read(name)[row])
+    whole = refined(world)
+    for row in (0, 2, 3, 5, 6, 8, 10, 11):
+        for name in SMPL:
+            np.testing.assert_allclose(out.read(name)[row], whole.read(name)[row], atol=1e-5)
+    assert np.isfinite(out.read("smpl/body_pose")).all()
+
+
+def test_failed_rows_stay_failed() -> None:
+    world = crowd(6)
+    rows = {**world.meshes.rows, "status": np.array([0, 0, 1, 0, 0, 0]), "error": np.array(["", "", "why", "", "", ""])}
+    table = world.meshes
+    broken = {name: table.read(name).copy() for name in table.columns()}
+    for value in broken.values():
+        value[2] = np.nan
+    world.meshes = memory(
+        "meshes", frames=table.frames, rows=rows, columns=broken, group_attrs={"smpl": table.group_attrs("smpl")}
+    )
+    for mode in ("frame", "video"):
+        out = refined(world, Params(mode=mode, loops=2))
+        assert out.rows["error"][2] == "why" and np.isnan(out.read("smpl/body_pose")[2]).all()
+        assert np.isfinite(out.read("smpl/body_pose")[[0, 1, 3, 4, 5]]).all()
+
+
+@pytest.mark.parametrize("mode", ["frame", "video"])
+def test_batches_shards_and_order_change_nothing(mode: str, tmp_path: Path) -> None:
+    world = crowd(23) if mode == "frame" else walk(20, 2, drop=(7, 8))
+    params = Params(mode=mode, loops=2)
+    whole = refined(world, params)
+    for size in (1, 7, 64):
+        same(whole, refined(world, params, batch_size=size))
+    out = tmp_path / "r.meshes.h5"
+    for i in range(3):
+        run(world.meshes, world.detections, out, params, Run(shard=(i, 3)))
+    with open_artefact(out) as joined:
+        same(whole, joined)
+    order = np.random.default_rng(0).permutation(world.meshes.n_rows)
+    mixed = refined(subset(world, order), params)
+    for name in SMPL:
+        np.testing.assert_allclose(mixed.read(name), whole.read(name)[order], atol=1e-5)
+
+
+def test_video_is_smoother_and_not_worse() -> None:
+    world = walk(90, 2, noise=4.0, error=0.06)
+    out = refined(world, Params(mode="video"))
+
+    def shake(table: Artefact) -> float:
+        errors = []
+        for track in (0, 1):
+            rows = table.rows["track"] == track
+            errors.append(metrics.acceleration_error(world.joints(table)[rows], world.joints()[rows]).mean())
+        return float(np.mean(errors))
+
+    assert shake(out) < 0.6 * shake(world.meshes)
+    truth = world.joints()
+    assert (
+        metrics.pa_mpjpe(world.joints(out), truth).mean() <= metrics.pa_mpjpe(world.joints(world.meshes), truth).mean()
+    )
+    betas = out.read("smpl/betas")
+    for track in (0, 1):
+        assert np.ptp(betas[out.rows["track"] == track], axis=0).max() == 0  # one shape a track
+
+
+def test_tracks_do_not_influence_each_other() -> None:
+    world = walk(24, 3, drop=(5,))
+    together = refined(world, Params(mode="video", loops=2))
+    for track in range(3):
+        rows = np.flatnonzero(world.meshes.rows["track"] == track)
+        alone = refined(subset(world, rows), Params(mode="video", loops=2))
+        for name in SMPL:
+            np.testing.assert_allclose(alone.read(name), together.read(name)[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_windows_of_a_long_track_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = walk(150, 1)
+    whole = refined(world, Params(mode="video", loops=2))
+    monkeypatch.setattr("stages.refine_rows.WINDOW", 40)
+    windows = refined(world, Params(mode="video", loops=2))
+    np.testing.assert_allclose(windows.read("smpl/body_pose"), whole.read("smpl/body_pose"), atol=1e-4)
+
+
+def test_gaps_are_filled_and_marked_when_asked() -> None:
+    world = walk(30, 2, drop=(10, 11, 12, 20))
+    kept = refined(world, Params(mode="video", loops=2))
+    assert kept.n_rows == world.meshes.n_rows
+    out = refined(world, Params(mode="video", loops=2, fill_gaps=True))
+    assert out.n_rows == 60 and (np.diff(out.rows["frame"]) >= 0).all()
+    filled = out.read("extra/refined") == 2
+    assert sorted(set(out.rows["frame"][filled].tolist())) == [10, 11, 12, 20] and filled.sum() == 8
+    assert (out.rows["box"][filled, 2] > out.rows["box"][filled, 0]).all()
+    for name in SMPL:
+        np.testing.assert_allclose(out.read(name)[~filled], kept.read(name), atol=1e-5)
+    pelvis = out.read("smpl/transl")[out.rows["track"] == 0]
+    assert np.abs(np.diff(pelvis, 2, axis=0)).max() < 0.06  # metres, from keypoints with 3 px of noise
+    # Longer gaps are not bridged.
+    assert refined(world, Params(mode="video", loops=2, fill_gaps=True, max_gap=2)).n_rows == 54
+
+
+def four_views(noise: float = 3.0, error: float = 0.12) -> World:
+    """Six people at one moment each, in four views that estimate them on their own."""
+    generator = torch.Generator().manual_seed(3)
+    people = limbs(6, generator, 0.3)
+    pose = torch.cat([turned(people, torch.full((6,), v * np.pi / 2 + 0.3)) for v in range(4)])
+    transl = torch.tensor([0.0, 0.0, 4.0]).expand(24, 3).contiguous()
+    from stages.human import cameras
+    from tests.stages.people_world import SIZE
+
+    keypoints = observe(pose, transl, cameras.default_K(SIZE[None]), noise, generator)
+    start = pose + error * torch.randn(pose.shape, generator=generator)
+    view = np.repeat(np.arange(4), 6)
+    return build(pose, transl, start, keypoints, np.arange(24), track=np.zeros(24, int), view=view)
+
+
+def test_views_agree_and_get_better(tmp_path: Path) -> None:
+    world = four_views()
+    alone, out = refined(world, Params()), refined(world, Params(mode="views"))
+    assert mpjpe(world, out) < 0.9 * mpjpe(world, world.meshes)
+    assert mpjpe(world, out) < mpjpe(world, alone)
+
+    def spread(table: Artefact) -> float:
+        return float(table.read("smpl/body_pose").reshape(4, 6, 69).std(0).mean())
+
+    assert spread(out) < 0.5 * spread(alone)
+    # A view that is missing for one person.
+    rows = np.delete(np.arange(24), 8)
+    assert refined(subset(world, rows), Params(mode="views", loops=2)).n_rows == 23
+    # Known orientations of the cameras tie the roots together.
+    import json
+
+    from stages.human.rotations import about
+
+    upright = about("x", torch.tensor(np.pi))
+    poses = {
+        v: {"R": (upright @ about("y", torch.tensor(v * np.pi / 2 + 0.3))).tolist(), "t": [0, 0, 4]} for v in range(4)
+    }
+    (tmp_path / "rig.json").write_text(json.dumps(poses))
+    tied = refined(world, Params(mode="views", cameras=str(tmp_path / "rig.json")))
+    assert mpjpe(world, tied) <= mpjpe(world, out) + 0.5
+    (tmp_path / "rig.json").write_text(json.dumps({"0": poses[0]}))
+    with pytest.raises(InputError, match="view 1"):
+        refined(world, Params(mode="views", cameras=str(tmp_path / "rig.json")))
+
+
+def test_hypotheses_are_repeatable_and_not_worse_in_the_picture() -> None:
+    world = crowd(6, error=0.3)
+    one, four = refined(world), refined(world, Params(loops=2, hypotheses=4))
+    assert (four.read("extra/error_after") <= one.read("extra/error_after") + 1e-3).all()
+    same(four, refined(world, Params(loops=2, hypotheses=4), batch_size=2))
+
+
+def test_what_is_refused() -> None:
+    world = crowd(4)
+    for wrong in (
+        Params(mode="sideways"), Params(method="luck"), Params(preset="x"), Params(loops=0), Params(fill_gaps=True),
+        Params(mode="video", hypotheses=2), Params(smooth=-1.0),
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            refined(world, wrong)
+    with pytest.raises(InputError, match="several people"):
+        refined(world, Params(mode="views"))
+    other = crowd(5)
+    with pytest.raises(ArtefactError, match="rows"):
+        run(world.meshes, other.detections, None, FEW, Run())
+    with pytest.raises(AssetError):
+        run(world.meshes, world.detections, None, FEW, Run(), ckpt=Path("nowhere.pt"))
+
+
+def test_nobody_is_a_result() -> None:
+    world = subset(crowd(4), np.zeros(0, int))
+    assert all(refined(world, Params(mode=mode, loops=1)).n_rows == 0 for mode in ("frame", "video"))
