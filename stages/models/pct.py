@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from stages.checkpoints import check_keys
 from stages.models.hrnet import BasicBlock
+from stages.models.resnet import fold_batch_norms
 from stages.models.swin_v2 import DEPTHS, SwinV2
 
 JOINTS = 17
@@ -45,6 +46,13 @@ class PCT(nn.Module):
 
     def forward(self, images: Tensor) -> PoseTokens:
         return self.keypoint_head(self.backbone(images))
+
+    def prepare(self) -> PCT:
+        """Evaluation for good, on the device where it is: batch norms folded, what no picture changes computed once."""
+        self.eval()
+        fold_batch_norms(self.keypoint_head)
+        self.backbone.prepare()
+        return self
 
     def pose(self, images: Tensor, flip: bool = False) -> tuple[Tensor, Tensor]:
         """Keypoints (n, 17, 2) in crop pixels and the tokens' mean probability (n,): PCT does not rank joints.

@@ -17,7 +17,6 @@ from stages.human import crops
 from stages.human.joints import SETS
 from stages.models import pct
 from stages.models.detectors import Found, hash_files
-from stages.models.resnet import fold_batch_norms
 
 SIDE = 256
 PADDING = 1.12  # of the box, by mmpose's top-down rule, in PCT's published evaluation
@@ -91,8 +90,5 @@ class PctPose:
                 raise AssetError(
                     f"{checkpoint.where} is no pose model of PCT", "tokenizers and backbones alone find no joints"
                 )
-            network = pct.load_pct(tensors, checkpoint.where)
-            fold_batch_norms(network.keypoint_head)
-            network.backbone.prepare()
-            self._network = network.to(self.device)
+            self._network = pct.load_pct(tensors, checkpoint.where).to(self.device).prepare()
         return self._network

@@ -134,7 +134,7 @@ class FastMetro(nn.Module):
 
     @torch.no_grad()
     def prepare(self) -> FastMetro:
-        """Evaluation mode with all that no picture changes computed once: batch norms, first-layer queries."""
+        """Evaluation for good, on the device where it is: batch norms folded, first-layer queries computed once."""
         self.eval()
         fold_batch_norms(self.backbone)
         self.transformer_1.prepare(self.queries(), self.mask)
@@ -192,8 +192,7 @@ class PostoMetro(FastMetro):
     @torch.no_grad()
     def prepare(self) -> PostoMetro:
         super().prepare()
-        fold_batch_norms(self.pct.keypoint_head)
-        self.pct.backbone.prepare()
+        self.pct.prepare()
         return self
 
 

@@ -20,7 +20,6 @@ from stages.models import People, pct
 from stages.models.pct import PCT, TOKENS, WIDTH, PoseTokens
 from stages.models.postometro import loading
 from stages.models.postometro.network import FastMetro, Mesh, PostoMetro
-from stages.models.resnet import fold_batch_norms
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
@@ -45,7 +44,7 @@ class _MeshRecoverer:
     uses: tuple[str, ...] = ()
 
     def __init__(self, network: FastMetro, body: Any, found: str, licence: str, device: str = "cpu") -> None:
-        self.network, self.body, self.device, self.licence = network.to(device), body.to(device), device, licence
+        self.network, self.body, self.device, self.licence = network, body.to(device), device, licence
         self.name = found
         attrs = {"body_model": body.name, "gender": body.gender}
         self.group_attrs: Mapping[str, Mapping[str, Any]] = {
@@ -77,7 +76,7 @@ class _MeshRecoverer:
                 "name the body that it was trained on by --body",
             )
         check_body(checkpoint, body, levels)
-        network.set_body(levels).prepare()
+        network.set_body(levels).to(device).prepare()
         return cls(network, body, layout.name, checkpoint.licence, device)
 
     def needs_images(self, given: frozenset[str]) -> bool:
@@ -150,9 +149,7 @@ class PctExtractor:
     uses: tuple[str, ...] = ()
 
     def __init__(self, network: PCT, device: str = "cpu") -> None:
-        fold_batch_norms(network.keypoint_head)
-        network.backbone.prepare()
-        self.network, self.device = network.to(device), device
+        self.network, self.device = network.to(device).prepare(), device
 
     @classmethod
     def recognises(cls, names: frozenset[str]) -> bool:
