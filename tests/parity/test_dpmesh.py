@@ -20,6 +20,7 @@ from stages.human.heatmap import condition, dpmesh_keypoints, gaussian_heatmaps
 from stages.human.joints import SETS, index
 from stages.human.rotations import axis_angle_to_matrix
 from stages.models.dpmesh import losses
+from stages.models.dpmesh.fast import prepare
 from stages.models.dpmesh.names import body_arrays
 from stages.models.dpmesh.network import HEAT, SIGMA, DPMesh, camera_translation, focal_of
 from stages.models.dpmesh.outputs import JointRegressor, body_outputs, reference_outputs
@@ -261,6 +262,7 @@ def ground_truth_mesh(case: Case, i: int) -> torch.Tensor:
 
 def full(case: Case) -> dict[str, Any]:
     model, arrays = case.network("")
+    prepare(model)  # as `hmr recover` runs it on a CPU; the cases of the parts run the plain modules
     xy, mask = case("joints")[..., :2], case("joints_mask")[..., 0] > 0
     latent, context = model.latent(case("image")), model.context(xy)
     control = model.control(latent, context, model.condition(xy, mask))
