@@ -11,6 +11,7 @@ from stages import heatmaps
 from stages.artefact import memory, open_artefact
 from stages.errors import UsageError
 from stages.human import crops, heatmap, joints
+from stages.human.cameras import default_K
 from stages.kinds import FAILED, OK
 from stages.progress import Run
 
@@ -19,7 +20,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "dpmesh"
 
 def detections(keypoints: np.ndarray, joint_set: str = "coco17", size: tuple[int, int] = (640, 480)):
     n = len(keypoints)
-    frames = {"name": ["a.jpg"], "size": np.array([size]), "K": np.eye(3)[None] * 100}
+    frames = {"name": ["a.jpg"], "size": np.array([size]), "K": default_K(np.array([size], float))}
     rows = {"frame": np.zeros(n, int), "box": np.tile([0.0, 0, *size], (n, 1))}
     columns = {"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]}
     attrs = {"joints": list(joints.SETS[joint_set]), "joint_set": joint_set, "score_definition": "test"}
