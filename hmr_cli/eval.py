@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -10,7 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 from hmr_cli.options import stage_command
+from stages.columns import Column
+from stages.errors import UsageError
 from stages.evaluate import Params
+
+DETECTIONS = (
+    Column("keypoints/xy", "f4", ("R", "J", 2), "px", "the papers' 2D input"),
+    Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition"),
+)
 
 
 class ScoreByDefault(TyperGroup):
@@ -27,7 +35,9 @@ Name = Annotated[str, typer.Argument(help="A data set, or a *.detections.h5 made
 Meshes = Annotated[Optional[Path], typer.Option(help="The *.meshes.h5 to score; without: recover now.")]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
 Refine = Annotated[bool, typer.Option("--refine", help="Refine with the embedded pose prior before scoring.")]
-Data = Annotated[Optional[Path], typer.Option(help="The folder of a licensed data set.")]
+Data = Annotated[Optional[Path], typer.Option(help="The folder of a licensed data set, or its annotation file.")]
+Partial = Annotated[bool, typer.Option("--partial", help="Score a data set that is not whole; the scores say so.")]
+Plot = Annotated[Optional[Path], typer.Option(help="Draw errors by joint and by occlusion into this .svg file.")]
 Style = Annotated[str, typer.Option("--table", help="markdown or latex.")]
 
 
@@ -39,7 +49,9 @@ def score(
     ckpt: Ckpt = None,
     refine: Refine = False,
     data: Data = None,
+    partial: Partial = False,
     style: Style = "markdown",
+    plot: Plot = None,
     out: Path | None = None,
     params: Params,
     run: Any,
@@ -55,18 +67,68 @@ def score(
         hmr eval bench/synth-pc.detections.h5 --meshes people.meshes.h5
 
         hmr eval 3dpw-pc --data 3DPW/ --ckpt dpmesh.safetensors --json
+
+        hmr eval synth-oc --meshes people.meshes.h5 --plot errors.svg
     """
     from stages import evaluate as stage
     from stages import tables
     from stages.datasets import open_dataset
+    from stages.datasets.protocols import protocol_of
 
-    dataset = open_dataset(name, data, run)
+    check_style(style)
+    dataset = open_dataset(name, data, run, partial=partial)
+    dataset.check(protocol_of(params.protocol or dataset.protocol))
     table = meshes or recovered(dataset, run, ckpt=ckpt, refine=refine)
-    summary = stage.mean_rows(stage.run(table, dataset, out, params, run))
+    scores = stage.run(table, dataset, out, params, run)
+    summary = stage.mean_rows(scores)
     ours = {"method": _name(meshes, ckpt, refine), **summary}
     beside = tables.published_rows(name)
-    text = f"{tables.table([*beside, ours], style)}\n\n{counts(summary)}\n{summary['line']}"
-    return Scores(ours | {"published": beside, "out": out}, text)
+    source = f"\npublished rows: {tables.source(name)}" if beside else ""
+    text = f"{tables.table([*beside, ours], style)}\n\n{counts(summary)}\n{summary['line']}{source}"
+    if plot is not None:
+        from stages.plots import plot as draw
+
+        plot.write_text(draw(scores))
+    return Scores(ours | {"published": beside, "out": out, "plot": plot}, text)
+
+
+def check_style(style: str) -> None:
+    """Raise UsageError for a table style that there is not."""
+    if style not in ("markdown", "latex"):
+        raise UsageError(f"--table {style}: no such style", "choose markdown or latex")
+
+
+@stage_command(app, name="rows")
+def rows(
+    name: Annotated[str, typer.Argument(help="A licensed data set.", show_default=False)],
+    *,
+    data: Data = None,
+    partial: Partial = False,
+    out: Path,
+    run: Any,
+) -> Any:
+    """The people of a data set as detections (boxes, the papers' 2D input, cameras), for stages one by one.
+
+    Examples:
+
+        hmr eval rows 3dpw-oc --data 3DPW/ -o 3dpw-oc.detections.h5
+    """
+    from stages.datasets import LAYOUTS, open_dataset
+    from stages.progress import Job, run_whole
+
+    if name not in LAYOUTS:
+        raise UsageError(f"{name!r} is no licensed data set", "the synthetic sets: hmr synth NAME -o FILE")
+    table = open_dataset(name, data, run, partial=partial).detections
+    job = Job(
+        stage="dataset",
+        kind="detections",
+        params=table.attrs["params"] | {"content": table.fingerprint},
+        inputs={},
+        columns=DETECTIONS,
+        group_attrs={"keypoints": table.group_attrs("keypoints")},
+        attrs={"root": os.path.relpath(table.attrs["root"], out.absolute().parent)},
+    )
+    return run_whole(job, lambda: table, out, run)
 
 
 class Scores(dict[str, Any]):
@@ -98,6 +160,11 @@ def recovered(dataset: Any, run: Any, *, ckpt: Path | None = None, refine: bool 
     from stages import recover as recovery
     from stages import refine as refinement
 
+    if ckpt is None and dataset.topology == "smpl":
+        raise UsageError(
+            f"the embedded recoverer poses the free body, the truth of {dataset.name} is SMPL's",
+            "--ckpt or --meshes of SMPL bodies; without licensed files: hmr eval synth-oc",
+        )
     quick = dataclasses.replace(run, shard=(0, 1), strict=False)
     meshes = recovery.run(dataset.detections, None, recovery.Params(), quick, ckpt=ckpt)
     if not refine:
@@ -148,11 +215,13 @@ def table(
     """
     from stages import evaluate as stage
     from stages import tables
-    from stages.datasets import names, open_dataset
+    from stages.datasets import open_dataset
+    from stages.synth.sets import SETS
 
+    check_style(style)
     rows = []
     out.mkdir(parents=True, exist_ok=True)
-    for name in sets.split(",") if sets else names():
+    for name in sets.split(",") if sets else SETS:
         dataset = open_dataset(name, None, run)
         for refine in (False, True):
             method = f"{name}, {_name(None, ckpt, refine)}"
@@ -171,6 +240,7 @@ def occlusion_map(
     ckpt: Ckpt = None,
     data: Data = None,
     grid: Annotated[int, typer.Option(help="Places along each side of the box.")] = 7,
+    partial: Partial = False,
     size: Annotated[float, typer.Option(help="Side of the square, share of the box's longer side.")] = 0.3,
     limit: Annotated[int, typer.Option(help="How many people, spread over the set.")] = 64,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write; the numbers go beside it as .npz.")],
@@ -196,7 +266,7 @@ def occlusion_map(
     from stages.recover import Params as RecoverParams
     from stages.recover import load
 
-    dataset = open_dataset(name, data, run)
+    dataset = open_dataset(name, data, run, partial=partial)
     model, _ = load(RecoverParams(), ckpt, resolve_device(run.device))
     people = PeopleOf(dataset.detections, uses=model.uses, needs_images=model.needs_images)
     rows = np.unique(np.linspace(0, dataset.detections.n_rows - 1, limit).astype(int))

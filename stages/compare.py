@@ -32,7 +32,7 @@ def compare(first: Path | Artefact, second: Path | Artefact, *, share: float = 0
         raise ArtefactError(f"the scores follow different protocols: {names}", "score both with one --protocol")
     ok = (a.rows["status"] == OK) & (b.rows["status"] == OK)
     result = {}
-    for name in MEANS:
+    for name in (n for n in MEANS if a.has(f"errors/{n}") and b.has(f"errors/{n}")):
         x, y = (table.read(f"errors/{name}")[ok].astype(np.float64) for table in (a, b))
         both = np.isfinite(x) & np.isfinite(y)
         if both.any():

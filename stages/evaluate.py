@@ -9,6 +9,7 @@ counted; a row without truth is NaN.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from stages.columns import Column
 from stages.datasets.protocols import Protocol, protocol_of
 from stages.datasets.truth import Dataset, Truth
-from stages.errors import ArtefactError, InputError
+from stages.errors import ArtefactError, AssetError, InputError
 from stages.human import metrics
 from stages.kinds import OK
 from stages.params import param
@@ -28,7 +29,7 @@ from stages.params import param
 class Params:
     """How errors are defined."""
 
-    protocol: str = param("", "dpmesh, scorehmr, postometro, emdb or body; empty = the data set's own.")
+    protocol: str = param("", "dpmesh, scorehmr, postometro, emdb, neutral, body ...; empty = the data set's own.")
 
 
 COLUMNS = (
@@ -38,10 +39,12 @@ COLUMNS = (
     Column("errors/occ_mpjpe", "f4", ("R",), "mm", "mean over hidden joints"),
     Column("errors/occ_pa_mpjpe", "f4", ("R",), "mm", "mean over hidden joints after similarity alignment"),
     Column("errors/acceleration", "f4", ("R",), "mm/frame^2", "acceleration error"),
+    Column("errors/error_2d", "f4", ("R",), "px", "mean distance of the projected body from the labelled joints"),
+    Column("errors/pck", "f4", ("R",), "", "share of labelled joints within a tenth of the box's longer side"),
     Column("errors/per_joint", "f4", ("R", "J"), "mm", "error of each joint, roots aligned"),
     Column("errors/visible", "u1", ("R", "J"), "", "1 where the joint is visible"),
 )
-MEANS = ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration")
+MEANS = ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration", "error_2d", "pck")
 
 
 def run(meshes: Any, dataset: Dataset, out: Path | None, params: Params, run: Any) -> Any:
@@ -54,29 +57,44 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: Params, run: An
 
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
     protocol = protocol_of(params.protocol or dataset.protocol)
+    dataset.check(protocol)
+    score, regressor = _scorer(table, dataset, protocol)
     job = Job(
         stage="evaluate",
         kind="scores",
-        params={"dataset": dataset.name, "protocol": protocol.name},
+        params={"dataset": dataset.name, "protocol": protocol.name, "regressor": regressor},
         inputs={"meshes": table, "detections": dataset.detections},
         columns=COLUMNS,
         group_attrs={"errors": {"joints": list(protocol.joints)}},
-        attrs={"protocol": {**dataclasses.asdict(protocol), "line": protocol.line()}, "dataset": dataset.name},
+        attrs={"protocol": _described(protocol, regressor), "dataset": dataset.name},
         batch_size=128,
         finish=summarise,
     )
-    return run_rows(job, lambda: _scorer(table, dataset, protocol), out, run)
+    return run_rows(job, lambda: score, out, run)
 
 
-def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol) -> Any:
-    """rows -> the error columns."""
-    predict = predictor(meshes, dataset.topology, protocol)
+def _described(protocol: Protocol, regressor: str) -> dict[str, Any]:
+    """Root attribute `protocol`."""
+    return {
+        **dataclasses.asdict(protocol),
+        "regressor": regressor,
+        "line": f"{protocol.line()} Regressor: {regressor}.",
+    }
+
+
+def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, str]:
+    """rows -> the error columns, and which regressor they rest on."""
+    predict, regressor = predictor(meshes, dataset, protocol)
     before, after = neighbours(dataset.detections)
+    mates = frame_mates(dataset.detections) if protocol.matching == "nearest" else None
 
     def score(rows: np.ndarray) -> dict[str, Any]:
-        wanted = np.unique(np.concatenate([rows, before[rows], after[rows]]))
+        near = [rows, before[rows], after[rows]] if mates is None else [mates(rows)]
+        wanted = np.unique(np.concatenate(near))
         wanted = wanted[wanted >= 0]
         pred, truth = predict(wanted), dataset.truth(wanted, protocol)
+        if mates is not None:
+            pred = nearest(pred, truth, dataset.detections.rows["frame"][wanted], protocol)
         errors = compare(pred, truth, protocol)
         own = np.searchsorted(wanted, rows)
         acceleration = np.full(len(rows), np.nan)
@@ -84,19 +102,62 @@ def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol) -> Any:
         whole = (wanted[place[0]] == before[rows]) & (wanted[place[1]] == after[rows])
         a, b = relative(pred, protocol), relative(truth, protocol)
         second = [x[place[0]] - 2 * x[own] + x[place[1]] for x in (a, b)]
-        value = metrics.MM * np.linalg.norm(second[0] - second[1], axis=-1).mean(-1)
-        acceleration[whole] = value[whole]
+        if protocol.joints:
+            value = metrics.MM * np.linalg.norm(second[0] - second[1], axis=-1).mean(-1)
+            acceleration[whole] = value[whole]
+        errors |= reprojection(pred, truth, dataset.detections, wanted)
         return {name: values[own] for name, values in errors.items()} | {"errors/acceleration": acceleration}
 
-    return score
+    return score, regressor
 
 
-def predictor(meshes: Any, topology: str, protocol: Protocol) -> Any:
-    """rows -> Truth of what was recovered: vertices as they are, or posed from SMPL parameters."""
+def frame_mates(detections: Any) -> Any:
+    """rows -> all rows of the same pictures."""
+    order = np.argsort(detections.rows["frame"], kind="stable")
+    frame = detections.rows["frame"][order]
+
+    def mates(rows: np.ndarray) -> np.ndarray:
+        own = np.unique(detections.rows["frame"][rows])
+        low, high = np.searchsorted(frame, own), np.searchsorted(frame, own, side="right")
+        return np.concatenate([order[a:b] for a, b in zip(low, high, strict=True)])
+
+    return mates
+
+
+def nearest(pred: Truth, truth: Truth, frame: np.ndarray, protocol: Protocol) -> Truth:
+    """For each row, of the bodies recovered in its picture (frame (n,)) the one with the smallest MPJPE."""
+    a, b = relative(pred, protocol), relative(truth, protocol)
+    best = np.arange(len(frame))
+    for each in np.unique(frame):
+        mine = np.flatnonzero(frame == each)
+        gap = np.stack([metrics.per_joint_error(a[mine], b[[row] * len(mine)]) for row in mine])
+        found = np.stack(
+            [
+                metrics.masked_mean(g, np.isfinite(b[[row] * len(mine)]).all(-1))
+                for g, row in zip(gap, mine, strict=True)
+            ]
+        )
+        best[mine] = mine[np.where(np.isfinite(found), found, np.inf).argmin(1)]
+    vertices, root = pred.vertices, pred.vertex_root
+    return dataclasses.replace(
+        pred,
+        joints=pred.joints[best],
+        vertices=None if vertices is None else vertices[best],
+        vertex_root=None if root is None else root[best],
+        labelled=None if pred.labelled is None else pred.labelled[best],
+    )
+
+
+def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, str]:
+    """rows -> Truth of what was recovered (vertices as they are, or posed from SMPL parameters; `labelled`: 2D joints
+    of the body, camera frame), and which regressor its joints come from."""
     import torch
 
+    from stages.datasets import regressors
     from stages.human import joints
     from stages.human.body import load_body
+
+    topology = dataset.topology
 
     attrs = meshes.group_attrs("smpl") or meshes.group_attrs("vertices")
     body = load_body(str(attrs.get("body_model", "embedded")).split(" ")[0], str(attrs.get("gender", "neutral")))
@@ -105,6 +166,9 @@ def predictor(meshes: Any, topology: str, protocol: Protocol) -> Any:
             f"{meshes.path or 'the meshes'} are {body.topology} bodies, the data set's are {topology}",
             "errors between different bodies mean nothing: recover with --body",
         )
+    regress = regressors.find(body, protocol.joint_set, dataset.data)
+    names_2d, matrix_2d = points_2d(body)
+    on_tree = protocol.joint_set == "smpl24"
     as_vertices = meshes.has("vertices/xyz")
     if not as_vertices and not meshes.has("smpl/body_pose"):
         raise ArtefactError(f"{meshes.path or 'the meshes'} hold neither /smpl nor /vertices")
@@ -113,23 +177,61 @@ def predictor(meshes: Any, topology: str, protocol: Protocol) -> Any:
         with torch.no_grad():
             if as_vertices:
                 vertices = torch.from_numpy(meshes.read("vertices/xyz", rows))
-                pelvis = body.regress(vertices, "smpl24")[:, 0]
             else:
                 names = ("global_orient", "body_pose", "betas", "transl")
                 out = body(*(torch.from_numpy(meshes.read(f"smpl/{name}", rows)) for name in names))
-                vertices, pelvis = out.vertices, out.joints[:, 0]
-            found = body.regress(vertices, protocol.joint_set)
+                vertices = out.vertices
+            found = out.joints if on_tree and not as_vertices else regress(vertices)
+            drawn, pelvis = matrix_2d @ vertices, body.J_regressor[0] @ vertices
         names = joints.get(protocol.joint_set)
         bad = meshes.rows["status"][rows] != OK
         xyz = found.numpy().copy()
         xyz[bad] = np.nan
-        return Truth(xyz, names, vertices.numpy(), pelvis.numpy())
+        return Truth(xyz, names, vertices.numpy(), pelvis.numpy(), None, drawn.numpy(), names_2d)
 
-    return predict
+    return predict, regress.about
+
+
+def points_2d(body: Any) -> tuple[tuple[str, ...], Any]:
+    """Names and regressor (J, V) of the points of a body that people label in pictures, as far as it has them."""
+    import torch
+
+    from stages.human import joints
+
+    found: dict[str, Any] = {}
+    for joint_set in ("coco17", "lsp14", "smpl24"):
+        with contextlib.suppress(AssetError):
+            rows = zip(joints.get(joint_set), body.regressor(joint_set), strict=True)
+            found = {**dict(rows), **found}
+    return tuple(found), torch.stack(list(found.values()))
+
+
+def reprojection(pred: Truth, truth: Truth, detections: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """errors/error_2d (px) and errors/pck of rows: the body's points in the picture against the labelled ones."""
+    from stages.human import joints
+    from stages.human.cameras import project
+
+    none = {name: np.full(len(rows), np.nan) for name in ("errors/error_2d", "errors/pck")}
+    if truth.labelled is None or pred.labelled is None:
+        return none
+    at = joints.index(pred.labelled_names, truth.labelled_names)
+    frame = detections.rows["frame"][rows]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = project(pred.labelled[:, at.clip(0)].astype(np.float64), detections.frames["K"][frame].astype(float))
+    given = (truth.labelled[..., 2] > 0) & (at >= 0)
+    box = detections.rows["box"][rows]
+    radius = 0.1 * (box[:, 2:] - box[:, :2]).max(1)
+    goal = truth.labelled[..., :2]
+    return {
+        "errors/error_2d": metrics.masked_mean(np.linalg.norm(drawn - goal, axis=-1), given),
+        "errors/pck": metrics.pck(drawn, goal, radius, given),
+    }
 
 
 def relative(side: Truth, protocol: Protocol) -> np.ndarray:
     """The protocol's joints (n, J, 3) minus the root."""
+    if not protocol.joints:
+        return np.zeros((len(side.joints), 0, 3))
     root = side.joints[:, [side.names.index(name) for name in protocol.root]].mean(1)
     return metrics.centred(side.joints[:, [side.names.index(name) for name in protocol.joints]], root)
 
@@ -139,14 +241,15 @@ def compare(pred: Truth, truth: Truth, protocol: Protocol) -> dict[str, np.ndarr
     a, b = relative(pred, protocol), relative(truth, protocol)
     each = metrics.per_joint_error(a, b)
     aligned = metrics.per_joint_error(metrics.align(a, b), b)
+    given = np.isfinite(b).all(-1)  # joints that a data set does not annotate are not scored
     visible = np.ones_like(each, dtype=bool)
     if truth.visible is not None:
         visible = truth.visible[:, [truth.names.index(name) for name in protocol.joints]]
     return {
-        "errors/mpjpe": metrics.masked_mean(each),
+        "errors/mpjpe": metrics.masked_mean(each, given),
         "errors/pa_mpjpe": metrics.masked_mean(aligned),
         "errors/mpve": _vertex_error(pred, truth, protocol),
-        "errors/occ_mpjpe": metrics.masked_mean(each, ~visible),
+        "errors/occ_mpjpe": metrics.masked_mean(each, given & ~visible),
         "errors/occ_pa_mpjpe": metrics.masked_mean(aligned, ~visible),
         "errors/per_joint": each,
         "errors/visible": visible,
@@ -154,7 +257,7 @@ def compare(pred: Truth, truth: Truth, protocol: Protocol) -> dict[str, np.ndarr
 
 
 def _vertex_error(pred: Truth, truth: Truth, protocol: Protocol) -> np.ndarray:
-    if pred.vertices is None or truth.vertices is None:
+    if pred.vertices is None or truth.vertices is None or not protocol.joints:
         return np.full(len(pred.joints), np.nan)
 
     def root(side: Truth) -> np.ndarray:
@@ -189,10 +292,11 @@ def summarise(table: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     ok = table.rows["status"] == OK
     summary: dict[str, Any] = {"rows": len(ok), "failed": int((~ok).sum())}
     for name in MEANS:
-        values = table.read(f"errors/{name}")[ok].astype(np.float64) if table.n_rows else np.zeros(0)
+        have = table.n_rows and table.has(f"errors/{name}")
+        values = table.read(f"errors/{name}")[ok].astype(np.float64) if have else np.zeros(0)
         values = values[np.isfinite(values)]
-        if name == "mpjpe":
-            summary["scored"] = len(values)
+        if name in ("mpjpe", "error_2d"):
+            summary["scored"] = max(summary.get("scored", 0), len(values))
         summary[name] = float(values.mean()) if len(values) else None
     return {}, {"summary": summary}
 

@@ -122,13 +122,18 @@ KINDS = {
                 Column("errors/occ_mpjpe", "f4", ("R",), "mm", "mean over hidden joints", optional=True),
                 Column("errors/occ_pa_mpjpe", "f4", ("R",), "mm", "hidden joints, similarity alignment", optional=True),
                 Column("errors/acceleration", "f4", ("R",), "mm/frame^2", "acceleration error", optional=True),
+                Column("errors/error_2d", "f4", ("R",), "px", "labelled joints, body projected", optional=True),
+                Column("errors/pck", "f4", ("R",), "", "labelled joints within a tenth of the box", optional=True),
                 Column("errors/per_joint", "f4", ("R", "J"), "mm", "error of each joint, roots aligned", optional=True),
                 Column("errors/visible", "u1", ("R", "J"), "", "1 where the joint is visible", optional=True),
             ),
             (),
             nan_ok=tuple(
                 f"errors/{name}"
-                for name in ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration", "per_joint")
+                for name in (
+                    *("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration"),
+                    *("error_2d", "pck", "per_joint"),
+                )
             ),
         ),
     )

@@ -15,6 +15,8 @@ TITLES = {
     "occ_mpjpe": "OCC-MPJPE",
     "occ_pa_mpjpe": "OCC-PA-MPJPE",
     "acceleration": "Accel",
+    "error_2d": "2D px",
+    "pck": "PCK",
 }
 
 
@@ -32,11 +34,17 @@ def published_rows(dataset: str) -> list[dict[str, Any]]:
     return [{"method": m, **dict(zip(names, values, strict=False))} for m, values in table["methods"].items()]
 
 
+def source(dataset: str) -> str:
+    """Where the published rows of a data set are from, and the protocol they follow."""
+    entry = published()[dataset]
+    return f"{entry['source']}; protocol {entry['protocol']}"
+
+
 def table(rows: Sequence[Mapping[str, Any]], style: str = "markdown", first: str = "method") -> str:
     """Rows (a name under `first`, mm under TITLES' keys) as Markdown or LaTeX; empty columns are left out."""
     keys = [key for key in TITLES if any(row.get(key) is not None for row in rows)]
     head = [first.replace("_", " "), *(TITLES[key] for key in keys)]
-    body = [[str(row[first]), *(_number(row.get(key)) for key in keys)] for row in rows]
+    body = [[str(row[first]), *(_number(row.get(key), key) for key in keys)] for row in rows]
     if style == "latex":
         lines = [" & ".join(map(_escape, line)) + r" \\" for line in [head, *body]]
         lines.insert(1, r"\midrule")
@@ -55,8 +63,8 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(padded) + " |"
 
 
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _number(value: Any, key: str) -> str:
+    return "-" if value is None else f"{value:.3f}" if key == "pck" else f"{value:.1f}"
 
 
 def _escape(text: str) -> str:

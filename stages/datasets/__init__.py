@@ -5,15 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
+from stages.errors import AssetError, UsageError
 from stages.synth.sets import SETS
 
+# name -> module of stages/datasets that reads the original layout
+LAYOUTS = {
+    "3dpw": "threedpw",
+    "3dpw-oc": "threedpw",
+    "3dpw-pc": "threedpw",
+    "3dpw-crowd": "threedpw",
+    "3doh": "threedoh",
+    "panoptic-haggling": "panoptic",
+    "panoptic-mafia": "panoptic",
+    "panoptic-ultimatum": "panoptic",
+    "panoptic-pizza": "panoptic",
+    "emdb": "emdb",
+    "h36m": "h36m",
+    "h36m-p2": "h36m",
+    "h36m-multiview": "h36m",
+    "mannequin": "prohmr",
+    "ochuman": "labelled",
+    "crowdpose": "labelled",
+}
 
-def open_dataset(name: str, data: Path | None = None, run: Any = None) -> Any:
+
+def open_dataset(name: str, data: Path | None = None, run: Any = None, *, partial: bool = False) -> Any:
     """The data set of that name (stages.datasets.truth.Dataset), or of a *.detections.h5 made by `hmr synth`.
 
-    data: the folder where a licensed data set lies; the synthetic sets are built into the cache when first asked for.
-    Raises UsageError for an unknown name, AssetError for files that are missing or damaged.
+    data: the folder where a licensed data set lies, or one of its annotation files; the synthetic sets are built into
+    the cache when first asked for. partial: accept a licensed set that is not whole; scores are marked.
+    Raises UsageError for an unknown name, AssetError for files that are missing or damaged, or rows that are missing.
     """
     from stages.datasets.synth import SynthData
 
@@ -21,12 +42,45 @@ def open_dataset(name: str, data: Path | None = None, run: Any = None) -> Any:
         return SynthData(name)
     if name in SETS:
         return SynthData(built(name, run))
-    raise UsageError(f"no data set {name!r}", f"choose one of {', '.join(names())}, or give a file made by hmr synth")
+    if name not in LAYOUTS:
+        raise UsageError(
+            f"no data set {name!r}", f"choose one of {', '.join(names())}, or give a file made by hmr synth"
+        )
+    return _licensed(name, data, partial)
 
 
 def names() -> list[str]:
     """Every data set that `hmr eval` knows."""
-    return [*SETS]
+    return [*SETS, *LAYOUTS]
+
+
+def _licensed(name: str, data: Path | None, partial: bool) -> Any:
+    """Annotation files of the reference programs where they are, else the original layout."""
+    import importlib
+
+    from stages.datasets import prohmr, threedpw_json
+    from stages.datasets.table import TableData
+
+    if data is None:
+        raise UsageError(f"{name} is licensed data that hmr does not carry", "--data FOLDER says where it is")
+    if not data.exists():
+        raise AssetError(f"{data}: no such file or folder", "--data FOLDER says where the data set is")
+    given = data if data.is_file() else None
+    if name in threedpw_json.FILES and (path := given or threedpw_json.file_of(name, data)) and path.suffix == ".json":
+        return TableData(threedpw_json.read(name, path, partial), data)
+    if name in prohmr.FILES:
+        # 3DPW's files are ScoreHMR's protocol; beside the original ones they are used only when named.
+        path = given or (None if name == "3dpw" and _has_poses(data) else prohmr.file_of(name, data))
+        if path is not None:
+            return TableData(prohmr.read(name, path, partial), data)
+        if name == "mannequin":
+            raise AssetError(f"{data / prohmr.FILES[name][0]}: no such file", prohmr.SOURCE.hint(prohmr.FILES[name][0]))
+    module = importlib.import_module(f"stages.datasets.{LAYOUTS[name]}")
+    return TableData(module.read(name, data, partial), data)
+
+
+def _has_poses(data: Path) -> bool:
+    return any((data / sub / "sequenceFiles").is_dir() for sub in ("", "3DPW"))
 
 
 def built(name: str, run: Any = None) -> Path:

@@ -19,6 +19,7 @@ class SynthData:
     """A built synthetic set, from its artefact."""
 
     protocol = "body"
+    data = None
 
     def __init__(self, source: str | Path | Artefact) -> None:
         self.detections = source if isinstance(source, Artefact) else open_artefact(source, "detections")
@@ -30,15 +31,24 @@ class SynthData:
         self.body = load_body("embedded")
         self.topology = self.body.topology
 
+    def check(self, protocol: Protocol) -> None:
+        """Nothing can be missing (Dataset.check); AssetError for joints that the free body does not have."""
+        self.body.regressor(protocol.joint_set)
+
     def truth(self, rows: np.ndarray, protocol: Protocol) -> Truth:
         """Posed with the exact parameters; a joint is visible if its nearest COCO keypoint is (Dataset.truth)."""
         read = {n: self.detections.read(f"extra/{n}", rows) for n in ("global_orient", "body_pose", "betas", "transl")}
         with torch.no_grad():
             out = self.body(*(torch.from_numpy(value) for value in read.values()))
-            found = self.body.regress(out.vertices, protocol.joint_set).numpy()
+            on_tree = protocol.joint_set == "smpl24"
+            found = (out.joints if on_tree else self.body.regress(out.vertices, protocol.joint_set)).numpy()
         names = joints.get(protocol.joint_set)
         seen = self.detections.read("extra/seen", rows).astype(bool)
-        return Truth(found, names, out.vertices.numpy(), out.joints[:, 0].numpy(), _visible(seen, names))
+        labelled = np.concatenate([self.detections.read("extra/keypoints", rows), seen[..., None]], -1)
+        visible = _visible(seen, names)
+        return Truth(
+            found, names, out.vertices.numpy(), out.joints[:, 0].numpy(), visible, labelled, joints.get("coco17")
+        )
 
 
 def _visible(seen: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

@@ -62,6 +62,10 @@ SETS: dict[str, tuple[str, ...]] = {
     "dpmesh30": (*_SMPL24.split(), "nose", "left_eye", "right_eye", "left_ear", "right_ear", "head_top"),
     "dpmesh15": tuple(_DPMESH15.split()),
     "blazepose33": tuple(_BLAZEPOSE33.split()),
+    # SMPL_to_J19: numbers 25 to 43 of ProHMR's 44 joints: LSP's 14, then MPII's and Human3.6M's of the trunk and head.
+    "j19": (*_LSP14.split(), "pelvis", "thorax", "spine", "jaw", "head"),
+    # SPIN's J_regressor_extra; GraphCMR's file of the same name has five points of the face before these nine.
+    "extra9": ("right_hip", "left_hip", "neck", "head_top", "pelvis", "thorax", "spine", "jaw", "head"),
 }
 
 SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
