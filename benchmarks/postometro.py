@@ -87,7 +87,7 @@ def parts(network: PostoMetro, images: Tensor) -> dict[str, Callable[[], Any]]:
     image = network.image_tokens(network.backbone(images))
     camera = network.cam_token_embed.weight.expand(len(images), -1, -1)
     first = lambda: network.transformer_1(  # noqa: E731
-        camera, image, pose, network.queries(), network.position_512, network.mask
+        camera, image, pose, network.queries(), network.position_1, network.mask
     )
     cam, memory, queries = first()
     mesh = network.mesh(image, pose)
@@ -102,7 +102,7 @@ def parts(network: PostoMetro, images: Tensor) -> dict[str, Callable[[], Any]]:
             network.dim_reduce_enc_img(memory),
             network.reduce_pose(memory[:, image.shape[1] :]),
             network.dim_reduce_dec(queries),
-            network.position_128,
+            network.position_2,
             network.mask,
         ),
         "upsampling": lambda: network.upsample_fixed(network.upsample(mesh.coarse)),

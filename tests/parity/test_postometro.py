@@ -9,15 +9,25 @@ import pytest
 import torch
 
 from stages.human import crops, mesh_levels
+from stages.human.rotations import axis_angle_to_matrix
 from stages.models import pct
 from stages.models.postometro import loading
 from stages.models.postometro.network import FastMetro, PostoMetro
+from stages.training import postometro_losses as losses
 from tests.parity.conftest import Fixtures, fixtures_of
 
 REL, WORST = 2e-5, 2e-4  # relative error of an array; worst entry over RMS
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 CASES = ("tokenizer", "classifier_head", "pct_base_image", "modulator", "transformer", "upsampler")
-CASES += ("model_r50", "model_w48", "fastmetro_s_r50", "fastmetro_l_h64_smpl", "crop", "mesh_levels_synthetic")
+CASES += (
+    "model_r50",
+    "model_w48",
+    "fastmetro_s_r50",
+    "fastmetro_l_h64_smpl",
+    "crop",
+    "mesh_levels_synthetic",
+    "metrics_losses",
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -224,8 +234,8 @@ def test_transformer(fixtures: Fixtures, postometro: PostoMetro, transformer: Pa
     case = Case(transformer)
     features = torch.from_numpy(fixtures.weights.array("postometro/transformer/features", (2, 2048, 8, 8))).relu()
     pose = torch.from_numpy(fixtures.weights.array("postometro/transformer/pose_tokens", (34, 2, 512))).relu()
-    for width in (512, 128):
-        case.agree(f"pos_{width}", getattr(postometro, f"position_{width}").T.reshape(width, 8, 8))
+    for stage, width in enumerate((512, 128), 1):
+        case.agree(f"pos_{width}", getattr(postometro, f"position_{stage}").T.reshape(width, 8, 8))
     image = postometro.image_tokens(features)
     case.agree("image_tokens", token_first(image))
     mesh = postometro.mesh(image, token_first(pose))
@@ -349,3 +359,24 @@ def dense(columns: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
     result = np.zeros((len(columns), width))
     np.add.at(result, (np.arange(len(columns))[:, None], columns.astype(int)), values)
     return result
+
+
+def test_losses(fixtures: Fixtures, metrics_losses: Path) -> None:
+    case = Case(metrics_losses)
+    rows3d, rows_smpl = case.tensor("has_3d") == 1, case.tensor("has_smpl") == 1
+    draw = lambda name, *shape: torch.from_numpy(fixtures.weights.array(f"postometro/metrics/{name}", shape))  # noqa: E731
+    pred, truth = case.tensor("pred_joints"), case.tensor("gt_joints")
+    case.agree("projected", losses.project(pred, case.tensor("camera")))
+    case.agree("loss_3d", losses.joints_3d(pred[rows3d], truth[rows3d, :, :3], truth[rows3d, :, 3]))
+    flat = case.tensor("gt_2d")
+    case.agree("loss_2d", losses.keypoints_2d(case.tensor("projected"), flat[..., :2], flat[..., 2]))
+    mesh = 0.4 * draw("pred_vertices", 5, 1723, 3)
+    true_mesh = mesh + 0.03 * draw("gt_vertices", 5, 1723, 3)
+    faces, edges = case.tensor("faces").long(), case.tensor("edges").long()
+    case.agree("loss_vertices", losses.points(mesh[rows_smpl], true_mesh[rows_smpl]))
+    case.agree("loss_edge_gt", losses.edges(mesh[rows_smpl], true_mesh[rows_smpl], edges))
+    case.agree("loss_edge_self", losses.edge_lengths(mesh[rows_smpl], edges).mean())
+    case.agree("loss_normal", losses.normals(mesh[rows_smpl], true_mesh[rows_smpl], faces))
+    true_rotations = axis_angle_to_matrix(0.5 * draw("pose", 5, 72).view(5, 24, 3))
+    given = draw("rotmat", 5, 24, 3, 3), draw("betas", 5, 10), true_rotations, draw("gt_betas", 5, 10)
+    case.agree("loss_smpl", losses.smpl(*(x[rows_smpl] for x in given)))

@@ -78,7 +78,7 @@ def bare_network(layout: Layout, where: str = "the checkpoint") -> FastMetro:
             return FastMetro(layout.backbone, layout.depth, layout.counts, layout.regressor)
         width, depths, guided = layout.pct
         branch = pct.PCT(width, depths, guided)
-        return PostoMetro(layout.backbone, layout.depth, layout.counts, layout.regressor, branch)
+        return PostoMetro(layout.backbone, layout.depth, layout.counts, layout.regressor, pct=branch)
 
 
 def load_mesh_network(tensors: Mapping[str, Tensor], where: str = "the checkpoint") -> tuple[FastMetro, Layout]:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from stages.human.mesh_levels import MeshLevels
 from stages.models.pct import PCT, TOKENS, LinearNormReLU, Mixer, PoseTokens
+from stages.models.pct import WIDTH as TOKEN_WIDTH
 from stages.models.postometro import backbones
 from stages.models.postometro.transformer import Transformer, attention_mask, sine_positions
 from stages.models.resnet import fold_batch_norms
 
 JOINTS = 14
-WIDTHS = (512, 128)
-HIDDEN = (2048, 512)
+WIDTHS = (512, 128)  # of the two stages, as published; the hidden layers are four times as wide
 
 
 @dataclasses.dataclass
@@ -53,22 +53,30 @@ class FastMetro(nn.Module):
     weights: Tensor
 
     def __init__(
-        self, backbone: str, depth: int, counts: tuple[int, int] = (1723, 431), regressor: bool = False
+        self,
+        backbone: str | nn.Module,
+        depth: int,
+        counts: tuple[int, int] = (1723, 431),
+        regressor: bool = False,
+        widths: tuple[int, int] = WIDTHS,
     ) -> None:
-        """`counts`: intermediate and coarse vertices. `set_body` must follow."""
+        """`backbone`: a name, or a module with `channels`; `counts`: intermediate and coarse vertices.
+
+        `set_body` must follow.
+        """
         super().__init__()
         intermediate, coarse = counts
-        self.backbone = backbones.build(backbone)
-        self.transformer_1, self.transformer_2 = (
-            Transformer(width, depth, hidden) for width, hidden in zip(WIDTHS, HIDDEN, strict=True)
-        )
-        self.dim_reduce_enc_cam, self.dim_reduce_enc_img, self.dim_reduce_dec = (nn.Linear(*WIDTHS) for _ in range(3))
-        self.cam_token_embed = nn.Embedding(1, WIDTHS[0])
-        self.joint_token_embed = nn.Embedding(JOINTS, WIDTHS[0])
-        self.vertex_token_embed = nn.Embedding(coarse, WIDTHS[0])
-        self.xyz_regressor = nn.Linear(WIDTHS[1], 3)
-        self.cam_predictor = nn.Linear(WIDTHS[1], 3)
-        self.conv_1x1 = nn.Conv2d(backbones.CHANNELS[backbone], WIDTHS[0], 1)
+        self.widths = widths
+        self.backbone = backbones.build(backbone) if isinstance(backbone, str) else backbone
+        channels = backbones.CHANNELS[backbone] if isinstance(backbone, str) else int(backbone.channels)  # type: ignore
+        self.transformer_1, self.transformer_2 = (Transformer(width, depth, 4 * width) for width in widths)
+        self.dim_reduce_enc_cam, self.dim_reduce_enc_img, self.dim_reduce_dec = (nn.Linear(*widths) for _ in range(3))
+        self.cam_token_embed = nn.Embedding(1, widths[0])
+        self.joint_token_embed = nn.Embedding(JOINTS, widths[0])
+        self.vertex_token_embed = nn.Embedding(coarse, widths[0])
+        self.xyz_regressor = nn.Linear(widths[1], 3)
+        self.cam_predictor = nn.Linear(widths[1], 3)
+        self.conv_1x1 = nn.Conv2d(channels, widths[0], 1)
         self.coarse2intermediate_upsample = nn.Linear(coarse, intermediate)
         if regressor:
             self.smpl_parameter_regressor = SmplRegressor(3 * intermediate)
@@ -85,8 +93,8 @@ class FastMetro(nn.Module):
     def set_mask(self, adjacency: np.ndarray) -> None:
         """The coarse mesh's (V2, V2) bool adjacency, and the sine positions."""
         self.register_buffer("mask", attention_mask(torch.from_numpy(adjacency), JOINTS), persistent=False)
-        for width in WIDTHS:
-            self.register_buffer(f"position_{width}", sine_positions(width, self.side // 32), persistent=False)
+        for stage, width in enumerate(self.widths, 1):
+            self.register_buffer(f"position_{stage}", sine_positions(width, self.side // 32), persistent=False)
 
     def forward(self, images: Tensor) -> Mesh:
         return self.mesh(self.image_tokens(self.backbone(images)))
@@ -99,7 +107,7 @@ class FastMetro(nn.Module):
         """Image tokens (n, cells, 512) and, in PostoMETRO, modulated pose tokens (n, 34, 512) to a mesh."""
         camera = self.cam_token_embed.weight.expand(len(image), -1, -1)
         queries = self.queries()
-        first = self.transformer_1(camera, image, pose, queries, self.position_512, self.mask)
+        first = self.transformer_1(camera, image, pose, queries, self.position_1, self.mask)
         cam, memory, queries = first
         # In stage 2 the memory, pose tokens included, is the "image", and the pose tokens come once more.
         second = self.transformer_2(
@@ -107,7 +115,7 @@ class FastMetro(nn.Module):
             self.dim_reduce_enc_img(memory),
             self.reduce_pose(memory[:, image.shape[1] :]),
             self.dim_reduce_dec(queries),
-            self.position_128,
+            self.position_2,
             self.mask,
         )
         xyz = self.xyz_regressor(second[2])
@@ -148,21 +156,22 @@ class PostoMetro(FastMetro):
 
     def __init__(
         self,
-        backbone: str,
+        backbone: str | nn.Module,
         depth: int,
         counts: tuple[int, int] = (1723, 431),
         regressor: bool = False,
+        widths: tuple[int, int] = WIDTHS,
         pct: PCT | None = None,
     ) -> None:
-        super().__init__(backbone, depth, counts, regressor)
+        super().__init__(backbone, depth, counts, regressor, widths)
         self.pct = pct or PCT()
-        width = WIDTHS[0]
-        self.start_embed = nn.Linear(width, width)
-        self.encoder = nn.ModuleList(Mixer(TOKENS, 64, width, 512) for _ in range(4))
+        width = widths[0]
+        self.start_embed = nn.Linear(TOKEN_WIDTH, width)
+        self.encoder = nn.ModuleList(Mixer(TOKENS, 64, width, width) for _ in range(4))
         self.encoder_layer_norm = nn.LayerNorm(width)
         self.token_mlp = nn.Linear(TOKENS, TOKENS)
         self.token_mixer = LinearNormReLU(width + 1, width)
-        self.dim_reduce_enc_pct = nn.Linear(*WIDTHS)
+        self.dim_reduce_enc_pct = nn.Linear(*widths)
 
     def forward(self, images: Tensor, pose: PoseTokens | None = None) -> Mesh:
         """`pose`: the crop's tokens where they are known already (they are 78 % of the work)."""
