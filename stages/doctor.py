@@ -27,7 +27,7 @@ CORE = {
     "PIL": ("pillow", "10.3", "pictures"),
     "av": ("av", "13", "video"),
     "ai_edge_litert": ("ai-edge-litert", "2.0", "the embedded detector"),
-    "roma": ("roma", "1.6", "rotations"),
+    "roma": ("roma", "1.5", "rotations"),
     "diffusers": ("diffusers", "0.35", "DPMesh"),
     "peft": ("peft", "0.17", "DPMesh"),
     "transformers": ("transformers", "4.56", "ViTPose, RT-DETR"),
