@@ -74,7 +74,7 @@ def read_body(name_or_path: str, gender: str = "neutral") -> Body:
 
 def find(name_or_path: str, gender: str = "neutral") -> Path:
     """The file of a body. Raises AssetError that lists what is there."""
-    if name_or_path == "embedded":
+    if name_or_path in ("embedded", "hmr-body-1"):  # as people call it, and as it calls itself in artefacts
         return EMBEDDED
     path, added = Path(name_or_path), folder() / f"{name_or_path}_{gender}.npz"
     if path.is_file():
