@@ -80,7 +80,7 @@ def kill_until_done(tmp_path: Path, kills: int, seed: int) -> dict[str, int]:
     while seen["kills"] < kills:
         go(waiting)
         try:
-            waiting.wait(timeout=float(rng.uniform(0, length * 0.7)))
+            waiting.wait(timeout=float(rng.uniform(0, length * 1.2)))
         except subprocess.TimeoutExpired:
             waiting.send_signal(signal.SIGKILL)
             waiting.wait()
