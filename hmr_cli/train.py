@@ -11,8 +11,12 @@ from hmr_cli.options import stage_command
 from stages.training.embedded import Params as EmbeddedParams
 from stages.training.prior import Params as PriorParams
 
-app = typer.Typer(help="Train the embedded recoverer and the other networks.", no_args_is_help=True, add_completion=False)
-Poses = Annotated[Path, typer.Option(help="Motion capture: mocap_smpl24.npz (docs/formats.md).", show_default=False)]
+app = typer.Typer(
+    help="Train the embedded recoverer and the other networks.", no_args_is_help=True, add_completion=False
+)
+Poses = Annotated[
+    Path, typer.Option(help="Motion capture: an .npz with poses, seq, seq_subject, seq_source.", show_default=False)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
