@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, missing_pictures, need, read_pickle
+from stages.datasets.files import Entry, Source, need, need_pictures, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.datasets.table import GENDERS, Table, turned
 from stages.errors import AssetError
@@ -66,15 +66,12 @@ def _sequence(path: Path, folder: Path, root: Path, sequence: str, number: int) 
     good = np.flatnonzero(file.array("good_frames_mask", (n,)) > 0)
     camera, smpl = file.entry("camera"), file.entry("smpl")
     names = [f"{i:05d}.jpg" for i in range(n)]
-    need(folder / "images", SOURCE, root)
-    if lost := missing_pictures(folder / "images", [names[i] for i in good]):
-        more = f" and {len(lost) - 1} more of {n}" if len(lost) > 1 else ""
-        raise AssetError(f"{folder / 'images' / lost[0]}: no such file{more}", SOURCE.hint(f"{sequence}/images"))
+    stem = folder.relative_to(root).as_posix()
+    need_pictures(root, [f"{stem}/images/{names[i]}" for i in good], SOURCE)
     turn = camera.array("extrinsics", (n, 4, 4))[good, :3, :3]
     poses = [turned(smpl.array("poses_root", (n, 3))[good], turn), smpl.array("poses_body", (n, 69))[good]]
     betas = smpl.shaped(np.ravel(smpl["betas"])[:10], "betas", (10,))
     keypoints = np.concatenate([file.array("kp2d", (n, 24, 2))[good], np.ones((len(good), 24, 1))], -1)
-    stem = folder.relative_to(root).as_posix()
     return {
         "names": np.array([f"{stem}/images/{name}" for name in names], object),
         "size": np.full((n, 2), [int(camera["width"]), int(camera["height"])]),

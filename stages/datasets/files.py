@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,18 @@ def video_size(path: Path, source: Source) -> tuple[int, int, int]:
     except InputError as error:
         raise AssetError(f"{path}: {error.message}", f"get it again; {source.hint()}") from error
     return width, height, len(times)
+
+
+def need_pictures(root: Path, names: Iterable[str], source: Source) -> None:
+    """Raise AssetError for the first of the pictures (names relative to root) that is missing, with their number."""
+    folders: dict[str, list[str]] = {}
+    for name in dict.fromkeys(map(str, names)):
+        folder, _, file = name.rpartition("/")
+        folders.setdefault(folder, []).append(file)
+    lost = [f"{folder}/{f}" for folder, files in folders.items() for f in missing_pictures(root / folder, files)]
+    if lost:
+        more = f" and {len(lost) - 1} more of {sum(map(len, folders.values()))}" if len(lost) > 1 else ""
+        raise AssetError(f"{root / lost[0].lstrip('/')}: no such file{more}", source.hint(lost[0].lstrip("/")))
 
 
 def missing_pictures(folder: Path, names: list[str]) -> list[str]:

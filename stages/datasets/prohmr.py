@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, damaged, picture_size, read_npz, read_pickle
+from stages.datasets.files import Entry, Source, damaged, need_pictures, picture_size, read_npz, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.datasets.table import Table
 from stages.errors import AssetError
@@ -56,6 +56,7 @@ def read(name: str, path: Path, partial: bool = False) -> Table:
     _, first, frame = np.unique(key, return_index=True, return_inverse=True)
     names = merged["name"][first]
     root = _root(path, str(names[0]))
+    need_pictures(root, names, SOURCE)
     sizes = {folder: picture_size(root / n, SOURCE) for folder, n in {_folder(n): n for n in names[::-1]}.items()}
     size = np.array([sizes[_folder(n)] for n in names])
     single = path.suffix == ".npz"

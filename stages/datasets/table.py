@@ -154,8 +154,8 @@ def box_of(keypoints: np.ndarray, size: np.ndarray, scale: float = 1.2) -> np.nd
     """Boxes (n, 4) xyxy around the keypoints (n, J, 3) that have a score, `scale` times as large; of rows without
     any, the whole picture (size (n, 2))."""
     seen = keypoints[..., 2] > 0
-    low = np.where(seen[..., None], keypoints[..., :2], np.inf).min(1)
-    high = np.where(seen[..., None], keypoints[..., :2], -np.inf).max(1)
+    low = np.where(seen[..., None], keypoints[..., :2], 1e9).min(1)
+    high = np.where(seen[..., None], keypoints[..., :2], -1e9).max(1)
     centre, half = (low + high) / 2, (high - low) / 2 * scale
     box = np.concatenate([centre - half, centre + half], 1)
     whole = np.concatenate([np.zeros_like(size), size - 1], 1)

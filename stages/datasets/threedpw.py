@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, damaged, missing_pictures, need, picture_size, read_pickle
+from stages.datasets.files import Entry, Source, damaged, need, need_pictures, picture_size, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.datasets.table import GENDERS, Table, box_of, turned
 from stages.errors import AssetError
@@ -141,9 +141,7 @@ def _person(
 def _size(root: Path, sequence: str, frames: np.ndarray) -> tuple[int, int]:
     """Width, height of the pictures (one size a sequence). Raises AssetError for the first that is missing."""
     folder = root / "imageFiles" / sequence
-    names = [f"image_{i:05d}.jpg" for i in frames]
     need(folder, IMAGES, root)
-    if lost := missing_pictures(folder, names):
-        text = f" and {len(lost) - 1} more of {len(names)}" if len(lost) > 1 else ""
-        raise AssetError(f"{folder / lost[0]}: no such file{text}", IMAGES.hint(f"imageFiles/{sequence}/{lost[0]}"))
-    return picture_size(folder / names[0], IMAGES)
+    names = [f"imageFiles/{sequence}/image_{i:05d}.jpg" for i in frames]
+    need_pictures(root, names, IMAGES)
+    return picture_size(root / names[0], IMAGES)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, damaged, read_json
+from stages.datasets.files import Entry, Source, damaged, need_pictures, read_json
 from stages.datasets.subsets import check_count, facts
 from stages.datasets.table import GENDERS, Table, box_of, runs
+from stages.datasets.threedpw import IMAGES
 from stages.errors import AssetError
 from stages.human import joints
 
@@ -82,12 +83,14 @@ def _table(name: str, part: str, path: Path, people: list[Any], poses: dict[str,
     for s in smpl:
         if str(s["gender"]) not in GENDERS:
             raise damaged(path, f"gender {s['gender']!r}", SOURCE)
+    names = [f"imageFiles/{i['sequence']}/{i['file_name']}" for i in shown]
+    need_pictures(root, names, IMAGES)
     return Table(
         name=f"{name} from {path.name}{f' (partial: {part})' if part else ''}",
         protocol="dpmesh",
         root=root,
         frames={
-            "name": np.array([f"imageFiles/{i['sequence']}/{i['file_name']}" for i in shown], object),
+            "name": np.array(names, object),
             "size": size,
             "K": np.stack([_camera(i) for i in shown]),
         },
