@@ -35,7 +35,7 @@ from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import add_lora, meta
 
 warnings.simplefilter("ignore")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def measure(work: Callable[[], Any], device: str, repeats: int) -> float:

@@ -30,7 +30,7 @@ def convert(
 
         hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors
 
-        hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --fold --dtype bfloat16
+        hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --fold --dtype float16
     """
     from stages import convert as stage
 

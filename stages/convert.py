@@ -1,6 +1,6 @@
 """Checkpoints as files: what one holds (`hmr checkpoint`), and a compact copy of it (`hmr convert`).
 
-    hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --fold --dtype bfloat16
+    hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --fold --dtype float16
     hmr checkpoint dpmesh.safetensors
 
 A network says how it is made compact by a static method `compact(checkpoint, fold=, dtype=)` of its class in the tables
@@ -21,7 +21,7 @@ from stages.errors import AssetError, HmrError, InputError, UsageError
 from stages.models import EXTRACTORS, RECOVERERS, REFINERS
 from stages.params import param
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SYSTEMS = RECOVERERS | {n: target for n, target in EXTRACTORS.items() if n not in RECOVERERS} | REFINERS
 
 
@@ -30,7 +30,7 @@ class Params:
     """Settings of `hmr convert`."""
 
     fold: bool = param(False, "Add LoRA into the weights: smaller and faster, but no longer to be trained as LoRA.")
-    dtype: str = param("float32", "float32, or bfloat16: half the size; regressor and pose head stay in float32.")
+    dtype: str = param("float32", "float32, float16 or bfloat16 (half the size; regressor and pose head stay float32).")
 
 
 def convert(source: Path, out: Path, params: Params = Params(), *, force: bool = False) -> Path:

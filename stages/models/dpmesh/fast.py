@@ -38,7 +38,7 @@ class PackedConv2d(nn.Module):
             self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight, *self.geometry, size)
             self.conv = None
         padding, stride, dilation, groups = self.geometry
-        args = (self.packed, self.bias, padding, stride, dilation, groups, "none", [], "")
+        args: Any = (self.packed, self.bias, padding, stride, dilation, groups, "none", [], "")
         return torch.ops.mkldnn._convolution_pointwise(x, *args)
 
 

@@ -83,7 +83,7 @@ class DPMesh(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.merge.out[0].weight.dtype
+        return next(self.merge.parameters()).dtype
 
     def latent(self, image: Tensor) -> Tensor:
         """Crop (n, 3, 256, 256) in [0, 1] -> (n, 4, 32, 32). Depends on nothing else, so it can be kept."""

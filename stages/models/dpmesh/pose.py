@@ -97,6 +97,8 @@ class _Branch(nn.Module):
 class PoseCodebook(nn.Module):
     """The paper's VQ-VAE of poses (section 3.4): 48 tokens, a codebook of 2048 x 256, 23 joints as 9 numbers each."""
 
+    codebook: Tensor
+
     def __init__(self, tokens: int = 48, codes: int = 2048, width: int = 256) -> None:
         super().__init__()
         self.tokens, self.codes = tokens, codes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,10 @@ def from_stable_diffusion(
         "width": parts["unet"]["conv_in.weight"].shape[0],
         "vae_width": parts["vae"]["encoder.conv_in.weight"].shape[0],
     }
-    settings = {f: getattr(config or Config(), f) for f in ("head", "condition", "join", "prompt", "regressor")}
-    model = DPMesh(Config(**widths, **settings))
+    settings: dict[str, Any] = {
+        f: getattr(config or Config(), f) for f in ("head", "condition", "join", "prompt", "regressor")
+    }
+    model = DPMesh(Config(**(settings | widths)))
     _load(model.vae, parts["vae"], stable_diffusion.name)
     _load(model.unet, parts["unet"], stable_diffusion.name)
     if model.controlnet is not None:
@@ -100,6 +103,7 @@ def _controlnet(path: Path) -> dict[str, Tensor]:
 
 
 def _encoder_copy(model: DPMesh, unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    assert model.controlnet is not None
     wanted = model.controlnet.state_dict()
     return {n: torch.zeros_like(t) if n.startswith("controlnet_") else unet[n].clone() for n, t in wanted.items()}
 
