@@ -34,6 +34,10 @@ class Case:
         x = self.fixtures.weights.array(described["array"], tuple(described["shape"]))
         return formula(described.get("then", "x"), x)
 
+    def names(self, text: str) -> list[str]:
+        """The arrays that an input written as a sentence mentions: "array dpmesh.mid.control{i}, i = 0..12" """
+        return [name.removesuffix("{i}") for name in re.findall(r"array ([\w.]+(?:\{i\})?)", text)]
+
     def named(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return self.fixtures.weights.array(name, shape)
 

@@ -66,7 +66,7 @@ def unet(case: Case) -> dict[str, Any]:
     model, _ = case.network("backbone.sd_model.model.")
     control = None
     if case.spec["inputs"]["control"]:
-        prefix = case.spec["inputs"]["control"].split()[1].removesuffix(",").removesuffix("{i}")
+        (prefix,) = case.names(case.spec["inputs"]["control"])
         shapes = control_shapes(model, case("latent"), case("context"))
         control = [torch.from_numpy(case.named(f"{prefix}{i}", shape)) for i, shape in enumerate(shapes)]
     return model.maps(case("latent"), case("context"), control)
@@ -137,8 +137,9 @@ def smpl(case: Case) -> dict[str, Any]:
 
 
 def metrics_case(case: Case) -> dict[str, Any]:
-    gt = [case.named(f"dpmesh.metrics.gt{i}", (6890, 3)) * 0.4 + np.float32([0, 0, 10]) for i in range(3)]
-    noise = [case.named(f"dpmesh.metrics.pred{i}", (6890, 3)) * 0.4 for i in range(3)]
+    (truth,), (guess,) = (case.names(case.spec["inputs"][n]) for n in ("gt", "pred"))
+    gt = [case.named(f"{truth}{i}", (6890, 3)) * 0.4 + np.float32([0, 0, 10]) for i in range(3)]
+    noise = [case.named(f"{guess}{i}", (6890, 3)) * 0.4 for i in range(3)]
     c, s = np.cos(0.7), np.sin(0.7)
     turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
     pred = [
@@ -188,8 +189,9 @@ def losses_case(case: Case) -> dict[str, Any]:
         results |= {f"{name}.{n}": v.detach() for n, v in weighted.items()} | {
             f"{name}.total": sum(weighted.values()).detach()
         }
-    student = torch.from_numpy(case.named("dpmesh.loss.simclr_student", (4, 256, 8, 8)))
-    teacher = 0.5 * student + torch.from_numpy(case.named("dpmesh.loss.simclr_teacher", (4, 256, 8, 8)))
+    arrays_named = case.names(case.spec["inputs"]["simclr"])
+    student, teacher = (torch.from_numpy(case.named(name, (4, 256, 8, 8))) for name in arrays_named)
+    teacher = 0.5 * student + teacher
     return results | {"simclr": losses.nt_xent(student, teacher), "mse": losses.distillation(student, teacher)}
 
 
@@ -253,8 +255,9 @@ def ground_truth_mesh(case: Case, i: int) -> torch.Tensor:
         for n, e in neutral.items()
         if n.startswith(f"module.{BODY}")
     }
-    pose = torch.from_numpy(case.named(f"dpmesh.prep.pose{i}", (72,)) * np.float32(0.3))
-    betas = torch.from_numpy(case.named(f"dpmesh.prep.shape{i}", (10,)))
+    (poses,), (shapes,) = case.names(described["pose"]), case.names(described["shape"])
+    pose = torch.from_numpy(case.named(f"{poses}{i}", (72,)) * np.float32(0.3))
+    betas = torch.from_numpy(case.named(f"{shapes}{i}", (10,)))
     transl = torch.tensor([[0.1 * i, -0.2, 12.0 + i]])
     rotations = axis_angle_to_matrix(pose.reshape(1, 24, 3))
     return body_of(arrays).forward_rotmat(rotations, betas[None], transl).vertices[0]

@@ -111,6 +111,8 @@ def test_heatmaps_of_other_crops_are_refused(published: Path, detections: Path, 
     wrong = {"features/crop": np.eye(2, 3)[None], "heatmaps/crop": np.eye(2, 3)[None]}
     with pytest.raises(ArtefactError, match="other crops"):
         recoverer(dataclasses.replace(people, columns=wrong))
+    with pytest.raises(ArtefactError, match="these are 17 x 64 x 64"):
+        recoverer(dataclasses.replace(people, columns={"heatmaps/value": np.zeros((1, 17, 64, 64))}))
 
 
 def test_a_person_without_keypoints_is_a_failed_row(detections: Path, published: Path) -> None:

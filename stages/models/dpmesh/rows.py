@@ -125,6 +125,11 @@ class _Rows:
     def diffusion(self, people: People, condition: Condition) -> dict[str, Tensor]:
         """Maps, attention and merged features (n, 2048, 8, 8)."""
         given = people.columns.get("heatmaps/value")
+        if given is not None and given.shape[1:] != (30, HEAT, HEAT):
+            size = " x ".join(map(str, given.shape[1:]))
+            raise ArtefactError(
+                f"DPMesh takes heatmaps of 30 x 32 x 32, these are {size}", "hmr heatmaps without flags"
+            )
         maps = None if given is None else torch.from_numpy(np.asarray(given, np.float32)).to(self.device)
         joints, mask = (torch.from_numpy(x).to(self.device) for x in (condition.xy, condition.mask))
         return self.model.features(self.latent(people, condition), joints, mask, maps)
