@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: Params, run: An
         columns=COLUMNS,
         group_attrs={"errors": {"joints": list(protocol.joints)}},
         attrs={"protocol": _described(protocol, regressor), "dataset": dataset.name},
-        batch_size=128,
+        batch_size=32,  # posing a mesh is bound by memory: so many fit into a core's cache
         finish=summarise,
     )
     return run_rows(job, lambda: score, out, run)
@@ -84,7 +85,7 @@ def _described(protocol: Protocol, regressor: str) -> dict[str, Any]:
 
 def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, str]:
     """rows -> the error columns, and which regressor they rest on."""
-    predict, regressor = predictor(meshes, dataset, protocol)
+    predict, points, regressor = predictor(meshes, dataset, protocol)
     before, after = neighbours(dataset.detections)
     mates = frame_mates(dataset.detections) if protocol.matching == "nearest" else None
 
@@ -105,7 +106,7 @@ def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, str
         if protocol.joints:
             value = metrics.MM * np.linalg.norm(second[0] - second[1], axis=-1).mean(-1)
             acceleration[whole] = value[whole]
-        errors |= reprojection(pred, truth, dataset.detections, wanted)
+        errors |= reprojection(pred, truth, dataset.detections, wanted, points)
         return {name: values[own] for name, values in errors.items()} | {"errors/acceleration": acceleration}
 
     return score, regressor
@@ -144,13 +145,12 @@ def nearest(pred: Truth, truth: Truth, frame: np.ndarray, protocol: Protocol) ->
         joints=pred.joints[best],
         vertices=None if vertices is None else vertices[best],
         vertex_root=None if root is None else root[best],
-        labelled=None if pred.labelled is None else pred.labelled[best],
     )
 
 
-def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, str]:
-    """rows -> Truth of what was recovered (vertices as they are, or posed from SMPL parameters; `labelled`: 2D joints
-    of the body, camera frame), and which regressor its joints come from."""
+def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, Points2D, str]:
+    """rows -> Truth of what was recovered (vertices as they are, or posed from SMPL parameters), the body's points that
+    people label, and which regressor its joints come from."""
     import torch
 
     from stages.datasets import regressors
@@ -167,7 +167,7 @@ def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, s
             "errors between different bodies mean nothing: recover with --body",
         )
     regress = regressors.find(body, protocol.joint_set, dataset.data)
-    names_2d, matrix_2d = points_2d(body)
+    pelvis_of = regressors.pelvis(body)
     on_tree = protocol.joint_set == "smpl24"
     as_vertices = meshes.has("vertices/xyz")
     if not as_vertices and not meshes.has("smpl/body_pose"):
@@ -182,42 +182,55 @@ def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, s
                 out = body(*(torch.from_numpy(meshes.read(f"smpl/{name}", rows)) for name in names))
                 vertices = out.vertices
             found = out.joints if on_tree and not as_vertices else regress(vertices)
-            drawn, pelvis = matrix_2d @ vertices, body.J_regressor[0] @ vertices
+            pelvis = pelvis_of(vertices)[:, 0]
         names = joints.get(protocol.joint_set)
         bad = meshes.rows["status"][rows] != OK
         xyz = found.numpy().copy()
         xyz[bad] = np.nan
-        return Truth(xyz, names, vertices.numpy(), pelvis.numpy(), None, drawn.numpy(), names_2d)
+        return Truth(xyz, names, vertices.numpy(), pelvis.numpy())
 
-    return predict, regress.about
-
-
-def points_2d(body: Any) -> tuple[tuple[str, ...], Any]:
-    """Names and regressor (J, V) of the points of a body that people label in pictures, as far as it has them."""
-    import torch
-
-    from stages.human import joints
-
-    found: dict[str, Any] = {}
-    for joint_set in ("coco17", "lsp14", "smpl24"):
-        with contextlib.suppress(AssetError):
-            rows = zip(joints.get(joint_set), body.regressor(joint_set), strict=True)
-            found = {**dict(rows), **found}
-    return tuple(found), torch.stack(list(found.values()))
+    return predict, Points2D(body), regress.about
 
 
-def reprojection(pred: Truth, truth: Truth, detections: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+class Points2D:
+    """The points of a body that people label in pictures, as far as it has them: vertices (n, V, 3) -> (n, L, 3)."""
+
+    def __init__(self, body: Any) -> None:
+        self.body = body
+
+    @functools.cached_property
+    def rows(self) -> dict[str, Any]:
+        from stages.human import joints
+
+        found: dict[str, Any] = {}
+        for joint_set in ("coco17", "lsp14", "smpl24"):
+            with contextlib.suppress(AssetError):
+                rows = zip(joints.get(joint_set), self.body.regressor(joint_set), strict=True)
+                found = {**dict(rows), **found}
+        return found
+
+    def __call__(self, vertices: np.ndarray) -> np.ndarray:
+        import torch
+
+        from stages.datasets.regressors import Regressor
+
+        return Regressor(torch.stack(list(self.rows.values())), "")(torch.from_numpy(vertices)).numpy()
+
+
+def reprojection(
+    pred: Truth, truth: Truth, detections: Any, rows: np.ndarray, points: Points2D
+) -> dict[str, np.ndarray]:
     """errors/error_2d (px) and errors/pck of rows: the body's points in the picture against the labelled ones."""
     from stages.human import joints
     from stages.human.cameras import project
 
-    none = {name: np.full(len(rows), np.nan) for name in ("errors/error_2d", "errors/pck")}
-    if truth.labelled is None or pred.labelled is None:
-        return none
-    at = joints.index(pred.labelled_names, truth.labelled_names)
+    if truth.labelled is None or pred.vertices is None:
+        return {name: np.full(len(rows), np.nan) for name in ("errors/error_2d", "errors/pck")}
+    at = joints.index(tuple(points.rows), truth.labelled_names)
     frame = detections.rows["frame"][rows]
+    drawn = points(pred.vertices)[:, at.clip(0)].astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = project(pred.labelled[:, at.clip(0)].astype(np.float64), detections.frames["K"][frame].astype(float))
+        drawn = project(drawn, detections.frames["K"][frame].astype(float))
     given = (truth.labelled[..., 2] > 0) & (at >= 0)
     box = detections.rows["box"][rows]
     radius = 0.1 * (box[:, 2:] - box[:, :2]).max(1)

@@ -64,8 +64,17 @@ class Regressor:
     matrix: Tensor
     about: str
 
+    @functools.cached_property
+    def _needed(self) -> tuple[Tensor, Tensor]:
+        """Vertices that any row uses, and the matrix over them."""
+        which = torch.nonzero((self.matrix != 0).any(0))[:, 0]
+        return which, self.matrix[:, which]
+
     def __call__(self, vertices: Tensor) -> Tensor:
-        return self.matrix.to(vertices.dtype) @ vertices
+        which, matrix = self._needed
+        if len(which) > 0.3 * self.matrix.shape[1]:
+            return self.matrix.to(vertices.dtype) @ vertices
+        return matrix.to(vertices.dtype) @ vertices[:, which]
 
 
 def find(body: Body, joint_set: str, data: Path | None = None) -> Regressor:
@@ -74,7 +83,7 @@ def find(body: Body, joint_set: str, data: Path | None = None) -> Regressor:
     smpl24 is the kinematic tree's; its matrix serves only vertices without parameters.
     """
     if body.topology != "smpl" or joint_set == "smpl24":
-        return Regressor(body.regressor(joint_set), f"{body.name}'s own")
+        return own(body, joint_set)
     named = FILES.get(joint_set)
     for folder in _places(data) if named else ():
         for name in named.files if named else ():
@@ -88,6 +97,18 @@ def find(body: Body, joint_set: str, data: Path | None = None) -> Regressor:
         f"{named.files[0]} (joint set {joint_set}) is neither below {data or 'the data folder'} nor in {_cache()}",
         named.source.hint(named.files[0]),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def own(body: Body, joint_set: str) -> Regressor:
+    """The body's own regressor of a set. Raises AssetError for points that it does not have."""
+    return Regressor(body.regressor(joint_set), f"{body.name}'s own")
+
+
+@functools.lru_cache(maxsize=16)
+def pelvis(body: Body) -> Regressor:
+    """Joint 0 of SMPL's regressor: vertices (n, V, 3) -> (n, 1, 3)."""
+    return Regressor(body.J_regressor[:1], "")
 
 
 def _cache() -> Path:

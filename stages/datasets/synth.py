@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from stages.artefact import Artefact, open_artefact
+from stages.datasets import regressors
 from stages.datasets.protocols import Protocol
 from stages.datasets.truth import Truth
 from stages.errors import ArtefactError
@@ -41,14 +42,14 @@ class SynthData:
         with torch.no_grad():
             out = self.body(*(torch.from_numpy(value) for value in read.values()))
             on_tree = protocol.joint_set == "smpl24"
-            found = (out.joints if on_tree else self.body.regress(out.vertices, protocol.joint_set)).numpy()
+            regress = regressors.own(self.body, protocol.joint_set)
+            found = (out.joints if on_tree else regress(out.vertices)).numpy()
+            pelvis = regressors.pelvis(self.body)(out.vertices)[:, 0].numpy()
         names = joints.get(protocol.joint_set)
         seen = self.detections.read("extra/seen", rows).astype(bool)
         labelled = np.concatenate([self.detections.read("extra/keypoints", rows), seen[..., None]], -1)
         visible = _visible(seen, names)
-        return Truth(
-            found, names, out.vertices.numpy(), out.joints[:, 0].numpy(), visible, labelled, joints.get("coco17")
-        )
+        return Truth(found, names, out.vertices.numpy(), pelvis, visible, labelled, joints.get("coco17"))
 
 
 def _visible(seen: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

@@ -102,7 +102,8 @@ class TableData:
                 xyz[mine] = (out.joints if protocol.joint_set == "smpl24" else regress(out.vertices)).numpy()
             vertices[mine] = out.vertices.numpy()
         # The neutral regressor on every mesh, as in the programs of 3DCrowdNet, JOTR and DPMesh.
-        return Truth(xyz, names, vertices, _body("neutral").J_regressor[0].numpy() @ vertices)
+        pelvis = regressors.pelvis(_body("neutral"))(torch.from_numpy(vertices))[:, 0]
+        return Truth(xyz, names, vertices, pelvis.numpy())
 
     def _annotated(self, rows: np.ndarray, protocol: Protocol) -> Truth:
         """Joints by name; those that the data set does not have are NaN and are not scored."""
