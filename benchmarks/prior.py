@@ -1,6 +1,6 @@
 """The acceptance table of the embedded pose prior: refinement from the embedded recoverer against plain fitting.
 
-    python benchmarks/prior.py --poses mocap_smpl24.npz [--people 300] [--json]
+    python -m benchmarks.prior --poses mocap_smpl24.npz [--people 300] [--json]
 
 People of subjects that nothing was trained on (CMU 14; HDM05 is another laboratory), seen by random cameras; keypoints
 clean, with 3 px of noise in a 256 crop, and with noise and about a third missing. For each: 2D error of the seen

@@ -1,6 +1,6 @@
 """Persons per CPU second of the refinement loop, ours against a plain implementation of the same loop, in one run.
 
-    python benchmarks/scorehmr.py [--persons 1 16 128] [--plain-loops 1]
+    python -m benchmarks.scorehmr [--persons 1 16 128] [--plain-loops 1]
 
 Both run the released settings (10 loops, 500 denoiser calls, 250 guided steps; keypoints and camera) with random
 weights of the published sizes and a random body of SMPL's sizes, on one thread; time is CPU time of this process. The

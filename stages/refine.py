@@ -87,7 +87,7 @@ def run(
     )
     checkpoint = _weights(ckpt)
     kind = ScoreHmrRefiner.conditioned_on(checkpoint) if params.method == "score" else ""
-    if kind and not (features and tables["features"].has(f"features/{kind}")):
+    if kind and not (features is not None and tables["features"].has(f"features/{kind}")):
         raise AssetError(
             f"{checkpoint.where} is conditioned on {kind} features, and none are given",
             f"hmr features DETECTIONS --model {kind} --ckpt FILE -o F.h5, then --features F.h5",

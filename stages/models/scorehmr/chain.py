@@ -108,6 +108,8 @@ class Chain:
         for j in reversed(range(1, count)):
             below[self.parents[j]] += below[j]
         self.below = below.to(device)
+        # How much of a point hangs on a joint, (K, 24): all of it, if every bone that carries it is further out.
+        self.carried = (self.from_joints + self.from_vertices @ self.weights) @ self.below.t()
 
     def rest(self, betas: Tensor) -> Rest:
         """betas (n, B) -> the unposed body."""

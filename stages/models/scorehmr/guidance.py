@@ -70,6 +70,10 @@ class Guidance:
 
     `replace` is the released program's habit, kept for comparison only: with several terms the view term takes the
     place of the keypoint term, and the smoothness term, without keypoints, that of the view term.
+
+    `damped`: steps are divided by 1 + variance * curvature. The released rule, x0' = x0 - variance * gradient with the
+    variance (1 - a) / a of x0 given the latent, is the limit of a weak pull; this is the mean of the Gaussian posterior
+    that the same variance and a quadratic loss give, so strong weights do not overshoot at high noise.
     """
 
     keypoints: KeypointTerm | None = None
@@ -79,6 +83,7 @@ class Guidance:
     w_views: float = 0.005
     w_smooth: float = 30.0
     replace: bool = False
+    damped: bool = False
     losses: dict[str, Tensor] = field(default_factory=dict)
 
     def gradient(self, x: Tensor, betas: Tensor | None, going: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -104,6 +109,17 @@ class Guidance:
             self.losses["smooth"], part = self.smooth.evaluate(x)
             total = total + self.w_smooth * part
         return total, on_betas
+
+    def curvature(self, x: Tensor) -> Tensor:
+        """Second derivative of the weighted loss, bounded from above, at the x (n, 144) of the last look()."""
+        total = torch.zeros_like(x)
+        if self.keypoints is not None:
+            total = total + self.keypoints.curvature() * self.w_keypoints
+        if self.views is not None:
+            total = total + 2 * self.views.gain * self.w_views
+        if self.smooth is not None:
+            total = total + 8 * self.w_smooth
+        return total
 
     def look(self, x: Tensor, betas: Tensor | None) -> Tensor | None:
         """Evaluate the keypoint term at x (n, 144); its loss (n,), before anything is dropped."""

@@ -87,7 +87,20 @@ class KeypointTerm:
         pull /= depth
         force = torch.cat([pull, -(pull * seen).sum(1, keepdim=True)], 1)
         self.grad_transl = force.sum(0)
+        self._last = posed, depth
         return loss, force
+
+    def curvature(self) -> Tensor:
+        """An upper bound (n, 144) of the loss's second derivative at the last evaluation, for step sizes.
+
+        A point at distance L_j from joint j moves by L_j per radian; several joints share each correction, so the row
+        sums of the Gauss-Newton matrix are taken in place of its diagonal, which keeps simultaneous steps stable.
+        """
+        posed, depth = self._last
+        lever = (posed.points[:, None] - posed.world[None, :, :, 3]).norm(dim=2) * self.chain.carried[..., None]
+        pull = (self.trust[:, 0] * (self.focal.amax(0) / depth[:, 0]).square()) * lever.sum(1)  # (K, n)
+        joint = 2 * (pull[:, None] * lever).sum(0)  # (24, n)
+        return joint.t().repeat_interleave(6, 1)
 
     def loss(self, x: Tensor, betas: Tensor | None = None) -> Tensor:
         """The loss (n,) alone."""

@@ -135,6 +135,10 @@ def refine(
                 term.solve_camera(pose, betas)
             going = stopping.going(guidance.look(pose, betas))
             pull = codec.pull(*guidance.gradient(pose, betas, going)) * schedule.recip[t]
+            if guidance.damped:
+                curvature = guidance.curvature(pose)
+                curvature = curvature if codec.std is None else curvature * codec.std**2
+                pull = pull / (1 + schedule.recipm1[t] ** 2 * curvature)
             if term is not None:
                 term.move_camera(going)
             noise = torch.add(noise, pull, alpha=schedule.sigma[t])
