@@ -40,7 +40,7 @@ class Params:
     preset: str = param("default", "Step of the noise index: paper 2, fast 10; default: what suits the weights.")
     smooth: float = param(30.0, "Weight of smoothness in --mode video; 10 to 70 are useful.")
     keypoint_weight: float = param(0.0, "Step size of the keypoint term; 0: what suits the weights.")
-    loops: int = param(10, "Times up into noise and back.")
+    loops: int = param(0, "Times up into noise and back; 0: what suits the weights (published: 10).")
     min_score: float = param(0.0, "Keypoints with a lower score are not used.")
     min_joints: int = param(3, "Rows with fewer usable keypoints stay as they are (in video: only smoothness).")
     hips: bool = param(True, "Use the hip keypoints.")
@@ -136,8 +136,8 @@ def _check(params: Params) -> None:
     ):
         if value not in choices:
             raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(choices)}")
-    if params.loops < 1 or params.hypotheses < 1 or params.fit_steps < 0 or params.max_gap < 0 or params.smooth < 0:
-        raise UsageError("counts and weights of refine must not be negative, loops and hypotheses at least 1")
+    if params.loops < 0 or params.hypotheses < 1 or params.fit_steps < 0 or params.max_gap < 0 or params.smooth < 0:
+        raise UsageError("counts and weights of refine must not be negative, hypotheses at least 1")
     if params.hypotheses > 1 and (params.mode != "frame" or params.method == "fit"):
         raise UsageError("--hypotheses is for --mode frame --method score")
     if params.fill_gaps and params.mode != "video":

@@ -85,7 +85,7 @@ def settings(refiner: ScoreHmrRefiner, params: Params) -> Settings:
     base = refiner.preset(params.preset)
     return dataclasses.replace(
         base,
-        plan=dataclasses.replace(base.plan, loops=params.loops),
+        plan=dataclasses.replace(base.plan, loops=params.loops or base.plan.loops),
         w_keypoints=params.keypoint_weight or base.w_keypoints,
         w_smooth=params.smooth,
         method=params.method,

@@ -61,12 +61,12 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
 
     dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]  # noqa: RUF012
 
-    def load_build(self) -> None:
-        super().load_build()
+    def load_build(self: Any) -> None:
+        pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
         if isinstance(self.stack[-1], _Wrapped):
             self.stack[-1] = self.stack[-1].read(self.stream)
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
 
 def read_data(path: Path) -> Any:

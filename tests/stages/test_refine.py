@@ -247,7 +247,7 @@ def test_hypotheses_are_repeatable_and_not_worse_in_the_picture() -> None:
 def test_what_is_refused() -> None:
     world = crowd(4)
     for wrong in (
-        Params(mode="sideways"), Params(method="luck"), Params(preset="x"), Params(loops=0), Params(fill_gaps=True),
+        Params(mode="sideways"), Params(method="luck"), Params(preset="x"), Params(loops=-1), Params(fill_gaps=True),
         Params(mode="video", hypotheses=2), Params(smooth=-1.0),
     ):  # fmt: skip
         with pytest.raises(UsageError):

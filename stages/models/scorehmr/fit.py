@@ -23,8 +23,6 @@ def fit(
     assert term is not None
     m, v = torch.zeros_like(pose), torch.zeros_like(pose)
     for k in range(1, steps + 1):
-        if term.camera == "solve":
-            term.solve_camera(pose)
         guidance.look(pose, None)
         gradient, _ = guidance.gradient(pose, None, None)
         gradient = gradient + 2 * prior * (pose - start)

@@ -68,6 +68,8 @@ class KeypointTerm:
         """Loss (n,), its gradient with respect to x (n, 144) and, where betas (n, B) are given, to them."""
         rest = self.rest if betas is None else self.chain.rest(betas)
         posed = self.chain.forward(x, rest)
+        if self.camera == "solve":
+            self._solve(posed.points)
         loss, force = self.residual(posed)
         gradient, on_betas = self.chain.backward(posed, force, betas is not None)
         return loss, gradient, on_betas
@@ -102,11 +104,6 @@ class KeypointTerm:
         joint = 2 * (pull[:, None] * lever).sum(0)  # (24, n)
         return joint.t().repeat_interleave(6, 1)
 
-    def loss(self, x: Tensor, betas: Tensor | None = None) -> Tensor:
-        """The loss (n,) alone."""
-        rest = self.rest if betas is None else self.chain.rest(betas)
-        return self.residual(self.chain.forward(x, rest))[0]
-
     def move_camera(self, going: Tensor | None = None) -> None:
         """One Adam step on the translation with the last gradient; rows not `going` (n,) move by momentum only."""
         if self.camera != "adam":
@@ -125,13 +122,16 @@ class KeypointTerm:
         rest = self.rest if betas is None else self.chain.rest(betas)
         points = self.chain.forward(x, rest).points
         for _ in range(rounds):
-            A, b = self._normal_equations(points)
-            # A pinch of the present translation keeps badly conditioned depth (two points on a line of sight).
-            damp = 1e-6 * A.diagonal(dim1=1, dim2=2).amax(1, keepdim=True).clamp_min(1e-12)
-            now = self.transl.t().double()
-            found = torch.linalg.solve(A + torch.diag_embed(damp.expand(-1, 3)), b + damp * now)
-            good = ((self.trust[:, 0] > 0).sum(0) >= 2) & torch.isfinite(found).all(1) & (found[:, 2] > 0.2)
-            self.transl = torch.where(good[:, None], found, now).t().to(self.transl.dtype).contiguous()
+            self._solve(points)
+
+    def _solve(self, points: Tensor) -> None:
+        A, b = self._normal_equations(points)
+        # A pinch of the present translation keeps badly conditioned depth (two points on a line of sight).
+        damp = 1e-6 * A.diagonal(dim1=1, dim2=2).amax(1, keepdim=True).clamp_min(1e-12)
+        now = self.transl.t().double()
+        found = torch.linalg.solve(A + torch.diag_embed(damp.expand(-1, 3)), b + damp * now)
+        good = ((self.trust[:, 0] > 0).sum(0) >= 2) & torch.isfinite(found).all(1) & (found[:, 2] > 0.2)
+        self.transl = torch.where(good[:, None], found, now).t().to(self.transl.dtype).contiguous()
 
     def information(self, x: Tensor) -> Tensor:
         """How firmly the points hold the translation: the normal matrix (n, 3, 3) at the present one."""

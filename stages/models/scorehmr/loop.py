@@ -131,8 +131,6 @@ def refine(
             noise = eps(x, t)
             estimate = schedule.x0(x, noise, t)
             pose, betas = codec.decode(estimate)
-            if term is not None and term.camera == "solve":
-                term.solve_camera(pose, betas)
             going = stopping.going(guidance.look(pose, betas))
             pull = codec.pull(*guidance.gradient(pose, betas, going)) * schedule.recip[t]
             if guidance.damped:

@@ -79,8 +79,9 @@ class Evidence:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Evidence:
         """The same with every tensor changed alike: moved to a device, or some of the rows."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Evidence(**{name: None if v is None else change(v) for name, v in values.items()})
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changed: dict[str, Any] = {name: None if v is None else change(v) for name, v in given.items()}
+        return Evidence(**changed)
 
 
 @dataclass
@@ -315,7 +316,7 @@ class ScoreHmrRefiner:
 # Units of the embedded prior, whose poses are standardised and whose residuals are relative to the person's size.
 # Chosen on subjects that are neither trained on nor tested on. Low noise indices in small steps: inversion and sampling
 # in large ones do not cancel, and the recoverer's estimate is better than that error.
-EMBEDDED_PLAN = Plan(start=20, step=2)
+EMBEDDED_PLAN = Plan(loops=14, start=20, step=2)
 EMBEDDED_WEIGHT = 1e5
 EMBEDDED_SIGMA = 0.2
 EMBEDDED_SMOOTH = 1000.0
