@@ -42,7 +42,7 @@ def people(n: int, seed: int) -> dict[str, np.ndarray]:
     """SMPL parameters of n random people."""
     rng = np.random.default_rng(seed)
     pose = rng.normal(0, 0.3, (n, 24, 3)).astype(np.float32)
-    betas, transl = rng.normal(0, 1, (n, 10)).astype(np.float32), np.tile(np.float32([0, 0, 4]), (n, 1))
+    betas, transl = rng.normal(0, 1, (n, 10)).astype(np.float32), np.tile(np.array([0, 0, 4], np.float32), (n, 1))
     return dict(zip(NAMES, (pose[:, 0], pose[:, 1:], betas, transl), strict=True))
 
 
@@ -50,7 +50,7 @@ def tables(n: int, folder: Path) -> tuple[Artefact, Artefact]:
     """Files of meshes and of the rows that they belong to, with the truth."""
     K = np.array([[600, 0, 320], [0, 600, 240], [0, 0, 1]], np.float32)
     frames = {"name": [f"{i}.jpg" for i in range(n)], "size": np.full((n, 2), 640), "K": np.tile(K, (n, 1, 1))}
-    rows = {"frame": np.arange(n), "box": np.tile(np.float32([0, 0, 100, 200]), (n, 1))}
+    rows = {"frame": np.arange(n), "box": np.tile(np.array([0, 0, 100, 200], np.float32), (n, 1))}
     columns: dict[str, Any] = {"keypoints/xy": np.zeros((n, 17, 2)), "keypoints/score": np.ones((n, 17))}
     columns |= {f"extra/{name}": values for name, values in people(n, 1).items()}
     columns |= {"extra/seen": np.ones((n, 17), np.uint8), "extra/keypoints": np.zeros((n, 17, 2), np.float32)}
@@ -80,7 +80,7 @@ def written(table: Artefact, folder: Path) -> Artefact:
     groups = {g: table.group_attrs(g) for g in ("keypoints", "smpl") if table.group_attrs(g)}
     attrs = {"benchmark": table.attrs["benchmark"]} if "benchmark" in table.attrs else {}
     job = Job("benchmark", table.kind, {}, {}, columns, group_attrs=groups, attrs=attrs)
-    return open_artefact(run_whole(job, lambda: table, folder / f"x.{table.kind}.h5", Run()))
+    return open_artefact(Path(run_whole(job, lambda: table, folder / f"x.{table.kind}.h5", Run())))
 
 
 def poser(folder: Path) -> tuple[Any, str]:
@@ -89,7 +89,7 @@ def poser(folder: Path) -> tuple[Any, str]:
     try:
         import smplx
     except ImportError:
-        return lambda *x: body(*x).vertices[0].numpy(), "hmr's body"
+        return lambda *x: body(*x).vertices[0].numpy(), "hmr's body, one row at a time"
     from stages.human import body_file
 
     file = body_file.write_smplx_pickle(body_file.read_arrays(body_file.EMBEDDED), folder / "body.pkl")
@@ -99,7 +99,7 @@ def poser(folder: Path) -> tuple[Any, str]:
         out = model(global_orient=orient, body_pose=body_pose.reshape(1, 69), betas=betas, transl=transl)
         return out.vertices[0].detach().numpy()
 
-    return pose, f"smplx {smplx.__file__ and 'SMPL'}"
+    return pose, "smplx, one row at a time"
 
 
 def plain(meshes: Artefact, detections: Artefact, n: int, pose: Any, protocol: Protocol) -> np.ndarray:

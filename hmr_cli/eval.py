@@ -199,7 +199,7 @@ def compare(
 @stage_command(app, name="table")
 def table(
     *,
-    sets: Annotated[str, typer.Option(help="Which sets, with commas; empty: all synthetic ones.")] = "",
+    sets: Annotated[str, typer.Option(help="Which sets, or files of hmr synth, with commas; empty: all six.")] = "",
     ckpt: Ckpt = None,
     style: Style = "markdown",
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("tables"),
@@ -224,8 +224,9 @@ def table(
     for name in sets.split(",") if sets else SETS:
         dataset = open_dataset(name, None, run)
         for refine in (False, True):
-            method = f"{name}, {_name(None, ckpt, refine)}"
-            target = out / f"{name}{'-refined' if refine else ''}.scores.h5"
+            stem = Path(name).name.removesuffix(".detections.h5")
+            method = f"{stem}, {_name(None, ckpt, refine)}"
+            target = out / f"{stem}{'-refined' if refine else ''}.scores.h5"
             meshes = recovered(dataset, run, ckpt=ckpt, refine=refine)
             rows.append({"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, Params(), run))})
     text = tables.table(rows, style)

@@ -178,8 +178,8 @@ def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, P
             if as_vertices:
                 vertices = torch.from_numpy(meshes.read("vertices/xyz", rows))
             else:
-                names = ("global_orient", "body_pose", "betas", "transl")
-                out = body(*(torch.from_numpy(meshes.read(f"smpl/{name}", rows)) for name in names))
+                own = ("global_orient", "body_pose", "betas", "transl")
+                out = body(*(torch.from_numpy(meshes.read(f"smpl/{name}", rows)) for name in own))
                 vertices = out.vertices
             found = out.joints if on_tree and not as_vertices else regress(vertices)
             pelvis = pelvis_of(vertices)[:, 0]
@@ -209,12 +209,18 @@ class Points2D:
                 found = {**dict(rows), **found}
         return found
 
-    def __call__(self, vertices: np.ndarray) -> np.ndarray:
+    @functools.cached_property
+    def regressor(self) -> Any:
         import torch
 
         from stages.datasets.regressors import Regressor
 
-        return Regressor(torch.stack(list(self.rows.values())), "")(torch.from_numpy(vertices)).numpy()
+        return Regressor(torch.stack(list(self.rows.values())), "")
+
+    def __call__(self, vertices: np.ndarray) -> np.ndarray:
+        import torch
+
+        return self.regressor(torch.from_numpy(vertices)).numpy()
 
 
 def reprojection(

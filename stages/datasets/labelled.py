@@ -123,7 +123,7 @@ def _table(
             "K_source": K_DEFAULT,
         },
         frame=frame,
-        box=np.where((box[:, 2:] > box[:, :2]).all(1)[:, None], box, box_of(keypoints, size[frame])),
+        box=np.where(np.all(box[:, 2:] > box[:, :2], 1, keepdims=True), box, box_of(keypoints, size[frame])),
         keypoints=keypoints,
         joint_set="coco17" if len(names) == 17 else names,
         input_2d="1 visible, 0.5 labelled but hidden",

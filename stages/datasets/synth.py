@@ -20,7 +20,7 @@ class SynthData:
     """A built synthetic set, from its artefact."""
 
     protocol = "body"
-    data = None
+    data: Path | None = None
 
     def __init__(self, source: str | Path | Artefact) -> None:
         self.detections = source if isinstance(source, Artefact) else open_artefact(source, "detections")
@@ -69,6 +69,6 @@ def _visible(seen: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         side, _, part = name.rpartition("_") if name.startswith(("left_", "right_")) else ("", "", name)
         kin = stand_in.get(part, stand_in.get(name, "hip")).split()
         like = [i for i, c in enumerate(coco) if c.split("_")[-1] in kin and c.startswith(side)]
-        return seen[:, like].any(1)
+        return np.asarray(seen[:, like].any(1))
 
     return np.stack([one(name) for name in names], 1)

@@ -154,13 +154,13 @@ def _detections(table: Table) -> Artefact:
 def box_of(keypoints: np.ndarray, size: np.ndarray, scale: float = 1.2) -> np.ndarray:
     """Boxes (n, 4) xyxy around the keypoints (n, J, 3) that have a score, `scale` times as large; of rows without
     any, the whole picture (size (n, 2))."""
-    seen = keypoints[..., 2] > 0
+    seen = np.asarray(keypoints[..., 2] > 0)
     low = np.where(seen[..., None], keypoints[..., :2], 1e9).min(1)
     high = np.where(seen[..., None], keypoints[..., :2], -1e9).max(1)
     centre, half = (low + high) / 2, (high - low) / 2 * scale
     box = np.concatenate([centre - half, centre + half], 1)
     whole = np.concatenate([np.zeros_like(size), size - 1], 1)
-    return np.where(seen.any(1)[:, None], box, whole)
+    return np.where(seen.any(1, keepdims=True), box, whole)
 
 
 def runs(sequence: np.ndarray, person: np.ndarray, number: np.ndarray) -> np.ndarray:

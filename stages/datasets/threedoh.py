@@ -91,14 +91,14 @@ def _table(
     size = np.array([picture_size(need(root / n, SOURCE, root), SOURCE) for n in names])
     frames: dict[str, Any] = {"name": np.array(names, object), "size": size}
     frames |= {"K": default_K(size), "K_source": K_DEFAULT} if K is None else {"K": K}
-    seen = (keypoints[..., 2] > 0).any(1)
+    seen = np.any(keypoints[..., 2] > 0, 1, keepdims=True)
     return Table(
         name=name,
         protocol="dpmesh",
         root=root,
         frames=frames,
         frame=np.arange(len(names)),
-        box=np.where(seen[:, None], box_of(keypoints, size), box),
+        box=np.where(seen, box_of(keypoints, size), box),
         keypoints=keypoints,
         joint_set=joint_set,
         input_2d=input_2d,

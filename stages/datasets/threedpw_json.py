@@ -79,7 +79,7 @@ def _table(name: str, part: str, path: Path, people: list[Any], poses: dict[str,
     order = np.unique([p[0] for p in people], return_inverse=True)[1]
     boxes = np.stack([p[3].array("bbox", (4,)) for p in people])
     boxes[:, 2:] += boxes[:, :2]
-    seen = (keypoints[..., 2] > 0).any(1)
+    seen = np.any(keypoints[..., 2] > 0, 1, keepdims=True)
     for s in smpl:
         if str(s["gender"]) not in GENDERS:
             raise damaged(path, f"gender {s['gender']!r}", SOURCE)
@@ -96,7 +96,7 @@ def _table(name: str, part: str, path: Path, people: list[Any], poses: dict[str,
         },
         frame=frame,
         track=runs(order, np.array([p[2] for p in people]), np.array([p[1] for p in people])),
-        box=np.where(seen[:, None], box_of(keypoints, size[frame]), boxes),
+        box=np.where(seen, box_of(keypoints, size[frame]), boxes),
         keypoints=keypoints,
         joint_set="openpose18" if poses is None else "coco17",
         input_2d="OpenPose confidence" if poses is None else "HigherHRNet confidence (OpenPose where there is none)",
