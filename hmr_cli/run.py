@@ -42,7 +42,8 @@ def run_chain(
 ) -> dict[str, Any]:
     """Photos or video in; meshes, overlays, GLB and a report out. -o names the folder to write.
 
-    The same command again resumes, or finds everything up to date.
+    The same command again resumes; stages that are up to date are not computed again. After an update of hmr, or with
+    other settings, --force redoes the folder.
 
     Examples:
 

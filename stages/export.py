@@ -64,6 +64,9 @@ def run(meshes: Path | Artefact, out: Path, params: Params = Params(), run: Run 
         raise InputError("the meshes hold vertices without SMPL parameters, npz needs those", "export glb or obj")
     everybody = sequences(people)
     jobs = [job for name in formats for job in MAKERS[name](people, everybody, params)]
+    if not jobs:
+        run.report.note("nobody is in these meshes: no file was written")
+        return {"out": str(out), "files": [], "people": 0, "note": "nobody"}
     if alone and len(jobs) != 1:
         raise UsageError(f"-o {out}: {len(jobs)} files would be written", "name a folder")
     if run.dry_run:

@@ -23,6 +23,8 @@ from stages.params import param
 from stages.people import PeopleOf
 from stages.progress import Job, Run, run_rows
 
+GENDERS = ("neutral", "female", "male")
+
 
 @dataclasses.dataclass(frozen=True)
 class Params:
@@ -32,7 +34,7 @@ class Params:
         "", "embedded, dpmesh, postometro, fastmetro or package.module:Class; empty: what --ckpt is for."
     )
     body: str = param("", "Body model, by name or file; empty: the recoverer's own.")
-    gender: str = param("neutral", "Of the body model: neutral, female or male.")
+    gender: str = param("neutral", "Of the body model that --body names: neutral, female or male.")
 
 
 def run(
@@ -88,6 +90,10 @@ def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]
     """The recoverer that `params` and the checkpoint ask for, and the SHA-256 of its weights ('' if it has none)."""
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
     loader = loader_of(params.model, checkpoint)
+    if params.gender not in GENDERS:
+        raise UsageError(f"--gender {params.gender}: no such gender of a body", f"one of {', '.join(GENDERS)}")
+    if params.gender != "neutral" and not params.body:
+        raise UsageError(f"--gender {params.gender} goes with --body", "hmr body-model list")
     body = load_body(params.body, params.gender, device) if params.body else None
     model = loader.load(checkpoint, device=device, body=body)
     lacking = [name for name in (*RowModel.__annotations__, "needs_images", "__call__") if not hasattr(model, name)]

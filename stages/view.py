@@ -203,15 +203,16 @@ def run(
 
 
 def run_files(
-    table: Path, detections: Path | None, out: Path, params: Params = Params(), run: Run = Run()
+    table: Path, detections: Path | None, out: Path, params: Params = Params(), how: Run = Run()
 ) -> dict[str, Any]:
     """As `run`, for a file that holds either meshes or detections."""
     first = open_artefact(table)
     if first.kind == "detections" and detections is None:
-        return globals()["run"](None, first, out, params, run)
+        return run(None, first, out, params, how)
     if first.kind != "meshes":
-        raise ArtefactError(f"{table} holds {first.kind}, meshes or detections are needed here")
-    return globals()["run"](first, detections, out, params, run)
+        other = " first, then --detections" if first.kind == "detections" else ""
+        raise ArtefactError(f"{table} holds {first.kind}, meshes are needed here{other}")
+    return run(first, detections, out, params, how)
 
 
 class Written:

@@ -56,3 +56,11 @@ def test_faults(detections: Path, tmp_path: Path, flags: list[str], code: int, t
     done = hmr("recover", detections, "-o", tmp_path / "x.h5", *flags)
     assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr
     assert not done.stdout and not (tmp_path / "x.h5").exists()
+
+
+def test_a_gender_needs_a_body_to_be_of(tmp_path: Path) -> None:
+    people = tmp_path / "x.detections.h5"
+    assert hmr("synth", "synth", "--pictures", 1, "-o", people).returncode == 0
+    for gender, says in (("robot", "no such gender"), ("female", "--body")):
+        done = hmr("recover", people, "--gender", gender, "-o", tmp_path / "x.meshes.h5")
+        assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -196,6 +196,7 @@ def test_failed_rows_are_left_out_and_nobody_is_fine(tmp_path: Path) -> None:
     for n, frames in ((0, 2), (0, 0)):
         made = export.run(meshes(tmp_path, n, frames), tmp_path / f"b{frames}", export.Params(format="glb,npz"), CPU)
         assert made["files"] == [] and made["people"] == 0
+    assert export.run(meshes(tmp_path, 0, 1), tmp_path / "nobody.glb", export.Params(), CPU)["files"] == []
 
 
 def body_of_smpl_licence() -> Body:
