@@ -156,9 +156,8 @@ def _background(rng: np.random.Generator) -> np.ndarray:
         rows, columns = np.linspace(0, len(coarse) - 2, height), np.linspace(0, coarse.shape[1] - 2, width)
         y, x = rows.astype(int), columns.astype(int)
         fy, fx = (rows - y)[:, None, None], (columns - x)[None, :, None]
-        top = coarse[y][:, x] * (1 - fx) + coarse[y][:, x + 1] * fx
-        bottom = coarse[y + 1][:, x] * (1 - fx) + coarse[y + 1][:, x + 1] * fx
-        image += top * (1 - fy) + bottom * fy
+        wide = coarse[:, x] * (1 - fx) + coarse[:, x + 1] * fx
+        image += wide[y] * (1 - fy) + wide[y + 1] * fy
     for _ in range(rng.integers(0, 8)):  # furniture, windows
         x0, y0 = rng.integers(0, width - 40), rng.integers(0, height - 40)
         x1, y1 = x0 + rng.integers(20, 200), y0 + rng.integers(20, 200)
