@@ -9,6 +9,7 @@ import typer
 
 from hmr_cli.options import stage_command
 from stages.training.embedded import Params as EmbeddedParams
+from stages.training.postometro import Params as PostoMetroParams
 from stages.training.prior import Params as PriorParams
 
 app = typer.Typer(
@@ -54,3 +55,28 @@ def prior(*, poses: Poses, out: Path, params: PriorParams, report: Any) -> Any:
     from stages.training import prior as training
 
     return training.train(poses, out, params, report)
+
+
+@stage_command(app, PostoMetroParams, name="postometro")
+def postometro(
+    *,
+    data: Annotated[Path, typer.Option(help="Detections with true bodies, as hmr synth writes.", show_default=False)],
+    out: Path,
+    params: PostoMetroParams,
+    init: Annotated[list[Path] | None, typer.Option(help="Checkpoints to begin from: FastMETRO, PCT, our own.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the pictures are.")] = None,
+    device: Device = "cpu",
+    report: Any,
+) -> Any:
+    """PostoMETRO, FastMETRO (--tokens none) and PCT: tokenizer, classifier, then the mesh network.
+
+    Examples:
+
+        hmr train postometro --part tokenizer --data oc.detections.h5 -o tokens.safetensors
+
+        hmr train postometro --data oc.detections.h5 --init fastmetro.bin --init pct.pth -o mesh.safetensors
+    """
+    from stages.device import resolve_device
+    from stages.training import postometro as training
+
+    return training.run(data, out, params, resolve_device(device), report, init=init or (), root=root)

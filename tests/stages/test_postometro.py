@@ -67,7 +67,7 @@ def test_a_mesh_lands_where_the_crop_shows_it() -> None:
     box = torch.tensor([[100.0, 40.0, 356.0, 296.0], [10.0, 20.0, 110.0, 120.0]])
     K = torch.tensor([[900.0, 0, 319.5], [0, 900.0, 239.5], [0, 0, 1]]).expand(2, 3, 3)
     mesh = Mesh(camera, fine, fine, fine, fine)
-    seen = cameras.project(fine + rows.place(mesh, box, K)[:, None], K[:, None])
+    seen = cameras.project(fine + rows.place(mesh, box, K)[:, None], K)
     in_crop = camera[:, :1, None] * (fine[..., :2] + camera[:, None, 1:])
     corner, side = box[:, None, :2], (box[:, 2] - box[:, 0])[:, None, None]
     assert torch.allclose(seen, corner + (in_crop + 1) / 2 * side, atol=0.01)

@@ -1,0 +1,153 @@
+"""People with a known body for training mesh networks: crops and targets from a detections artefact with the truth.
+
+The truth is the group `extra` that `hmr synth` writes (global_orient, body_pose, betas, transl in the camera frame).
+Augmentation is METRO's: scale, rotation, colour gains; and the flip of the released programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.artefact import Artefact
+from stages.errors import ArtefactError
+from stages.human import crops
+from stages.human.body import Body
+from stages.human.cameras import project
+from stages.human.joints import convert, flip
+from stages.human.joints import get as joint_set
+from stages.human.mesh_levels import MeshLevels
+from stages.human.rotations import about
+from stages.models.postometro.rows import GROW, MEAN, STD
+from stages.people import PeopleOf
+from stages.training.data import mirror
+
+TRUTH = ("global_orient", "body_pose", "betas", "transl")
+KEYPOINT_SIDE = 256  # PCT's tokenizer counts in pixels of its own crop
+
+
+@dataclasses.dataclass
+class Batch:
+    """n people. images (n, 3, S, S) normalised · meshes: fine, intermediate, coarse vertices (n, V, 3) in metres, the
+    pelvis at the origin · joints (n, 14, 3), the same frame · places (n, 14, 2) in the crop's [-1, 1] · keypoints
+    (n, 17, 3) given (disturbed) COCO keypoints: x, y in 256-pixel crop pixels, 1 = given."""
+
+    images: Tensor
+    meshes: tuple[Tensor, Tensor, Tensor]
+    joints: Tensor
+    places: Tensor
+    keypoints: Tensor
+
+    def to(self, device: str) -> Batch:
+        fine, intermediate, coarse = (mesh.to(device) for mesh in self.meshes)
+        rest = (x.to(device) for x in (self.joints, self.places, self.keypoints))
+        return Batch(self.images.to(device), (fine, intermediate, coarse), *rest)
+
+
+class Examples:
+    """The rows of a table as training examples. Raises ArtefactError when it holds no truth."""
+
+    def __init__(self, table: Artefact, body: Body, levels: MeshLevels, side: int, root: Path | None = None) -> None:
+        missing = [f"extra/{name}" for name in TRUTH if not table.has(f"extra/{name}")]
+        if missing:
+            raise ArtefactError(f"{table.path or 'the table'} holds no {', '.join(missing)}", "make one with hmr synth")
+        self.people = PeopleOf(table, root=root)
+        self.blind = PeopleOf(table, needs_images=lambda given: False)
+        self.truth = {name: table.read(f"extra/{name}") for name in TRUTH}
+        self.body, self.levels, self.side = body, levels, side
+        self.edges, self.faces = torch.from_numpy(levels.edges(1)), torch.from_numpy(levels.faces[1])
+        self.rows = np.flatnonzero(np.isfinite(self.truth["transl"]).all(1) & (table.rows["status"] == 0))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @torch.no_grad()
+    def batch(
+        self, which: Sequence[int] | np.ndarray, generator: np.random.Generator | None = None, *, pictures: bool = True
+    ) -> Batch:
+        """The examples `which`, as they are, or augmented by random numbers of `generator`; perhaps without images."""
+        rows = self.rows[np.asarray(which)]
+        people = self.people(rows) if pictures else self.blind(rows)
+        n = len(rows)
+        change = Change.none(n) if generator is None else Change.draw(n, generator)
+        affine = change.affine(people.box, self.side)
+        images = np.zeros((n, 0, 0, 3), np.float32)
+        if pictures:
+            images = crops.warp(people.images, people.frame, affine, self.side, np.float32)
+        images = np.clip(images * change.gains[:, None, None].astype(np.float32), 0, 255)
+        vertices = self.body(*(torch.from_numpy(self.truth[name][rows]) for name in TRUTH)).vertices
+        joints = self.body.regress(vertices, "lsp14")
+        places = crops.apply(affine, project(joints, torch.from_numpy(people.K)).double().numpy())
+        mirrored = torch.from_numpy(change.mirrored)
+        vertices = torch.where(mirrored[:, None, None], self._mirrored(rows), vertices)
+        turn = about("z", torch.from_numpy(change.angle).float())
+        vertices = vertices @ turn.transpose(1, 2)
+        joints = self.body.regress(vertices, "lsp14")
+        pelvis = self.body.regress(vertices, "h36m17")[:, :1]
+        fine = vertices - pelvis
+        coarser = [fine[:, torch.from_numpy(keep)] for keep in (self.levels.keep[0], self._coarse)]
+        keypoints = convert(people.keypoints, people.joints, "coco17")
+        given = (keypoints[..., 2] > 0) & np.isfinite(keypoints).all(-1)
+        xy = crops.apply(affine, np.where(given[..., None], keypoints[..., :2], 0)) * (KEYPOINT_SIDE / self.side)
+        keypoints = np.concatenate([np.where(given[..., None], xy, 0), given[..., None]], -1)
+        # Mirroring the crop moves left to right: names must follow.
+        places = _swapped(places, change.mirrored, flip(joint_set("lsp14")))
+        keypoints = _swapped(keypoints, change.mirrored, flip(joint_set("coco17")))
+        return Batch(
+            torch.from_numpy((images - MEAN) / STD).permute(0, 3, 1, 2).contiguous(),
+            (fine, coarser[0], coarser[1]),
+            joints - pelvis,
+            torch.from_numpy(2 * places / self.side - 1).float(),
+            torch.from_numpy(keypoints).float(),
+        )
+
+    @property
+    def _coarse(self) -> np.ndarray:
+        return self.levels.keep[0][self.levels.keep[1]]
+
+    def _mirrored(self, rows: np.ndarray) -> Tensor:
+        """The bodies of rows as a mirror shows them: reflected in x, before and after the root's turn."""
+        orient, pose, betas, _ = (torch.from_numpy(self.truth[name][rows]) for name in TRUTH)
+        both = mirror(torch.cat([orient[:, None], pose], 1))
+        return self.body(both[:, 0], both[:, 1:], betas).vertices
+
+
+def _swapped(points: np.ndarray, mirrored: np.ndarray, order: np.ndarray) -> np.ndarray:
+    return np.where(mirrored[:, None, None], points[:, order], points)
+
+
+@dataclasses.dataclass
+class Change:
+    """What augmentation does to n crops. scale (n,) · angle (n,) rad · gains (n, 3) · mirrored (n,) bool."""
+
+    scale: np.ndarray
+    angle: np.ndarray
+    gains: np.ndarray
+    mirrored: np.ndarray
+
+    @classmethod
+    def none(cls, n: int) -> Change:
+        return cls(np.ones(n), np.zeros(n), np.ones((n, 3)), np.zeros(n, bool))
+
+    @classmethod
+    def draw(cls, n: int, rng: np.random.Generator) -> Change:
+        """METRO's: scale normal(1, 0.25) within a quarter, rotation normal(0, 30 degrees) within 60 for two of five."""
+        angle = np.deg2rad(np.clip(rng.normal(0, 30, n), -60, 60)) * (rng.random(n) >= 0.6)
+        scale = np.clip(rng.normal(1, 0.25, n), 0.75, 1.25)
+        return cls(scale, angle, rng.uniform(0.6, 1.4, (n, 3)), rng.random(n) < 0.5)
+
+    def affine(self, box: np.ndarray, side: int) -> np.ndarray:
+        """Picture to crop (n, 2, 3): the square around each box, grown, scaled, turned by `angle`, mirrored."""
+        center, extent = crops.square_boxes(box, GROW)
+        factor = side / (extent * self.scale)
+        c, s = np.cos(self.angle), np.sin(self.angle)
+        linear = np.stack([c, -s, s, c], 1).reshape(-1, 2, 2) * factor[:, None, None]
+        # First mirrored, then turned, as the bodies are.
+        linear[:, :, 0] *= np.where(self.mirrored, -1, 1)[:, None]
+        offset = side / 2 - (linear @ center[..., None])[..., 0]
+        return np.concatenate([linear, offset[..., None]], 2)

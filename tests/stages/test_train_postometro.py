@@ -1,0 +1,179 @@
+"""Training of mesh networks: augmented truth stays truth, losses fall, what is frozen stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stages.artefact import memory
+from stages.checkpoints import read_checkpoint, write_checkpoint
+from stages.errors import ArtefactError, UsageError
+from stages.human.body import load_body
+from stages.human.cameras import project
+from stages.human.mesh_levels import of_body
+from stages.models.hrnet import convolution
+from stages.models.pct import PCT, Tokenizer
+from stages.models.postometro.network import FastMetro, PostoMetro
+from stages.training.postometro import Alone, Params, check, fit, initialise, mesh_loss
+from stages.training.postometro_data import Batch, Change, Examples
+from tests.tables import COCO
+
+N, K = 6, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """Six people in pictures of noise, with a bright dot on the left wrist."""
+    folder, body = tmp_path_factory.mktemp("people"), load_body()
+    generator = torch.Generator().manual_seed(5)
+    orient = torch.tensor([[np.pi, 0, 0]] * N, dtype=torch.float32) + 0.2 * torch.randn(N, 3, generator=generator)
+    pose = 0.2 * torch.randn(N, 23, 3, generator=generator)
+    betas = torch.randn(N, 10, generator=generator)
+    transl = torch.tensor([[0.0, 0.2, 7.0]]).repeat(N, 1)
+    vertices = body(orient, pose, betas, transl).vertices
+    xy = project(body.regress(vertices, "coco17"), torch.from_numpy(K).float()).numpy()
+    rng = np.random.default_rng(0)
+    for k in range(N):
+        image = rng.integers(0, 60, (240, 320, 3), np.uint8)
+        cv2.circle(image, tuple(round(float(v)) for v in xy[k, 9]), 3, (255, 255, 255), -1)
+        cv2.imwrite(str(folder / f"{k}.png"), image)
+    box = np.concatenate([xy.min(1) - 5, xy.max(1) + 5], 1)
+    truth = {"global_orient": orient, "body_pose": pose, "betas": betas, "transl": transl}
+    table = memory(
+        "detections",
+        frames={"name": [f"{k}.png" for k in range(N)], "size": [[320, 240]] * N, "K": [K] * N},
+        rows={"frame": np.arange(N), "box": box},
+        columns={
+            "keypoints/xy": xy,
+            "keypoints/score": np.ones((N, 17)),
+            **{f"extra/{name}": value.numpy() for name, value in truth.items()},
+        },
+        group_attrs={"keypoints": COCO},
+    )
+    return Examples(table, body, of_body(body), 64, folder)
+
+
+def weak_error(batch: Batch) -> float:
+    """How far the joints' places are from the best s (X + t) of the joints, in the crop's [-1, 1]."""
+    worst = 0.0
+    for xyz, place in zip(batch.joints, batch.places, strict=True):
+        x, y = xyz[:, :2] - xyz[:, :2].mean(0), place - place.mean(0)
+        scale = (x * y).sum() / (x * x).sum()
+        assert scale > 0
+        worst = max(worst, float((scale * x - y).norm(dim=-1).max()))
+    return worst
+
+
+def test_truth_follows_the_crop(examples: Examples) -> None:
+    assert weak_error(examples.batch(range(N))) < 0.08
+    for seed in range(4):  # scaled, turned, mirrored
+        batch = examples.batch(range(N), np.random.default_rng(seed))
+        assert weak_error(batch) < 0.08
+        # The dot is where the left wrist, or in a mirror the right one, is said to be.
+        for image, keypoints in zip(batch.images, batch.keypoints, strict=True):
+            at = int(image.sum(0).argmax())
+            dot = torch.tensor([at % 64, at // 64]) * 4.0
+            assert (keypoints[[9, 10], :2] - dot).norm(dim=-1).min() < 12
+
+
+def test_mirrored_people_change_sides(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = examples.batch(range(N))
+    monkeypatch.setattr(
+        Change, "draw", lambda n, rng: Change(np.ones(n), np.zeros(n), np.ones((n, 3)), np.ones(n, bool))
+    )
+    turned = examples.batch(range(N), np.random.default_rng(0))
+    left = plain.keypoints[:, 9, 0] - 128
+    assert torch.allclose(turned.keypoints[:, 10, 0] - 128, -left, atol=0.1)
+    # The body is nearly symmetric: mirrored joints are the joints of the other side.
+    swapped = turned.joints[:, [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 12, 13]] * torch.tensor([-1.0, 1, 1])
+    assert (swapped - plain.joints).norm(dim=-1).mean() < 0.02
+
+
+class Small(nn.Sequential):
+    channels = 32
+
+    def __init__(self) -> None:
+        super().__init__(convolution(3, 16, 2), convolution(16, 32, 2), convolution(32, 32, 2))
+
+
+@pytest.fixture(scope="module")
+def network(examples: Examples) -> PostoMetro:
+    torch.manual_seed(0)
+    branch = PCT(32, (1, 1, 1, 1), guided=False)
+    made = PostoMetro(Small(), 1, widths=(64, 32), pct=branch)
+    made.set_body(examples.levels)
+    return made
+
+
+@pytest.mark.parametrize("recipe", ["paper", "code"])
+def test_the_mesh_network_learns_and_pct_stays(examples: Examples, network: PostoMetro, recipe: str) -> None:
+    before = {name: t.clone() for name, t in network.pct.state_dict().items()}
+    settings = Params(part="mesh", tokens="keypoints", recipe=recipe, steps=12, batch=4, rate=2e-3)
+    history = fit(network, examples, settings)
+    assert np.mean(history[-3:]) < 0.8 * np.mean(history[:3])
+    # Frozen, running statistics of batch norms included: the released program lets those drift.
+    assert all(torch.equal(t, before[name]) for name, t in network.pct.state_dict().items())
+    network.train()
+    assert not any(module.training for module in network.pct.modules())
+    network.eval()
+
+
+def test_perfect_meshes_cost_nothing_but_edge_length(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of the truth itself is what its projections and edge lengths cost."""
+    from stages.models.postometro.network import Mesh
+    from stages.training import postometro as training
+
+    batch = examples.batch(range(N))
+    places, xyz = batch.places, batch.joints
+    x, y = xyz[..., :2] - xyz[..., :2].mean(1, keepdim=True), places - places.mean(1, keepdim=True)
+    scale = (x * y).sum((1, 2)) / (x * x).sum((1, 2))
+    shift = places.mean(1) / scale[:, None] - xyz[..., :2].mean(1)
+    camera = torch.cat([scale[:, None], shift], 1)
+    perfect = Mesh(camera, xyz, batch.meshes[2], batch.meshes[1], batch.meshes[0])
+    monkeypatch.setattr(training, "predict", lambda *_: perfect)
+    assert mesh_loss(nn.Identity(), batch, Params(recipe="paper"), examples) < 3
+    worse = Mesh(camera, xyz + 0.1 * torch.randn_like(xyz), perfect.coarse, perfect.intermediate, perfect.fine)
+    monkeypatch.setattr(training, "predict", lambda *_: worse)
+    assert mesh_loss(nn.Identity(), batch, Params(recipe="paper"), examples) > 50
+
+
+def test_the_tokenizer_learns(examples: Examples) -> None:
+    torch.manual_seed(0)
+    tokenizer = Alone(Tokenizer(None))
+    history = fit(tokenizer, examples, Params(part="tokenizer", steps=30, batch=6, rate=2e-3), augment=False)
+    assert np.mean(history[-3:]) < 0.7 * history[0]
+    assert tokenizer.keypoint_head.tokenizer.ema_cluster_size.sum() > 0
+
+
+def test_fastmetro_and_pct_begin_a_postometro(tmp_path: Path, network: PostoMetro, examples: Examples) -> None:
+    torch.manual_seed(9)
+    fast = FastMetro(Small(), 1, widths=(64, 32))
+    mesh_file = write_checkpoint(tmp_path / "fast.safetensors", fast.state_dict(), {})
+    branch = PCT(32, (1, 1, 1, 1), guided=False)
+    pct_file = write_checkpoint(
+        tmp_path / "pct.safetensors", {f"state_dict.{n}": t for n, t in branch.state_dict().items()}, {}
+    )
+    fresh = PostoMetro(Small(), 1, widths=(64, 32), pct=PCT(32, (1, 1, 1, 1), guided=False))
+    assert initialise(fresh, read_checkpoint(mesh_file)) == len(fast.state_dict())
+    assert initialise(fresh, read_checkpoint(pct_file)) == len(branch.state_dict())
+    for name, tensor in [*fast.state_dict().items(), *((f"pct.{n}", t) for n, t in branch.state_dict().items())]:
+        assert torch.equal(fresh.state_dict()[name], tensor), name
+
+
+def test_wrong_settings_and_data_are_said(examples: Examples) -> None:
+    with pytest.raises(UsageError, match="recipe"):
+        check(Params(recipe="mine"))
+    without = memory(
+        "detections",
+        frames={"name": ["a.png"], "size": [[4, 4]], "K": [K]},
+        rows={"frame": [0], "box": [[0, 0, 2, 2]]},
+        columns={"keypoints/xy": np.zeros((1, 17, 2)), "keypoints/score": np.ones((1, 17))},
+        group_attrs={"keypoints": COCO},
+    )
+    with pytest.raises(ArtefactError, match="extra/global_orient"):
+        Examples(without, examples.body, examples.levels, 64)
