@@ -15,10 +15,15 @@ Table = Annotated[Path, typer.Argument(help="A *.meshes.h5 or *.detections.h5 fi
 Detections = Annotated[
     Path | None, typer.Option(help="The detections of the meshes: keypoints, scores, how well they fit.")
 ]
+Attention = Annotated[
+    Path | None, typer.Option(help="A DPMesh checkpoint: draw where each joint acts in the crop, nothing else.")
+]
 
 
 @stage_command(app, Params)
-def view(table: Table, *, detections: Detections = None, out: Path, params: Params, run: Any) -> Any:
+def view(
+    table: Table, *, detections: Detections = None, attention: Attention = None, out: Path, params: Params, run: Any
+) -> Any:
     """Overlays, side views, turning views, videos and an HTML report. Needs no display.
 
     -o names a folder, or a file that ends in .html for the report alone. A video becomes an overlay video.
@@ -32,7 +37,14 @@ def view(table: Table, *, detections: Detections = None, out: Path, params: Para
         hmr view photos.detections.h5 -o keypoints.html --style skeleton
 
         hmr view talk.meshes.h5 -o talk/ --opacity 0.8
+
+        hmr view photos.detections.h5 --attention dpmesh.safetensors -o attention/
     """
+    if attention is not None:
+        from stages import attention as maps
+
+        files = maps.run(detections or table, out, attention, root=params.root or None, run=run)
+        return {"folder": str(out), "pictures": len(files)}
     from stages import view as stage
 
     made = stage.run_files(table, detections, out, params, run)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages import convert, features, heatmaps
+from stages import attention, convert, features, heatmaps
 from stages.artefact import memory, open_artefact
 from stages.checkpoints import Checkpoint, read_checkpoint
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
 from stages.human.cameras import project
 from stages.human.joints import SETS
 from stages.kinds import FAILED, OK
-from stages.models.dpmesh import DPMeshExtractor, DPMeshRecoverer, attention_maps
+from stages.models.dpmesh import DPMeshExtractor, DPMeshRecoverer
 from stages.models.dpmesh.network import camera_translation, focal_of
 from stages.models.dpmesh.outputs import full_translation
 from stages.models.dpmesh.rows import condition_of
@@ -173,10 +173,15 @@ def test_outputs_are_complete(bodies: dict[str, np.ndarray], recoverer: DPMeshRe
 
 
 def test_attention_maps_for_the_viewer(recoverer: DPMeshRecoverer, detections: Path) -> None:
-    found = attention_maps(recoverer, standin.people(detections, [0, 1]))
+    found = recoverer.attention(standin.people(detections, [0, 1]))
     assert found["attn16"].shape == (2, 30, 16, 16) and found["images"].shape == (2, 256, 256, 3)
     np.testing.assert_allclose(found["attn16"].sum(1), 1, atol=1e-5)
     assert found["images"].std() > 10
+
+
+def test_attention_pictures(published: Path, detections: Path, folder: Path) -> None:
+    made = attention.run(detections, folder / "attention", published, root=standin.PHOTOS, run=Run(device="cpu"))
+    assert len(made) == 2 and all(p.stat().st_size > 10_000 for p in made)
 
 
 # ---- checkpoints

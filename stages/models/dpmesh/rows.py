@@ -134,6 +134,23 @@ class _Rows:
         joints, mask = (torch.from_numpy(x).to(self.device) for x in (condition.xy, condition.mask))
         return self.model.features(self.latent(people, condition), joints, mask, maps)
 
+    @torch.no_grad()
+    def attention(self, people: People) -> dict[str, np.ndarray]:
+        """The paper's Figure 6: how the crop's places look at each joint of the prompt, for `hmr view --attention`.
+
+        {"attn16": (n, 30, 16, 16), "attn8": (n, 30, 8, 8): shares that sum to 1 over the joints of SETS["dpmesh30"],
+        "seen": (n, 30) bool, "images": (n, 256, 256, 3) uint8 crops}.
+        """
+        condition = condition_of(people)
+        found = self.diffusion(people, condition)
+        patches = crop_images(people.images, people.frame, condition.affine)
+        return {
+            "attn16": found["attn16"].float().cpu().numpy(),
+            "attn8": found["attn8"].float().cpu().numpy(),
+            "seen": condition.mask,
+            "images": (patches.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8),
+        }
+
 
 class DPMeshLatents(_Rows):
     """The crop's Stable Diffusion latent: half the work of DPMesh, the same for every checkpoint and keypoint noise."""
@@ -233,24 +250,6 @@ class DPMeshRecoverer(_Rows):
             "joints/confidence": (condition.keypoints[:, :24, 2] * condition.mask[:, :24]).clip(0, 1),
             "error": condition.errors,
         }
-
-
-def attention_maps(recoverer: _Rows, people: People) -> dict[str, np.ndarray]:
-    """The paper's Figure 6: cross-attention of every joint token over the crop, for `hmr view --attention`.
-
-    {"attn8": (n, 30, 8, 8), "attn16": (n, 30, 16, 16), "crop": (n, 2, 3) picture to 256 px, "images": (n, 256, 256, 3)
-    uint8}; joints as in SETS["dpmesh30"]. Each map is a share: over the 30 joints a pixel sums to 1.
-    """
-    condition = condition_of(people)
-    with torch.no_grad():
-        found = recoverer.diffusion(people, condition)
-    patches = crop_images(people.images, people.frame, condition.affine)
-    return {
-        "attn8": found["attn8"].float().cpu().numpy(),
-        "attn16": found["attn16"].float().cpu().numpy(),
-        "crop": condition.affine.astype(np.float32),
-        "images": (patches.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8),
-    }
 
 
 def _network(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, Tensor]]:
