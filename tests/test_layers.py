@@ -13,13 +13,7 @@ VERBS = {"detect", "heatmaps", "features", "recover", "refine", "evaluate", "exp
 # package -> the only places that may import it
 ONLY = {
     "h5py": ("stages/artefact.py",),
-    "cv2": (
-        "stages/frames.py",
-        "stages/pictures.py",
-        "stages/video.py",
-        "stages/human/draw.py",
-        "stages/human/crops.py",
-    ),
+    "cv2": ("stages/human/draw.py", "stages/human/crops.py"),
     "typer": ("hmr_cli/",),
     "rich": ("hmr_cli/",),
     "diffusers": ("stages/models/dpmesh/",),
