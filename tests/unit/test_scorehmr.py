@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from stages.errors import InputError, UsageError
+from stages.checkpoints import Checkpoint, read_checkpoint
+from stages.errors import AssetError, InputError, UsageError
 from stages.human import cameras
 from stages.human.body import load_body
 from stages.human.rotations import rot6d_columns_to_matrix
@@ -15,6 +18,8 @@ from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.guidance import SmoothTerm, ViewTerm
 from stages.models.scorehmr.keypoints import KeypointTerm, Observed
 from stages.models.scorehmr.points import NAMES, chain_of, evidence
+from stages.models.scorehmr.refiner import Evidence, ScoreHmrRefiner
+from stages.models.scorehmr.schedule import tables
 from stages.models.scorehmr.travel import ACCELERATION, NOISE, smooth_translations
 from stages.units import track_units, view_units
 
@@ -30,7 +35,8 @@ def random_chain(pose_dirs: bool) -> Chain:
     weights = torch.rand(9, 24, generator=g, dtype=torch.float64)
     return Chain(
         torch.tensor(body.parents), body.joint_template.double(), body.joint_dirs.double(),
-        normal(9, 3), normal(9, 3, 10), weights / weights.sum(1, keepdim=True), normal(7, 33), 0.1 * normal(9, 3, 207) if pose_dirs else None,
+        normal(9, 3), normal(9, 3, 10), weights / weights.sum(1, keepdim=True), normal(7, 33),
+        0.1 * normal(9, 3, 207) if pose_dirs else None,
     )  # fmt: skip
 
 
@@ -194,3 +200,59 @@ def test_view_units() -> None:
     assert sorted(u.row.tolist() for u in in_order) == [[0, 2], [1, 3]]
     with pytest.raises(UsageError):
         view_units(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), nan[:1], np.zeros(1, int))
+
+
+def published(tmp_path: Path, **changes: torch.Tensor | None) -> Checkpoint:
+    """The layout of ScoreHMR's model-100.pt with random weights."""
+    torch.manual_seed(0)
+    names = {
+        f"{stem}.model.{k}": v for stem in ("ema_model", "online_model") for k, v in Denoiser().state_dict().items()
+    }
+    names |= {f"ema_model.{k}": torch.from_numpy(v) for k, v in tables().items()}
+    names |= {"initted": torch.tensor(True), "step": torch.tensor([5])}
+    names = {k: v for k, v in (names | changes).items() if v is not None}
+    path = tmp_path / "model-100.pt"
+    torch.save({"step": 1000000, "model": {}, "opt": {"state": {}}, "ema": names}, path)
+    stats = {"pose_feats": 3072, "cam_shape_feats": 1536}
+    np.savez(
+        tmp_path / "pare_feat_stats.npz", **{f"{k}_{w}": np.ones(n) for k, n in stats.items() for w in ("mean", "std")}
+    )
+    return read_checkpoint(path)
+
+
+def test_published_layout_is_read_and_others_are_refused(tmp_path: Path) -> None:
+    body = load_body("embedded")
+    whole = published(tmp_path)
+    assert ScoreHmrRefiner.recognises(whole.names) and ScoreHmrRefiner.conditioned_on(whole) == "pare"
+    refiner = ScoreHmrRefiner.load(whole, body=body)
+    assert refiner.published and refiner.preset("fast").plan.step == 10 and refiner.preset("paper").plan.step == 2
+    name = "ema_model.model.blocks.1.block.linear_layer2.bias"
+    for changes, word in (
+        ({name: None}, "missing"),
+        ({name: torch.full((144,), float("nan"))}, "NaN"),
+        ({"ema_model.model.extra": torch.zeros(1)}, "unexpected"),
+        ({"ema_model.alphas_cumprod": torch.linspace(1, 0, 1000)}, "schedule"),
+    ):
+        with pytest.raises(AssetError, match=word):
+            ScoreHmrRefiner.load(published(tmp_path, **changes), body=body)
+    again = published(tmp_path)
+    (tmp_path / "pare_feat_stats.npz").unlink()
+    with pytest.raises(AssetError, match="pare_feat_stats"):
+        ScoreHmrRefiner.load(again, body=body)
+
+
+def test_unknown_cameras_get_the_released_focal_length_and_known_ones_keep_theirs(tmp_path: Path) -> None:
+    refiner = ScoreHmrRefiner.load(published(tmp_path), body=load_body("embedded"))
+    n = 2
+    K = cameras.default_K(torch.tensor([[640.0, 480.0]])).repeat(n, 1, 1)
+    seen = Evidence(
+        torch.eye(3).repeat(n, 24, 1, 1), torch.zeros(n, 10), torch.tensor([[0.3, 0.1, 4.0]]).repeat(n, 1),
+        torch.zeros(n, 25, 3), K, torch.tensor([[640.0, 480.0]]).repeat(n, 1), torch.tensor([False, True]),
+        torch.arange(n), features=torch.zeros(n, 4608),
+    )  # fmt: skip
+    scene = refiner._reference_camera(seen)
+    assert scene.K[:, 0, 0].tolist() == [5000.0, 800.0]
+    at = cameras.project(scene.transl[:, None], scene.K)
+    torch.testing.assert_close(at, cameras.project(seen.transl[:, None], K), atol=0.02, rtol=0)
+    out = refiner(seen, refiner.preset("fast"))  # nothing is seen: the place stays where it was in the picture
+    torch.testing.assert_close(out.transl, seen.transl, atol=1e-3, rtol=0)
