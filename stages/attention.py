@@ -1,7 +1,7 @@
 """detections + a DPMesh checkpoint -> pictures of its cross-attention: where in the crop each joint of the prompt acts.
 
 One picture per person, as in the paper's Figure 6: the crop, then the crop under the 16 x 16 map of each seen joint,
-each map at its own scale.
+each map from its own least to its own most.
 
     hmr view photos.detections.h5 --attention dpmesh.safetensors -o attention/
 """
@@ -60,7 +60,8 @@ def sheet(crop: np.ndarray, maps: np.ndarray, seen: np.ndarray) -> np.ndarray:
     small = draw.resized(crop, (TILE, TILE))
     tiles = [small]
     for joint in np.flatnonzero(seen):
-        share = maps[joint] / max(float(maps[joint].max()), 1e-9)
+        low, high = float(maps[joint].min()), float(maps[joint].max())
+        share = (maps[joint] - low) / max(high - low, 1e-9)
         grey = np.repeat((share * 255).astype(np.uint8)[..., None], 3, 2)
         weight = draw.resized(grey, (TILE, TILE)).astype(np.float64) / 255 * 0.8
         tile = (small * (1 - weight) + 255 * COLOUR * weight).astype(np.uint8)
