@@ -80,7 +80,9 @@ def written(table: Artefact, folder: Path) -> Artefact:
     groups = {g: table.group_attrs(g) for g in ("keypoints", "smpl") if table.group_attrs(g)}
     attrs = {"benchmark": table.attrs["benchmark"]} if "benchmark" in table.attrs else {}
     job = Job("benchmark", table.kind, {}, {}, columns, group_attrs=groups, attrs=attrs)
-    return open_artefact(Path(run_whole(job, lambda: table, folder / f"x.{table.kind}.h5", Run())))
+    out = folder / f"x.{table.kind}.h5"
+    run_whole(job, lambda: table, out, Run())
+    return open_artefact(out)
 
 
 def poser(folder: Path) -> tuple[Any, str]:

@@ -67,7 +67,11 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: Params, run: An
         inputs={"meshes": table, "detections": dataset.detections},
         columns=COLUMNS,
         group_attrs={"errors": {"joints": list(protocol.joints)}},
-        attrs={"protocol": _described(protocol, regressor), "dataset": dataset.name},
+        attrs={
+            "protocol": _described(protocol, regressor),
+            "dataset": dataset.name,
+            "subset": dataset.subset,
+        },
         batch_size=32,  # posing a mesh is bound by memory: so many fit into a core's cache
         finish=summarise,
     )

@@ -29,6 +29,7 @@ class SynthData:
             raise ArtefactError(f"{source}: these detections hold no ground truth", "make them with hmr synth")
         part = "" if benchmark.get("whole", True) else ", shortened"
         self.name = f"{benchmark['set']} (version {benchmark['version']}{part})"
+        self.subset = {**benchmark, "rows": self.detections.n_rows}
         self.body = load_body("embedded")
         self.topology = self.body.topology
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from stages.artefact import Artefact, memory
 from stages.datasets.protocols import Protocol
+from stages.datasets.subsets import definition
 from stages.datasets.truth import Truth
 from stages.errors import AssetError, UsageError
 from stages.human import joints
@@ -62,6 +63,7 @@ class TableData:
         self.name, self.protocol = table.name, table.protocol
         self.topology = "smpl" if table.smpl is not None else ""
         self.detections = _detections(table)
+        self.subset = definition(table.name.split(" ")[0]) | {"rows": self.detections.n_rows}
 
     def check(self, protocol: Protocol) -> None:
         """Raise AssetError for a body or regressor that scoring will need, before anything is computed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 from typing import Protocol as Interface
 
 import numpy as np
@@ -31,13 +32,15 @@ class Truth:
 class Dataset(Interface):
     """`name`, `detections` (the rows, with keypoints as the papers' input), the papers' `protocol`, `topology` of the
     body that its vertices belong to ("" without vertices), `data` where its files lie, and `truth` of some rows.
-    `check` raises AssetError for whatever scoring will miss, before anything is computed."""
+    `subset`: which rows these are, for the scores. `check` raises AssetError for whatever scoring will miss, before
+    anything is computed."""
 
     name: str
     detections: Artefact
     protocol: str
     topology: str
     data: Path | None
+    subset: dict[str, Any]
 
     def check(self, protocol: Protocol) -> None: ...
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hmr_cli.app import main
+from stages.artefact import open_artefact
 from stages.datasets import open_dataset
 from stages.datasets.protocols import protocol_of
 from stages.errors import AssetError
@@ -182,7 +183,6 @@ def test_rows_of_a_data_set_as_a_file(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    from stages.artefact import open_artefact
     from stages.frames import FrameSource
 
     tree = tree_of("3dpw", made, tmp_path_factory)
@@ -243,3 +243,30 @@ def test_emdb_scores_the_joints_of_the_kinematic_tree(
     assert (gaps > 1e-4).sum(1).tolist() == [2, 2, 2]
     np.testing.assert_allclose(scores.read("errors/mpjpe"), 1000 * gaps.mean(1), atol=1e-2)
     np.testing.assert_allclose(scores.read("errors/per_joint"), 1000 * gaps, atol=1e-2)
+
+
+@pytest.mark.parametrize("layout", ["panoptic", "h36m-multiview", "ochuman"])
+def test_the_embedded_recoverer_is_scored_where_no_smpl_is_needed(
+    layout: str,
+    made: dict[str, Tree],
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    tree, out = tree_of(layout, made, tmp_path_factory), tmp_path / "x.scores.h5"
+    protocol = ["--protocol", "h36m"] * (layout == "h36m-multiview")  # the free body has no thorax to compare
+    code, text, err = hmr(capsys, "eval", tree.name, "--data", tree.data, "--json", "-o", out, *protocol)
+    assert code == 0, err
+    scores = json.loads(text)
+    assert scores["scored"] == tree.rows
+    assert scores["pck"] > 0.5 if layout == "ochuman" else 30 < scores["mpjpe"] < 400
+    with open_artefact(out, "scores") as table:
+        assert table.attrs["subset"]["rows"] == tree.rows and len(table.attrs["subset"]["sha256"]) == 64
+
+
+def test_bodies_that_cannot_be_compared_are_said_before_anything_is_computed(
+    made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tree_of("3dpw", made, tmp_path_factory)
+    code, _, err = hmr(capsys, "eval", tree.name, "--data", tree.data, "--partial")
+    assert code == 2 and "poses the free body" in err and "--ckpt" in err
