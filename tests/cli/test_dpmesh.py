@@ -68,6 +68,7 @@ def test_bad_checkpoint_is_one_line_and_exit_4(words: str, folder: Path) -> None
     assert not (folder / "RAN").exists() and not (folder / "x.h5").exists()
 
 
+@pytest.mark.slow
 def test_convert_and_describe(checkpoint: Path, folder: Path) -> None:
     out = folder / "small.safetensors"
     done = hmr("convert", checkpoint, "-o", out, "--fold", "--dtype", "bfloat16")

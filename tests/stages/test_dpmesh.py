@@ -92,6 +92,7 @@ def test_latents_stand_for_the_pictures(direct: Path, published: Path, detection
         np.testing.assert_array_equal(file.read("features/dpmesh"), again.read("features/dpmesh"))
 
 
+@pytest.mark.slow
 def test_given_heatmaps_are_used(direct: Path, published: Path, detections: Path) -> None:
     made = heatmaps.run(detections, None)
     same = run(detections, ckpt=published, heatmaps=made).read("features/dpmesh").astype(np.float32)
@@ -179,6 +180,7 @@ def test_attention_maps_for_the_viewer(recoverer: DPMeshRecoverer, detections: P
     assert found["images"].std() > 10
 
 
+@pytest.mark.slow
 def test_attention_pictures(published: Path, detections: Path, folder: Path) -> None:
     made = attention.run(detections, folder / "attention", published, root=standin.PHOTOS, run=Run(device="cpu"))
     assert len(made) == 2 and all(p.stat().st_size > 10_000 for p in made)
@@ -294,6 +296,7 @@ def test_without_a_checkpoint_it_says_where_to_get_one() -> None:
         DPMeshExtractor.load(None)
 
 
+@pytest.mark.slow
 def test_starts_from_a_single_ldm_file(tensors: Tensors, tmp_path: Path) -> None:
     prefix = "module.backbone.sd_model."
     plain = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix) and ".lora_" not in n}

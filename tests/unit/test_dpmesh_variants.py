@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from stages.checkpoints import Checkpoint
 from stages.models.dpmesh.network import Config, DPMesh, skeleton_maps
 from stages.models.dpmesh.start import from_stable_diffusion
-from stages.models.dpmesh.weights import add_lora, config_of, own_names
+from stages.models.dpmesh.weights import add_lora, config_of, load, own_names
 
 TINY = Config(width=32, vae_width=32)
 VARIANTS = {
@@ -127,3 +129,16 @@ def test_starts_from_stable_diffusion(tmp_path) -> None:
     trainable = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
     assert trainable == {"unet", "controlnet", "merge", "prompt", "regressor", "pose_head"}
     assert all("lora" in n for n, p in model.unet.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["codebook", "heatmaps added", "latent only"])
+def test_what_a_checkpoint_holds_chooses_the_architecture(name: str) -> None:
+    torch.manual_seed(0)
+    model = DPMesh(dataclasses.replace(TINY, **VARIANTS[name]))
+    add_lora(model, 2)
+    loaded, bodies = load(Checkpoint(Path("x"), own_names(model), {}))
+    assert loaded.config == model.config and bodies == {}
+    theirs = loaded.state_dict()
+    for key, value in own_names(model).items():
+        if ".lora_" not in key:
+            assert torch.equal(theirs[key], value), key  # LoRA starts silent, so folding it changes nothing
