@@ -69,6 +69,7 @@ class LazyGroup(TyperGroup):
 def load_command(name: str) -> Any:
     """The Typer command of `name`, from its module's `app`."""
     module = importlib.import_module(f"hmr_cli.{'import_' if name == 'import' else name.replace('-', '_')}")
+    module.app._add_completion = False  # `hmr` itself offers it, once
     command = typer.main.get_command(module.app)
     command.name = name
     return command
@@ -106,7 +107,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
-    run_and_exit(lambda: app([a for a in args if a != "--debug"], prog_name="hmr", standalone_mode=False), debug=debug)
+    run_and_exit(lambda: call([a for a in args if a != "--debug"]), debug=debug)
+
+
+def call(args: list[str]) -> Any:
+    """Run one command. Raises UsageError for an empty argument, which Path would silently turn into the folder "."."""
+    for before, arg in zip(["", *args], args, strict=False):
+        if not arg and not before.startswith("-"):
+            raise UsageError("an argument is empty", "is a variable of the shell not set?")
+    return app(args, prog_name="hmr", standalone_mode=False)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 from stages.errors import HmrError, MachineError
 
 DISK = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the folder is read-only",
+    errno.ENOSPC: ("the disk is full", "free some space; the same command resumes"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space; the same command resumes"),
+    errno.EROFS: ("the folder is read-only", "choose another place with -o"),
 }
 
 
@@ -24,9 +24,8 @@ def known(error: BaseException) -> HmrError | None:
     if isinstance(error, HmrError):
         return error
     if isinstance(error, OSError) and error.errno in DISK:
-        return MachineError(
-            f"{DISK[error.errno]}: {error.filename or 'while writing'}", "free some space; the same command resumes"
-        )
+        what, mend = DISK[error.errno]
+        return MachineError(f"{what}: {error.filename or 'while writing'}", mend)
     if isinstance(error, PermissionError):
         return MachineError(f"no permission: {error.filename}", "choose another place with -o")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -36,30 +35,63 @@ def known(error: BaseException) -> HmrError | None:
 
 def say(text: str) -> None:
     """One line on stderr, which may be closed or not speak UTF-8."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
         sys.stderr.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         sys.stderr.flush()
 
 
+def open_streams() -> None:
+    """Make stdin, stdout and stderr usable whatever the shell did with them.
+
+    A closed one becomes /dev/null, also as a file descriptor: else the next file to be opened would get its number, and
+    a library that prints would write into it. Characters that the terminal cannot show become "?".
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            if stream.errors != "surrogateescape":
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def close_streams() -> None:
+    """Write out what is buffered; what nobody takes is dropped, or Python would end with 120 and a complaint."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def run_and_exit(command: Callable[[], Any], *, debug: bool) -> NoReturn:
     """Run `command` and leave the process with the design's exit code."""
     code = 0
+    open_streams()
     try:
         result = command()
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()
     except BrokenPipeError:  # `hmr ... | head`: the reader left, which is no failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass
     except KeyboardInterrupt:
         say("interrupted; the same command resumes")
         code = 130
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.__context__, BrokenPipeError):  # how rich says that the reader left
+            code = 0
     except Exception as error:
         if debug:
             traceback.print_exc()
         code = explain(error)
+    close_streams()
     sys.exit(code)
 
 
@@ -73,6 +105,8 @@ def explain(error: Exception) -> int:
         )
         return failure.exit_code
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # Typer's usage errors
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help page is printed, there is nothing to add
+            return 2
         say(f"hmr: {' '.join(error.format_message().split())} -> see hmr {command_path(error)}--help")
         return 2
     if type(error).__name__ in ("Exit", "Abort"):

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Union
 
 import typer
 
-from hmr_cli.report import make_report, print_result
-from stages.errors import UsageError
+from hmr_cli.report import make_report, print_result, with_counts
+from stages.errors import HmrError, InputError, UsageError
 
 Inputs = Annotated[
     list[str], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.", show_default=False)
@@ -87,7 +87,7 @@ def stage_command(app: typer.Typer, params_class: type | None = None, **command:
                     values = {f.name: given.pop(f.name) for f in fields}
                     given["params"] = _params(params_class, values, given.pop("params_from"))
                 result = function(*args, **given)
-            print_result(result, as_json=as_json)
+            print_result(with_counts(result) if as_json else result, as_json=as_json)
 
         call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
         call.__annotations__ = {p.name: p.annotation for p in signature}
@@ -122,7 +122,14 @@ def _flag(field: dataclasses.Field[Any], kind: Any) -> Any:
 def _params(params_class: type, values: dict[str, Any], source: Path | None) -> Any:
     from stages.params import from_json
 
-    base = from_json(params_class, _stored_params(source)) if source else params_class()
+    base = params_class()
+    if source:
+        try:
+            base = from_json(params_class, _stored_params(source))
+        except HmrError as error:
+            if str(source) not in error.message:
+                error.message = f"--params-from {source}: {error.message}"
+            raise
     typed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v not in (None, [])}
     return dataclasses.replace(base, **typed)
 
@@ -131,11 +138,14 @@ def _stored_params(source: Path) -> str:
     import json
 
     if source.suffix == ".json":
-        return source.read_text()
+        try:
+            return source.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--params-from {source}: {getattr(error, 'strerror', None) or 'not text'}") from error
     from stages.artefact import open_artefact
 
     with open_artefact(source) as artefact:
-        stored = artefact.attrs["params"]
+        stored = artefact.attrs.get("params") or {}
     return stored if isinstance(stored, str) else json.dumps(stored)
 
 

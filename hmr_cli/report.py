@@ -83,7 +83,8 @@ class Bar(Report):
             TimeRemainingColumn(),
         )
         self.bar = Progress(*columns, console=self.console, transient=True)
-        self.bar.start()
+        with contextlib.suppress(OSError, ValueError):
+            self.bar.start()
         self.task = self.bar.add_task(title, total=total, completed=done, rate="")
 
     def advance(self, n: int) -> None:
@@ -96,14 +97,19 @@ class Bar(Report):
         super().finish()
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self._print(text)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+        self._print(f"warning: {text}", style="yellow")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone: the work goes on
+            self.console.print(text, style=style, markup=False, highlight=False)
 
     def close(self) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with contextlib.suppress(OSError, ValueError):
+                self.bar.stop()
             self.bar = None
 
 
@@ -126,12 +132,38 @@ def print_result(result: Any, *, as_json: bool) -> None:
     if result is None:
         return
     if as_json:
-        value = result if isinstance(result, Mapping) else {"out": result}
-        print(json.dumps(value, default=str, ensure_ascii=False))
-    elif isinstance(result, Mapping) and type(result) is dict:
+        print(_one_json(result if isinstance(result, Mapping) else {"out": result}))
+    elif type(result) is dict:
         print("\n".join(f"{key}: {value}" for key, value in result.items()))
+    elif isinstance(result, Path) and hasattr(sys.stdout, "buffer"):
+        sys.stdout.buffer.write(str(result).encode("utf-8", "surrogateescape") + b"\n")
     else:
-        text = str(result)
-        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n") if isinstance(result, Path) else print(
-            text
-        )
+        print(result)
+
+
+def _one_json(value: Mapping[str, Any]) -> str:
+    """JSON as people like to read it, in escapes where stdout cannot carry that."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=str)
+    return text
+
+
+def with_counts(result: Any) -> Any:
+    """For --json: the counts of rows and frames beside the path of an artefact ({"out": path} or the path itself)."""
+    out = result.get("out") if isinstance(result, Mapping) else result
+    if not isinstance(out, Path) or out.suffix != ".h5" or not out.is_file():
+        return result
+    from stages.artefact import open_artefact
+    from stages.kinds import FAILED
+
+    with open_artefact(out) as artefact:
+        counts = {
+            "rows": artefact.n_rows,
+            "failed": int((artefact.rows["status"] == FAILED).sum()),
+            "frames": artefact.n_frames,
+            "frames_failed": int((artefact.frames["status"] == FAILED).sum()),
+        }
+    return {**(result if isinstance(result, Mapping) else {"out": result}), **counts}
