@@ -247,13 +247,17 @@ def load_pct(tensors: Mapping[str, Tensor], where: str = "the checkpoint") -> PC
 
 def fill(network: Network, tensors: Mapping[str, Tensor], where: str, unused: Iterable[str] = ()) -> Network:
     """Put tensors into a network made on the "meta" device, without a copy. Names must fit but for what is unused."""
-    wanted = network.state_dict()
+    counters = "num_batches_tracked"  # of batch norms: no weights, and written in different shapes
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(counters)}
     skip = tuple(unused)
     used = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
-        if not name.startswith(skip) and not any(part in name for part in UNUSED)
+        if not name.startswith(skip) and not any(part in name for part in (*UNUSED, counters))
     }
     check_keys(wanted, used, where=where)
-    network.load_state_dict(used, assign=True)
+    network.load_state_dict(used, strict=False, assign=True)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.num_batches_tracked = torch.zeros((), dtype=torch.long)
     return network.eval()

@@ -234,9 +234,9 @@ def centre(tokenizer: Tokenizer, joints: Tensor) -> None:
     xy = joints[joints[..., 2] > 0][:, :2]
     mean, spread = xy.mean(0), xy.std(0)
     first, last = tokenizer.start_embed, tokenizer.recover_embed
-    first.weight /= spread
-    first.bias -= first.weight @ mean
-    last.weight *= spread[:, None]
+    first.weight.div_(spread)
+    first.bias.sub_(first.weight @ mean)
+    last.weight.mul_(spread[:, None])
     last.bias.copy_(mean)
 
 
