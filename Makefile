@@ -29,7 +29,7 @@ demo: setup
 	@echo "look at demo/photos-out/report.html and demo/scenes-out/report.html"
 
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 # What `make test` leaves out: 50 kills, long fault lists, minutes of training.
 test-slow: setup
