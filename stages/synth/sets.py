@@ -33,7 +33,7 @@ SETS: dict[str, SynthSet] = {
     each.name: each
     for each in (
         SynthSet("synth", "one person, nothing in front", scenes=520),
-        SynthSet("synth-oc", "objects in front of one person", scenes=540, objects=(1, 3)),
+        SynthSet("synth-oc", "objects in front of one person", scenes=570, objects=(1, 3)),
         SynthSet(
             "synth-pc",
             "people in front of and beside each other",

@@ -270,3 +270,23 @@ def test_bodies_that_cannot_be_compared_are_said_before_anything_is_computed(
     tree = tree_of("3dpw", made, tmp_path_factory)
     code, _, err = hmr(capsys, "eval", tree.name, "--data", tree.data, "--partial")
     assert code == 2 and "poses the free body" in err and "--ckpt" in err
+
+
+def test_panoptic_takes_the_nearest_body_of_the_picture(
+    made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """Two people's bodies exchanged: nothing changes there, everything where rows are compared with rows."""
+    from stages.evaluate import Params, run
+    from stages.progress import Run
+
+    found = {}
+    for layout in ("panoptic", "3dpw json"):
+        tree = tree_of(layout, made, tmp_path_factory)
+        rows, vertices = people(tree)
+        data = open_dataset(tree.name, tree.data, partial=tree.partial)
+        assert rows.rows["frame"].tolist() == [0, 0, 1, 1, 2, 2]
+        for name, order in (("right", [0, 1, 2, 3, 4, 5]), ("swapped", [1, 0, 3, 2, 5, 4])):
+            meshes = trees.estimate(rows, vertices[order], tmp_path / f"{layout}{name}.meshes.h5")
+            found[layout, name] = run(meshes, data, None, Params(), Run()).attrs["summary"]["mpjpe"]
+    assert found["panoptic", "swapped"] == pytest.approx(found["panoptic", "right"], abs=1e-3)
+    assert found["3dpw json", "swapped"] > 2 * found["3dpw json", "right"]

@@ -88,3 +88,18 @@ def test_a_video_moves_smoothly_and_views_see_the_same_person() -> None:
         return (body(*smpl).joints[0].numpy() - camera[:3, 3]) @ camera[:3, :3]
 
     np.testing.assert_allclose(world(a), world(b), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_has_five_hundred_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted without paint: who is seen does not depend on colours."""
+    from stages.synth import render as drawing
+
+    monkeypatch.setattr(drawing, "_background", lambda rng: np.zeros((SIZE[1], SIZE[0], 3)))
+    monkeypatch.setattr(drawing, "_clothes", lambda at, top, look: np.zeros((len(at), 3)))
+    monkeypatch.setattr(drawing, "_film", lambda image, rng: image)
+    body, spec = load_body("embedded"), SETS[name]
+    with torch.no_grad():
+        people = [build._picture(spec, i, body, Params())[1]["frame"] for i in range(spec.pictures)]
+    assert sum(map(len, people)) >= 500
