@@ -30,6 +30,7 @@ from stages.human.mesh_levels import of_body
 from stages.models.hrnet import convolution
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro.network import FastMetro, PostoMetro
+from stages.models.postometro.transformer import Attention
 from stages.training.postometro import Alone, Params, fit, validate
 from stages.training.postometro_data import Examples
 
@@ -87,6 +88,11 @@ def main() -> None:
             branch.keypoint_head.tokenizer.load_state_dict(tokenizer.keypoint_head.tokenizer.state_dict())
             network = PostoMetro(Small(), 1, widths=WIDTHS, pct=branch)
         network.set_body(levels)
+        for module in network.modules():  # so short a training has no use for dropout, and it is slow on a CPU
+            if isinstance(module, Attention):
+                module.dropout = 0.0
+            elif isinstance(module, nn.Dropout):
+                module.p = 0.0
         before = validate(network, unseen, tokens)
         part = Params(part="mesh", tokens=tokens, recipe=options.recipe, steps=options.steps, batch=16, rate=1e-3)
         history = fit(network, seen, part, note=say)

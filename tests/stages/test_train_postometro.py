@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from stages.human.cameras import project
 from stages.human.mesh_levels import of_body
 from stages.models.hrnet import convolution
 from stages.models.pct import PCT, Tokenizer
+from stages.models.postometro import PostoMetroRecoverer, rows
 from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.training.postometro import Alone, Params, check, fit, initialise, mesh_loss
 from stages.training.postometro_data import Batch, Change, Examples
@@ -177,3 +179,19 @@ def test_wrong_settings_and_data_are_said(examples: Examples) -> None:
     )
     with pytest.raises(ArtefactError, match="extra/global_orient"):
         Examples(without, examples.body, examples.levels, 64)
+
+
+def test_a_trained_network_recovers_with_given_tokens(examples: Examples, network: PostoMetro) -> None:
+    """Tokens of `hmr features --model pct` stand in for PCT; the confidence is their mean probability."""
+    made = copy.deepcopy(network).prepare()
+    made.side = 64  # its grid is already laid out
+    recoverer = PostoMetroRecoverer(made, examples.body, "tiny", "test")
+    people = examples.people(np.arange(3))
+    soft = np.random.default_rng(0).normal(size=(3, 34, 512)).astype(np.float32)
+    scores = np.full((3, 34, 2), 0.25, np.float32)
+    people.columns = {rows.SOFT: soft, rows.SCORES: scores}
+    first = recoverer(people)
+    assert first["vertices/xyz"].shape == (3, 6890, 3) and not any(first["error"])
+    assert torch.allclose(first["joints/confidence"], torch.full((3, 14), 0.25))
+    people.columns = {rows.SOFT: -soft, rows.SCORES: scores}
+    assert (recoverer(people)["vertices/xyz"] - first["vertices/xyz"]).abs().max() > 1e-4
