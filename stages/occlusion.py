@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.datasets import regressors
 from stages.datasets.protocols import protocol_of
 from stages.datasets.truth import Dataset, Truth
 from stages.evaluate import relative
@@ -41,10 +42,12 @@ def occlusion_map(
     """
     protocol = protocol_of(dataset.protocol)
     people: People = people_of(rows)
+    dataset.check(protocol)
     truth = dataset.truth(rows, protocol)
+    regress = regressors.find(body, protocol.joint_set, dataset.data)
 
     def errors(seen: People) -> np.ndarray:
-        a, b = relative(_predicted(model(seen), body, protocol.joint_set), protocol), relative(truth, protocol)
+        a, b = relative(_predicted(model(seen), body, regress, protocol.joint_set), protocol), relative(truth, protocol)
         return np.nanmean(metrics.per_joint_error(a, b), axis=0)
 
     places = [(y, x) for y in range(grid) for x in range(grid)]
@@ -71,18 +74,19 @@ def hide(people: People, x: float, y: float, size: float) -> People:
     return dataclasses.replace(people, keypoints=keypoints, images=images, frame=frame, columns={})
 
 
-def _predicted(columns: dict[str, Any], body: Any, joint_set: str) -> Truth:
+def _predicted(columns: dict[str, Any], body: Any, regress: regressors.Regressor, joint_set: str) -> Truth:
     import torch
 
     from stages.human import joints
 
     with torch.no_grad():
         if "vertices/xyz" in columns:
-            vertices = torch.as_tensor(columns["vertices/xyz"]).float().cpu()
+            found = regress(torch.as_tensor(columns["vertices/xyz"]).float().cpu())
         else:
             names = ("global_orient", "body_pose", "betas", "transl")
-            vertices = body(*(torch.as_tensor(columns[f"smpl/{n}"]).float().cpu() for n in names)).vertices
-        return Truth(body.regress(vertices, joint_set).numpy(), joints.get(joint_set))
+            out = body(*(torch.as_tensor(columns[f"smpl/{n}"]).float().cpu() for n in names))
+            found = out.joints if joint_set == "smpl24" else regress(out.vertices)
+        return Truth(found.numpy(), joints.get(joint_set))
 
 
 # Dark blue, teal, yellow: readable in grey and to the colour-blind.
