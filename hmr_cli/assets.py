@@ -14,6 +14,18 @@ Name = Annotated[str, typer.Argument(help="See hmr assets list.", show_default=F
 Again = Annotated[bool, typer.Option("--again", help="Fetch it anew.")]
 
 
+@app.callback()
+def assets() -> None:
+    """The files that hmr can use but does not carry: detectors' weights.
+
+    Examples:
+
+        hmr assets list
+
+        hmr assets get blazepose
+    """
+
+
 @app.command(name="list")
 def list_(as_json: Json = False, quiet: Quiet = False) -> None:
     """What there is, whether it is here, its licence and how to get it.

@@ -13,6 +13,7 @@ from hmr_cli.report import print_result
 from stages.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True)
+
 File = Annotated[Path, typer.Argument(help="SMPL's .pkl (chumpy inside or not) or an .npz.", show_default=False)]
 Name = Annotated[str, typer.Option(help="What to call it afterwards (--body NAME).")]
 Gender = Annotated[str | None, typer.Option(help="neutral, female or male; by default what the file's name says.")]
@@ -21,6 +22,20 @@ Regressor = Annotated[
 ]
 Which = Annotated[str, typer.Argument(help="embedded, or a file made by hmr body-model export.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The .pkl to write.", show_default=False)]
+
+
+@app.callback()
+def body_model() -> None:
+    """The bodies that meshes are made of: the free embedded one, and SMPL's own files once they are added.
+
+    Examples:
+
+        hmr body-model add basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl
+
+        hmr body-model list
+
+        hmr body-model export -o body.pkl
+    """
 
 
 @app.command()

@@ -31,15 +31,11 @@ def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
         result: dict[str, Any] = {"ready": main_job, "checks": [dataclasses.asdict(check) for check in checks]}
         print_result(result, as_json=True)
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("", "what", "found", "needed for", "mend", box=None)
-    for check in checks:
-        mark = "[green]ok[/]" if check.ready else "[red]--[/]" if check.required else "[yellow]--[/]"
-        table.add_row(mark, *map(escape, (check.name, check.found, check.needed_for, check.mend)))
-    console = Console(highlight=False)
-    console.print(table)
+    width = max(len(check.name) for check in checks)
+    for check in checks:  # plain lines: a table would cut paths
+        mark = "ok" if check.ready else "!!" if check.required else "--"
+        print(f"{mark} {check.name:{width}}  {check.found} (for {check.needed_for})")
+        if check.mend:
+            print(f"   {'':{width}}  -> {check.mend}")
     if not quiet:
-        console.print("hmr run works here." if main_job else "hmr run does not work here yet: mend the red lines.")
+        print("hmr run works here." if main_job else "hmr run does not work here yet: mend the lines with !!")

@@ -30,7 +30,7 @@ class ScoreByDefault(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-app = typer.Typer(cls=ScoreByDefault, no_args_is_help=True, add_completion=False, help="Errors against ground truth.")
+app = typer.Typer(cls=ScoreByDefault, no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A data set, or a *.detections.h5 made by hmr synth.", show_default=False)]
 Meshes = Annotated[Optional[Path], typer.Option(help="The *.meshes.h5 to score; without: recover now.")]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
@@ -39,6 +39,20 @@ Data = Annotated[Optional[Path], typer.Option(help="The folder of a licensed dat
 Partial = Annotated[bool, typer.Option("--partial", help="Score a data set that is not whole; the scores say so.")]
 Plot = Annotated[Optional[Path], typer.Option(help="Draw errors by joint and by occlusion into this .svg file.")]
 Style = Annotated[str, typer.Option("--table", help="markdown or latex.")]
+
+
+@app.callback()
+def evaluate() -> None:
+    """Errors against ground truth: MPJPE, PA-MPJPE, MPVE and more. `hmr eval NAME` is short for `hmr eval score NAME`.
+
+    Examples:
+
+        hmr eval synth-oc --refine
+
+        hmr eval 3dpw-pc --data 3DPW/ --ckpt dpmesh.safetensors -o dpmesh.scores.h5
+
+        hmr eval compare plain.scores.h5 refined.scores.h5
+    """
 
 
 @stage_command(app, Params, name="score")

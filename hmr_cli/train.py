@@ -12,9 +12,7 @@ from stages.training.embedded import Params as EmbeddedParams
 from stages.training.postometro import Params as PostoMetroParams
 from stages.training.prior import Params as PriorParams
 
-app = typer.Typer(
-    help="Train the embedded recoverer and the other networks.", no_args_is_help=True, add_completion=False
-)
+app = typer.Typer(no_args_is_help=True)
 Poses = Annotated[
     Path, typer.Option(help="Motion capture: an .npz with poses, seq, seq_subject, seq_source.", show_default=False)
 ]
@@ -23,7 +21,16 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 @app.callback()
 def train() -> None:
-    """Train the embedded recoverer and the other networks. Every training can be stopped and resumed."""
+    """Train the embedded recoverer and the other networks. Every training can be stopped and resumed.
+
+    Examples:
+
+        hmr train embedded --poses mocap_smpl24.npz -o embedded.safetensors
+
+        hmr train prior --poses mocap_smpl24.npz -o prior.safetensors
+
+        hmr train postometro --data oc.detections.h5 -o mesh.safetensors
+    """
 
 
 @stage_command(app, EmbeddedParams, name="embedded")

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from stages.errors import ArtefactError, InputError
-from stages.kinds import KINDS, SCHEMA
+from stages.kinds import KINDS, SCHEMA, foreign
 from stages.schema import check_tables, find_column, frame_tables, rows_fingerprint
 
 CHUNK_BYTES = 1 << 20
@@ -216,7 +216,8 @@ def _open_file(path: Path) -> h5py.File:
     if not head:
         raise ArtefactError(f"{path} is empty", "make it again")
     if not head.startswith(b"\x89HDF\r\n\x1a\n"):
-        raise ArtefactError(f"{path} is not an HDF5 file (it starts with {head[:16]!r})")
+        what, mend = foreign(head)
+        raise ArtefactError(f"{path} is not an HDF5 file{what and f' but {what}'}", mend)
     try:
         return h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError) as error:

@@ -12,6 +12,7 @@ from stages.errors import ArtefactError
 from stages.kinds import FAILED, KINDS, OK, SKIPPED
 
 SLICE_BYTES = 1 << 22
+FIRST = 10  # failed frames, and reasons of failed rows, that a summary lists
 
 
 def check_file(path: str | Path) -> None:
@@ -88,7 +89,6 @@ def check_cameras(artefact: Artefact) -> None:
 def summary(artefact: Artefact) -> dict[str, Any]:
     """What `hmr info` says: kind, counts, columns, provenance, the first reasons of failure."""
     rows, frames = artefact.rows, artefact.frames
-    reasons, counts = np.unique(rows["error"][rows["status"] == FAILED].astype(str), return_counts=True)
     attrs = artefact.attrs
     return {
         "file": str(artefact.path or ""),
@@ -110,13 +110,26 @@ def summary(artefact: Artefact) -> dict[str, Any]:
         "fingerprint": artefact.fingerprint,
         "rows_fingerprint": artefact.rows_fingerprint,
         "summary": attrs.get("summary"),
-        "failures": [f"{counts[i]} x {reasons[i]}" for i in np.argsort(-counts, kind="stable")[:10]],
+        "failures": _failures(artefact),
     }
 
 
 def _statuses(status: np.ndarray) -> dict[str, int]:
     names = {"ok": OK, "failed": FAILED, "skipped": SKIPPED}
     return {name: int((status == value).sum()) for name, value in names.items()}
+
+
+def _failures(artefact: Artefact) -> list[str]:
+    """The first failed frames by name, then the most frequent reasons of rows that failed for another reason."""
+    rows, frames = artefact.rows, artefact.frames
+    broken = np.flatnonzero(frames["status"] == FAILED)
+    named = ((str(frames["name"][i]), str(frames["error"][i])) for i in broken[:FIRST])
+    said = [f"frame {name}: {error.removeprefix(f'{name}: ')}" for name, error in named]
+    if len(broken) > FIRST:
+        said.append(f"and {len(broken) - FIRST} more frames")
+    own = (rows["status"] == FAILED) & (frames["status"][rows["frame"]] != FAILED)
+    reasons, counts = np.unique(rows["error"][own].astype(str), return_counts=True)
+    return said + [f"rows: {counts[i]} x {reasons[i]}" for i in np.argsort(-counts, kind="stable")[:FIRST]]
 
 
 def _groups(artefact: Artefact) -> list[str]:

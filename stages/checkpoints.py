@@ -20,6 +20,7 @@ import json
 import os
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -278,7 +279,8 @@ def _read_torch(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[st
                 "unpack it, or name the weights file itself",
             )
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch asks for issues to be filed with it when it refuses a pickle
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip" or None)
     except (HmrError, MemoryError, PermissionError):
         raise

@@ -26,18 +26,41 @@ DISK = {
 
 
 @contextlib.contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """Failures to write below `path`, as a MachineError that says that finished parts are kept."""
+def disk(path: Path, need: int = 0) -> Iterator[None]:
+    """Failures to write `path` or its parts, as a MachineError that says how many bytes were to be written (`need`, if
+    known), how many are free, and whether finished parts are kept."""
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise MachineError(
+                f"{path}: {error.filename or path} cannot be made there, or was deleted meanwhile",
+                "choose another place with -o",
+            ) from error
         code = error.errno if error.errno in DISK else next((c for c in DISK if f"errno = {c}," in str(error)), None)
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)) or (code is None and error.errno is None):
+        if isinstance(error, NotADirectoryError) or (code is None and error.errno is None):
             raise
-        raise MachineError(
-            f"{path}: {DISK.get(code, error.strerror) if code else error.strerror or error}",
-            "finished parts are kept: make room or choose another place, then give the same command again",
-        ) from error
+        what = DISK.get(code, error.strerror) if code else error.strerror or str(error)
+        room = ""
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            with contextlib.suppress(OSError):
+                room = f" ({megabytes(need)} are needed, " if need else " ("
+                room += f"{megabytes(shutil.disk_usage(_near(path)).free)} are free)"
+        kept = any(path.with_name(path.name + ".parts").glob("part-*.npz"))
+        mend = "make room or choose another place with -o" if room else "choose another place with -o"
+        if kept:
+            mend = f"finished parts are kept: {mend.replace(' with -o', '')}, then give the same command again"
+        raise MachineError(f"{path}: {what}{room}", mend) from error
+
+
+def megabytes(n: float) -> str:
+    """A number of bytes for people, never 0 for something."""
+    return f"{n / 1e6:.0f} MB" if n >= 1e6 or not n else f"{n / 1e3:.1f} kB"
+
+
+def _near(path: Path) -> Path:
+    """The nearest folder of `path` that exists."""
+    return next(p for p in path.absolute().parents if p.exists())
 
 
 def fsync_folder(folder: Path) -> None:
@@ -138,7 +161,6 @@ def holder(mark: Path) -> str:
 
 
 def _age(path: Path) -> float:
-
     try:
         return abs(time.time() - path.stat().st_mtime)
     except OSError:
@@ -155,10 +177,9 @@ def _started(pid: int) -> str:
 
 def check_space(out: Path, need: int) -> None:
     """Raise MachineError if the disk of `out` has less than `need` bytes free."""
-    folder = next(p for p in out.absolute().parents if p.exists())
-    free = shutil.disk_usage(folder).free
-    if free < need:
+    usage = shutil.disk_usage(_near(out))
+    if usage.free < need and usage.total:  # /proc and its like have no size at all: writing will say what is wrong
         raise MachineError(
-            f"{out}: {need / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free",
+            f"{out}: {megabytes(need)} are needed, {megabytes(usage.free)} are free",
             "make room, or choose another disk with -o",
         )

@@ -65,6 +65,7 @@ def run() -> list[Check]:
         except Exception as error:  # one broken check must not hide the others
             name, what = group.__name__.strip("_"), f"{type(error).__name__}: {error}"
             found.append(Check(name, False, what, "hmr", "run again with --debug and report it", required=True))
+    found = [dataclasses.replace(check, mend="") if check.ready else check for check in found]
     return sorted(found, key=lambda check: not check.required)
 
 
@@ -117,7 +118,7 @@ def _assets() -> Iterator[Check]:
     from stages.assets import status
 
     for name, ready, where, mend in status():
-        yield Check(name, ready, str(where), "detectors", "" if ready else mend)
+        yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", mend)
 
 
 def _bodies() -> Iterator[Check]:

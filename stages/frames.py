@@ -270,6 +270,8 @@ def list_frames(
         )
     folders = {os.path.dirname(p) for p in found} | {os.path.abspath(g) for g in given if os.path.isdir(g)}
     root = Path(os.path.commonpath(sorted(folders)))
+    for path in found:
+        _refuse_artefact(path)
     files = [_media(Path(path), root, view) for path, view in found.items()]
     return FrameList(root, sorted(files, key=lambda f: (f.view, natural(f.name))), every, max_pixels)
 
@@ -295,6 +297,18 @@ def is_video(path: Path) -> bool:
         head = file.read(12)
         return head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
     return False
+
+
+def _refuse_artefact(path: str) -> None:
+    """An artefact given where pictures are wanted is a wrong command, not a damaged picture."""
+    if os.path.splitext(path)[1].lower()[1:] in PICTURES | VIDEOS:
+        return
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(8) == b"\x89HDF\r\n\x1a\n":
+            raise InputError(
+                f"{printable(path)} is an artefact of hmr, not a picture or video",
+                "did you mean hmr recover, or hmr info?",
+            )
 
 
 def _names_of(text: str) -> list[str]:

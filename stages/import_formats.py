@@ -155,9 +155,14 @@ def _box_entries(content: bytes, path: Path) -> Iterable[Mapping[str, Any]]:
             data = [{"name": n, **dict(zip(keys, box, strict=False))} for n, boxes in data.items() for box in boxes]
         return _entries(data, path, "boxes")
     try:
-        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig")), skipinitialspace=True, strict=True))
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), skipinitialspace=True, strict=True)
+        rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a CSV file: {error}") from error
+    header = [name.strip().lower() for name in reader.fieldnames or ()]
+    if not {"name", "file", "file_name", "image"} & set(header):
+        what = f"its first line is {','.join(header)[:60]!r}" if header else "it is empty"
+        raise InputError(f"{path} has no header that names pictures: {what}", "name,x1,y1,x2,y2,score,track")
     return [{str(k).strip().lower(): v for k, v in row.items() if k is not None} for row in rows]
 
 

@@ -138,3 +138,20 @@ KINDS = {
         ),
     )
 }
+
+
+def foreign(head: bytes) -> tuple[str, str]:
+    """What a file that is not HDF5 is, by its first bytes, and what to do with it."""
+    detect = "hmr detect finds the people in it"
+    for magic, what, mend in (
+        ((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*"), "a picture", detect),
+        ((b"\x1aE\xdf\xa3",), "a video", detect),
+        ((b"PK\x03\x04",), "a zip, npz or PyTorch file", "hmr import amass for bodies, hmr checkpoint for weights"),
+        ((b"{", b"["), "JSON", "hmr import coco (or openpose, boxes) makes an artefact of it"),
+        ((b"\0" * 8,), "zero bytes, never written", "make it again"),
+    ):
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(magic):
+            return what, mend
+    if head[4:8] == b"ftyp" or head[:4] == b"RIFF":
+        return "a video or picture", detect
+    return "", "give a file that hmr has made, such as people.detections.h5"

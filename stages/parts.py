@@ -84,8 +84,9 @@ class Parts:
 
     def write(self, part: int, header: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> None:
         """Save one part. Raises MachineError when the disk does not take it."""
-        with disk(self.out):
-            write_bytes(self.path(part), pack({"fingerprint": header["fingerprint"], "part": part}, columns))
+        content = pack({"fingerprint": header["fingerprint"], "part": part}, columns)
+        with disk(self.out, len(content) * (n_parts(header) - part)):
+            write_bytes(self.path(part), content)
 
     def read(
         self, part: int, header: Mapping[str, Any], only: tuple[str, ...] = ("",)

@@ -156,9 +156,9 @@ def load_poses(
     except FileNotFoundError:
         raise AssetError(f"no motion file {path}", "give mocap_smpl24.npz with --poses") from None
     except Exception as error:
-        raise AssetError(
-            f"{path} is not a motion file: {error}", "it needs poses, seq, seq_source, seq_subject"
-        ) from error
+        known = isinstance(error, (KeyError, OSError)) and not isinstance(error, ValueError)
+        why = f": {error}" if known else ""  # numpy's advice on other files is to load them unsafely
+        raise AssetError(f"{path} is not a motion file{why}", "it needs poses, seq, seq_source, seq_subject") from error
     keep = np.char.startswith(source, sources) & ~np.isin(subject, list(without))
     if subjects:
         keep &= np.isin(subject, list(subjects))

@@ -29,11 +29,23 @@ def test_help_is_quick_and_lazy() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_shows_examples(name: str) -> None:
+def test_every_page_of_help_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is printed: groups, their commands and single commands; an example begins with the command itself."""
     command = load_command(name)
-    children = getattr(command, "commands", None)
-    for child in children.values() if children else [command]:
-        assert "hmr " in (child.help or ""), f"{name} {child.name}: no example in its help"
+    children = getattr(command, "commands", {})
+    assert "install_completion" not in {p.name for p in command.params}
+    for words, args in ((f"hmr {name}", []), *((f"hmr {name} {child}", [child]) for child in children)):
+        command.main([*args, "--help"], prog_name=f"hmr {name}", standalone_mode=False)
+        usage, _, rest = capsys.readouterr().out.partition("Examples:")
+        assert "Usage: hmr" in usage and words.removesuffix(" score") in rest, f"{words}: no example in its help"
+        before = usage.split("Usage:")[1].splitlines()[1:]
+        assert any(line.strip() for line in before), f"{words}: no description"
+
+
+@pytest.mark.parametrize("args", [[], ["import"], ["eval"]])
+def test_a_command_that_is_not_finished_prints_its_help_and_nothing_else(args: list[str]) -> None:
+    done = hmr(*args)
+    assert done.returncode == 2 and "Usage: hmr" in done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize(
@@ -44,6 +56,7 @@ def test_every_command_shows_examples(name: str) -> None:
         (["detect", "--batch-size", "0", "x.jpg", "-o", "y.h5"], "--batch-size 0"),
         (["recover", "--bach-size", "4", "x.h5", "-o", "y.h5"], "--batch-size"),
         (["recover", "x.h5"], "--out"),
+        (["recover", "", "-o", "y.h5"], "an argument is empty"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(args: list[str], says: str) -> None:
