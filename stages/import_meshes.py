@@ -28,10 +28,10 @@ from stages.human.body import load_body
 from stages.human.rotations import matrix_to_axis_angle
 from stages.import_ import MeshParams as Params
 from stages.import_ import parse_size
+from stages.joblib_file import read_data
 from stages.kinds import K_DEFAULT, K_USER
 from stages.pictures import read_picture
 from stages.progress import Job, Run, run_whole
-from stages.restricted_pickle import read_data
 
 
 @dataclasses.dataclass

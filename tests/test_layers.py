@@ -24,7 +24,7 @@ ONLY = {
     "chumpy": (),
     "torchvision": (),
     "anny": ("stages/training/make_body.py",),
-    "pickle": ("stages/human/body_file.py", "stages/restricted_pickle.py", "stages/human/restricted_pickle.py"),
+    "pickle": ("stages/human/body_file.py", "stages/human/restricted_pickle.py"),
 }
 MODELS_MAY_NOT = {"stages.artefact", "stages.frames", "stages.progress"} | {f"stages.{verb}" for verb in VERBS}
 

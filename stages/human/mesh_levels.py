@@ -22,13 +22,14 @@ from scipy.spatial import cKDTree
 
 from stages.assets import cache_dir
 from stages.errors import AssetError
-from stages.human.restricted_pickle import Refused, load_content
+from stages.human.restricted_pickle import load_content
 
 if TYPE_CHECKING:
     from stages.human.body import Body
 
 REDUCTION = 4
 LEVELS = 2
+MAX_BYTES = 1 << 29  # of the published file, unpacked: 30 MB
 PUBLISHED = "mesh_downsampling.npz"
 # Of the vertices that the first published level keeps, as little-endian int32.
 PUBLISHED_SHA256 = "567073a400828963b0ac95a37e03be7812e2fef1d9acdb3b0db67e3648500913"
@@ -113,6 +114,8 @@ def read_published(path: Path) -> MeshLevels:
     """The authors' pickled file, without its meshes and without running what is in it. Raises AssetError."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(archive.getinfo(f"{name}.npy").file_size for name in "UDF") > MAX_BYTES:
+                raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MB")
             up, down, faces = (_objects(archive.read(f"{name}.npy")) for name in "UDF")
         matrices = [np.asarray(m.toarray()) for m in (*down[:LEVELS], *up[:LEVELS])]
         keep = tuple(m.argmax(1) for m in matrices[:LEVELS])
@@ -122,9 +125,10 @@ def read_published(path: Path) -> MeshLevels:
             raise ValueError("a row of U has more than three entries")
         triangles = tuple(np.asarray(f, np.int64).reshape(-1, 3) for f in faces[: LEVELS + 1])
         return MeshLevels(triangles, keep, columns, weights)
-    except (OSError, KeyError, IndexError, ValueError, AttributeError, zipfile.BadZipFile, Refused) as error:
+    except Exception as error:  # a foreign file fails in many ways, all of them meaning the same
         raise AssetError(
-            f"{path} is not the mesh_downsampling.npz of METRO or FastMETRO: {error}", "download it again, or remove it"
+            f"{path} is not the mesh_downsampling.npz of METRO or FastMETRO: {error or type(error).__name__}",
+            "download it again, or remove it",
         ) from error
 
 
@@ -144,7 +148,7 @@ def load(vertices: np.ndarray, faces: np.ndarray, folder: Path) -> MeshLevels:
     vertices, faces = np.ascontiguousarray(vertices, "<f8"), np.ascontiguousarray(faces, "<i8")
     path = folder / f"levels-{hashlib.sha256(vertices.tobytes() + faces.tobytes()).hexdigest()[:16]}.npz"
     try:
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             return MeshLevels(*(tuple(stored[f"{f}{k}"] for k in range(n)) for f, n in FIELDS))
     except (OSError, KeyError, ValueError):
         levels = build(vertices, faces)

@@ -1,8 +1,11 @@
-"""Read arrays out of a pickle without running what is in it. Made for SMPL's own files, chumpy objects included.
+"""Read plain data out of a pickle without running what is in it: numbers, texts, lists, dictionaries, arrays.
 
-Only the constructors of numpy arrays and scipy sparse matrices are called. Every class of chumpy becomes an inert
-object that keeps its state, of which two kinds are understood: a constant (`Ch`: its value) and a selection (`Select`:
-entries of another one). Any other name is refused, and nothing has been executed by then.
+Made for files that others publish: SMPL's own (chumpy objects included), data sets, mesh levels. No class of the file
+is ever called, numpy's neither: a pickle may set the state of what it has made, and numpy's own `dtype` and `ndarray`
+take states that turn bytes into pointers. Here a name in the pickle only gives something inert whose state is checked,
+and an array is made of bytes that were counted. Any other name is refused, and nothing has been executed by then.
+
+Pure Python's unpickler, not the C one: that one takes the file's word for sizes.
 """
 
 from __future__ import annotations
@@ -11,154 +14,263 @@ import io
 import math
 import pickle
 import re
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 
-MAX_ENTRIES = 500_000_000  # numbers in one array; SMPL's largest has 4 million
+from stages.human.inert import (
+    Array,
+    Chumpy,
+    DType,
+    Inert,
+    Refused,
+    Sparse,
+    checked,
+    checked_key,
+    checked_shape,
+    dense,
+    nested,
+    written_out,
+)
+
+_NOW = {"copy_reg": "copyreg", "__builtin__": "builtins", "_codecs": "codecs"}  # names of Python 2
 
 
-class Refused(Exception):
-    """The pickle asks for something that is not an array; the message names it."""
+def _no_bytes() -> bytes:
+    return b""  # `bytes(10 ** 12)` would be a program of its own
 
 
-class _Chumpy:
-    """Stands in for an object of a chumpy class: its state and the name of the class."""
-
-    kind = "chumpy"
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Chumpy:
-        return object.__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple):  # (dict, slots)
-            state = {k: v for part in state if isinstance(part, dict) for k, v in part.items()}
-        self.state = state if isinstance(state, dict) else {}
-
-    def value(self, depth: int = 0) -> np.ndarray:
-        state = getattr(self, "state", {})
-        if depth > 50:
-            raise Refused(f"{self.kind} nested without end")
-        if self.kind.endswith(".Select") and {"a", "idxs"} <= set(state):
-            entries = _array(state["a"], depth + 1).ravel()[np.asarray(state["idxs"]).astype(np.int64)]
-            shape = state.get("preferred_shape")
-            return entries if shape is None else entries.reshape(tuple(int(n) for n in shape))
-        if self.kind.endswith(".Ch") and "x" in state:
-            return _array(state["x"], depth + 1)
-        raise Refused(
-            f"a {self.kind} object (with {', '.join(sorted(map(str, state))) or 'nothing'}), a kind not known"
-        )
+def _reconstruct(subtype: Any, *_: Any) -> Array:
+    if not isinstance(subtype, partial) or subtype.func is not Array:
+        raise Refused("an array of an unknown class")
+    return Array()
 
 
-def _array(x: Any, depth: int = 0) -> np.ndarray:
-    if isinstance(x, _Chumpy):
-        return x.value(depth)
-    if hasattr(x, "toarray"):
-        if math.prod(x.shape) > MAX_ENTRIES:
-            raise Refused(f"a sparse matrix of {x.shape}")
-        x = x.toarray()
-    return np.asarray(x)
+def _reconstructor(cls: Any, *_: Any) -> Any:
+    """An object of a class, its state still to come."""
+    if not isinstance(cls, partial):
+        raise Refused(f"an object of {getattr(cls, '__name__', type(cls).__name__)}")
+    return cls()
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise Refused(f"the encoding {encoding!r}")
-    return text.encode("latin1")
+_REFUSED = (
+    *(pickle.PERSID, pickle.BINPERSID, pickle.EXT1, pickle.EXT2, pickle.EXT4),
+    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.NEXT_BUFFER),
+)
 
 
-def _reconstruct(subtype: type, shape: Any, dtype: Any) -> np.ndarray:
-    if subtype is not np.ndarray:
-        raise Refused(f"an array of type {subtype}")
-    if math.prod(shape) > MAX_ENTRIES:
-        raise Refused(f"an array of {shape}")
-    return np.ndarray.__new__(np.ndarray, tuple(shape), dtype)
+class _Memo(dict[int, Any]):
+    """What the file may refer to again. It knows where each stand-in is kept, so that it can be replaced."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, list[int]] = {}
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        if isinstance(value, Inert):
+            self.places.setdefault(id(value), []).append(key)
+        super().__setitem__(key, value)
+
+    def replace(self, old: Inert, new: Any) -> None:
+        for key in self.places.pop(id(old), ()):
+            if self[key] is old:
+                self[key] = new
 
 
-def _scalar(dtype: np.dtype, value: bytes = b"") -> Any:
-    if dtype.hasobject:
-        raise Refused("a scalar of type object")
-    return np.frombuffer(value.encode("latin1") if isinstance(value, str) else value, dtype)[0]
+_Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
-def _frombuffer(buffer: Any, dtype: np.dtype, shape: Any, order: Any = "C") -> np.ndarray:
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+class Reader(_Base):
+    """The content of one pickle: `Reader(data).content()`. Subclasses may know more names (`known`)."""
 
+    dispatch: ClassVar[dict[int, Any]] = dict(_Base.dispatch)
 
-class _Sparse:
-    """Keeps the state of a scipy matrix and makes the dense array of it (csc, csr, coo)."""
+    def __init__(self, data: bytes) -> None:
+        self.stream = io.BytesIO(data)
+        super().__init__(self.stream, encoding="latin1")
+        self.memo = _Memo()
+        self.size = len(data)
+        # Arrays and encoded texts are copies of bytes in the file, of each once: more means one is asked for again
+        # and again to fill the memory.
+        self.left = 3 * len(data) + (1 << 20)
 
-    form = "csc"
+    def content(self) -> Any:
+        """What the pickle holds. Raises Refused, or whatever a cut or malformed stream leads to."""
+        content = self.load()
+        if written_out(content, {}, 0) > 100 * self.size + (1 << 20):
+            raise Refused("more numbers than there are in it")
+        return content
 
-    def __setstate__(self, state: Any) -> None:
-        state = state if isinstance(state, dict) else {}
-        self.parts = {k.lstrip("_"): v for k, v in state.items()}
+    # ---- names
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return tuple(int(n) for n in self.parts["shape"])  # type: ignore[return-value]
-
-    def toarray(self) -> np.ndarray:
-        from scipy import sparse
-
-        p = self.parts
-        if self.form == "coo":
-            if "coords" in p:
-                p = p | {"row": p["coords"][0], "col": p["coords"][1]}
-            return sparse.coo_matrix((p["data"], (p["row"], p["col"])), self.shape).toarray()
-        matrix = sparse.csc_matrix if self.form == "csc" else sparse.csr_matrix
-        made = matrix((p["data"], p["indices"], p["indptr"]), self.shape)
-        made.check_format(full_check=True)
-        return made.toarray()
-
-
-# Empty or from a list only: `bytes(10 ** 12)` would be a program of its own.
-_BUILTINS = {"dict": dict, "list": list, "set": set, "tuple": tuple, "object": object, "bytes": lambda: b""}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "chumpy" and re.fullmatch(r"\w+", name):
-            return type("_Chumpy_" + name, (_Chumpy,), {"kind": f"{module}.{name}"})
-        if re.fullmatch(r"numpy\._?core\.(multiarray|_multiarray_umath|numeric|umath)|numpy", module):
-            found = {
-                "ndarray": np.ndarray,
-                "dtype": np.dtype,
+    def known(self, module: str, name: str) -> Any:
+        """What a name stands for: a function that gives a stand-in or plain data; None if it is not known."""
+        if re.fullmatch(r"numpy\.(_?core\.(multiarray|_multiarray_umath|numeric|umath))|numpy", module):
+            return {
+                "ndarray": partial(Array),
+                "dtype": DType,
                 "_reconstruct": _reconstruct,
-                "scalar": _scalar,
-                "_frombuffer": _frombuffer,
+                "scalar": self.scalar,
+                "_frombuffer": self.frombuffer,
             }.get(name)
-            if found is not None:
-                return found
+        if module.split(".")[0] == "chumpy" and re.fullmatch(r"\w+", name):
+            return partial(Chumpy, f"{module}.{name}")
         if re.fullmatch(r"scipy\.sparse(\.\w+)?", module) and re.fullmatch(r"(csc|csr|coo)_(matrix|array)", name):
-            return type("_Sparse_" + name, (_Sparse,), {"form": name[:3]})
-        if module in ("copy_reg", "copyreg") and name == "_reconstructor":
-            return _reconstructor
-        if module == "_codecs" and name == "encode":
-            return _encode
-        if module in ("builtins", "__builtin__") and name in _BUILTINS:
-            return _BUILTINS[name]
-        if module == "collections" and name == "OrderedDict":
-            return dict
-        raise Refused(f"{module}.{name}")
+            return partial(Sparse, name[:3])
+        return {
+            ("copyreg", "_reconstructor"): _reconstructor,
+            ("codecs", "encode"): self.encode,
+            ("builtins", "object"): object,
+            ("builtins", "bytes"): _no_bytes,
+            ("builtins", "list"): self.make_list,
+            ("builtins", "tuple"): self.make_tuple,
+            ("builtins", "set"): self.make_set,
+            ("builtins", "frozenset"): self.make_set,
+            ("builtins", "dict"): self.make_dict,
+            ("collections", "OrderedDict"): self.make_dict,
+        }.get((_NOW.get(module, module), name))
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise Refused("a reference to something outside the file")
+    def find_class(self, module: str, name: str) -> Any:
+        found = self.known(module, name)
+        if found is None:
+            raise Refused(f"{module}.{name}")
+        return found
+
+    # ---- what the names give
+
+    def spend(self, n: int) -> None:
+        self.left -= n
+        if self.left < 0:
+            raise Refused("more numbers than there are in it")
+
+    def encode(self, text: str, encoding: str = "latin1") -> bytes:
+        if encoding not in ("latin1", "latin-1"):
+            raise Refused(f"the encoding {encoding!r}")
+        self.spend(len(text))
+        return text.encode("latin1")
+
+    def array(self, dtype: Any, shape: Any, data: Any, fortran: bool = False) -> Any:
+        """An array of checked bytes, in this machine's byte order. Of objects (never bytes): lists in lists."""
+        if not isinstance(dtype, DType):
+            raise Refused("an array of an unknown type")
+        shape = checked_shape(shape)
+        count = math.prod(shape)
+        if math.prod(max(n, 1) for n in shape) > max(self.size, 1 << 20):
+            raise Refused(f"an array of {shape}")
+        if dtype.objects:
+            if not isinstance(data, list) or len(data) != count:
+                raise Refused("an array of objects without its list")
+            return nested(list(data), shape)
+        raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2's bytes
+        if not isinstance(raw, bytes | bytearray) or len(raw) != count * dtype.real.itemsize:
+            raise ValueError(f"an array of {shape} whose bytes are not as many as that")
+        self.spend(len(raw))
+        raw, real = bytes(raw), dtype.real
+        if not count:
+            return np.zeros(shape, real.newbyteorder("="))
+        if real.kind == "b":  # numpy counts on 0 and 1
+            made = np.frombuffer(raw, np.uint8) != 0
+        elif real.kind == "U" and np.frombuffer(raw, np.dtype("u4").newbyteorder(real.byteorder)).max() > 0x10FFFF:
+            raise ValueError("a text of characters that there are not")
+        else:
+            made = np.frombuffer(raw, real).astype(real.newbyteorder("="))
+        return made.reshape(shape, order="F" if fortran else "C")
+
+    def scalar(self, dtype: Any, data: Any = b"") -> Any:
+        if not isinstance(dtype, DType) or dtype.objects:
+            raise Refused("a scalar of type object")
+        return self.array(dtype, (), data)[()]
+
+    def frombuffer(self, buffer: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) -> Any:
+        return self.array(dtype, shape, buffer, fortran=order == "F")
+
+    def make_list(self, items: Any = ()) -> list[Any]:
+        if not isinstance(items, list | tuple | set):
+            raise Refused(f"a list of a {type(items).__name__}")
+        self.spend(8 * len(items))
+        return [*items]
+
+    def make_tuple(self, items: Any = ()) -> tuple[Any, ...]:
+        return (*self.make_list(items),)
+
+    def make_set(self, items: Any = ()) -> set[Any]:
+        return {checked_key(x) for x in self.make_list(items)}
+
+    def make_dict(self, items: Any = ()) -> dict[Any, Any]:
+        return {checked_key(k): v for k, v in self.make_list(items)}
+
+    # ---- steps of the stream, where the library's would do more than is needed
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        old = self.stack[-1]
+        if not isinstance(old, Inert):
+            raise Refused(f"a state for a {type(old).__name__}")
+        new = old.build(state, self)
+        if new is not old:
+            self.stack[-1] = new
+            self.memo.replace(old, new)
+
+    def load_newobj(self) -> None:
+        self.stack.pop()  # arguments
+        self.stack[-1] = _reconstructor(self.stack[-1])
+
+    def load_append(self) -> None:
+        value = self.stack.pop()
+        checked(self.stack[-1], list).append(value)
+
+    def load_appends(self) -> None:
+        items = self.pop_mark()
+        checked(self.stack[-1], list).extend(items)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        checked(self.stack[-1], dict)[checked_key(key)] = value
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        checked(self.stack[-1], dict).update({checked_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({checked_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        checked(self.stack[-1], set).update(checked_key(x) for x in items)
+
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()
+        self.append(frozenset(checked_key(x) for x in items))
+
+    def load_bytearray8(self) -> None:
+        self.append(bytes(self.read(int.from_bytes(self.read(8), "little"))))
+
+    def load_refused(self) -> None:
+        raise Refused("something outside the file, or a step that plain data has no need of")
+
+    dispatch |= {
+        pickle.BUILD[0]: load_build,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.APPEND[0]: load_append,
+        pickle.APPENDS[0]: load_appends,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+        **dict.fromkeys((code[0] for code in _REFUSED), load_refused),
+    }
 
 
-def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
-    """copy_reg._reconstructor for the stand-ins only; no __init__ is called."""
-    if isinstance(cls, type) and issubclass(cls, _Sparse | _Chumpy):
-        return object.__new__(cls)
-    raise Refused(f"an object of {getattr(cls, '__name__', cls)}")
+# ---- what callers use
 
 
 def load_content(data: bytes) -> Any:
     """What a pickle holds, sparse matrices as objects with `toarray`. Raises as `load_arrays` does."""
     try:
-        return _Unpickler(io.BytesIO(data), encoding="latin1").load()
+        return Reader(data).content()
     except Refused:
         raise
     except Exception as error:  # a cut or malformed stream fails in many ways, all of them meaning the same
@@ -166,7 +278,7 @@ def load_content(data: bytes) -> Any:
 
 
 def load_arrays(data: bytes) -> dict[str, Any]:
-    """The dictionary in a pickle: arrays (dense), numbers and strings by name.
+    """The dictionary in a pickle: arrays (dense), numbers and strings by name; entries of other kinds are left out.
 
     Raises Refused for a name that is not allowed (nothing was executed), ValueError for anything that is no whole
     pickle of a dictionary.
@@ -174,12 +286,14 @@ def load_arrays(data: bytes) -> dict[str, Any]:
     content = load_content(data)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
-    try:
-        return {
-            str(k): v if isinstance(v, str | int | float | bool | bytes) or v is None else _array(v)
-            for k, v in content.items()
-        }
-    except Refused:
-        raise
-    except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    found = {}
+    for key, value in content.items():
+        try:
+            plain = isinstance(value, str | int | float | bytes) or value is None
+            found[str(key)] = value if plain else dense(value)
+        except Refused:
+            raise
+        except Exception as error:
+            if not isinstance(value, list | tuple):  # a list need not be an array
+                raise ValueError(str(error) or type(error).__name__) from error
+    return {k: v for k, v in found.items() if not isinstance(v, np.ndarray) or v.dtype.kind != "O"}

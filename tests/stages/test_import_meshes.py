@@ -17,7 +17,7 @@ from stages.human import cameras
 from stages.human.body import load_body
 from stages.human.rotations import axis_angle_to_matrix
 from stages.import_meshes import Params, read_amass, read_phalp, read_predictions, run
-from stages.restricted_pickle import read_data
+from stages.joblib_file import read_data
 
 EMBEDDED = Params(body="embedded", size="640x480")
 POSE = (0.3 * np.random.default_rng(0).standard_normal((6, 24, 3))).astype(np.float32)
