@@ -31,7 +31,7 @@ from stages.models.hrnet import convolution
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.models.postometro.transformer import Attention
-from stages.training.postometro import Alone, Params, fit, validate
+from stages.training.postometro import Alone, Params, fit, on_body, validate
 from stages.training.postometro_data import Examples
 
 SIDE, WIDTHS = 64, (128, 64)
@@ -87,7 +87,7 @@ def main() -> None:
             branch = PCT(32, (1, 1, 1, 1), guided=False)
             branch.keypoint_head.tokenizer.load_state_dict(tokenizer.keypoint_head.tokenizer.state_dict())
             network = PostoMetro(Small(), 1, widths=WIDTHS, pct=branch)
-        network.set_body(levels)
+        on_body(network, levels)
         for module in network.modules():  # so short a training has no use for dropout, and it is slow on a CPU
             if isinstance(module, Attention):
                 module.dropout = 0.0

@@ -29,7 +29,7 @@ from stages.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from stages.errors import AssetError, UsageError
 from stages.human import metrics
 from stages.human.body import Body, load_body
-from stages.human.mesh_levels import of_body
+from stages.human.mesh_levels import MeshLevels, of_body
 from stages.models import pct
 from stages.models.pct import CODES, PCT, PoseTokens, Tokenizer
 from stages.models.postometro.loading import renamed
@@ -124,12 +124,22 @@ def build(params: Params, body: Body) -> nn.Module:
         depth = "SML".index(params.size) + 1
         levels = of_body(body)
         if params.tokens == "none":
-            return FastMetro(params.backbone, depth, levels.counts[1:]).set_body(levels)  # type: ignore[arg-type]
+            return on_body(FastMetro(params.backbone, depth, levels.counts[1:]), levels)  # type: ignore[arg-type]
         # Given keypoints need no picture: their tokenizer is the one without image guidance.
         branch = PCT(WIDTHS[params.swin], DEPTHS[params.swin], guided=params.tokens == "pct")
-        return PostoMetro(params.backbone, depth, levels.counts[1:], pct=branch).set_body(levels)  # type: ignore[arg-type]
+        return on_body(PostoMetro(params.backbone, depth, levels.counts[1:], pct=branch), levels)  # type: ignore[arg-type]
     guided = params.part == "classifier"
     return PCT(WIDTHS[params.swin], DEPTHS[params.swin], guided) if guided else Alone(Tokenizer(None))
+
+
+@torch.no_grad()
+def on_body(network: FastMetro, levels: MeshLevels) -> FastMetro:
+    """A new network on a body. Its learned upsampling begins as the one that follows from the mesh."""
+    columns, weights = (torch.from_numpy(x) for x in levels.upsampling(1))
+    learned = network.coarse2intermediate_upsample
+    learned.weight.zero_().scatter_add_(1, columns, weights.float())
+    learned.bias.zero_()
+    return network.set_body(levels)
 
 
 class Alone(nn.Module):

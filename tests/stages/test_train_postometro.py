@@ -21,7 +21,7 @@ from stages.models.hrnet import convolution
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro import PostoMetroRecoverer, rows
 from stages.models.postometro.network import FastMetro, PostoMetro
-from stages.training.postometro import Alone, Params, check, fit, initialise, mesh_loss
+from stages.training.postometro import Alone, Params, check, fit, initialise, mesh_loss, on_body
 from stages.training.postometro_data import Batch, Change, Examples
 from tests.tables import COCO
 
@@ -195,3 +195,11 @@ def test_a_trained_network_recovers_with_given_tokens(examples: Examples, networ
     assert torch.allclose(first["joints/confidence"], torch.full((3, 14), 0.25))
     people.columns = {rows.SOFT: -soft, rows.SCORES: scores}
     assert (recoverer(people)["vertices/xyz"] - first["vertices/xyz"]).abs().max() > 1e-4
+
+
+def test_a_new_network_begins_with_the_upsampling_of_its_mesh(examples: Examples) -> None:
+    network = on_body(FastMetro(Small(), 1, widths=(64, 32)), examples.levels)
+    fine, intermediate, coarse = examples.batch(range(N)).meshes
+    made = network.upsample(coarse)
+    assert (made - intermediate).norm(dim=-1).mean() < 0.02
+    assert (network.upsample_fixed(intermediate) - fine).norm(dim=-1).mean() < 0.01
