@@ -100,7 +100,7 @@ class Sparse(Inert):
         return self
 
     def toarray(self) -> np.ndarray:
-        """The matrix, dense. Raises ValueError for parts that do not fit together, Refused for one that is too big."""
+        """The matrix, dense. Raises ValueError for parts that do not fit together or are too big."""
         p = self.state
         try:
             shape = checked_shape(p["shape"])
@@ -110,16 +110,23 @@ class Sparse(Inert):
             else:
                 starts, minor = _vector(p["indptr"], "iu"), _vector(p["indices"], "iu")
                 major_size = shape[1] if self.form == "csc" else shape[0]
+                # All of them in range before they are subtracted: numpy repeats by counts whose sum it does not check.
+                if (
+                    len(starts) != major_size + 1
+                    or starts[0] != 0
+                    or not 0 <= starts.min() <= starts.max() <= len(minor)
+                ):
+                    raise ValueError("a sparse matrix with pointers outside")
                 counts = np.diff(starts)
-                if len(starts) != major_size + 1 or starts[0] != 0 or (counts < 0).any() or starts[-1] > len(minor):
-                    raise ValueError("pointers that do not fit")
+                if (counts < 0).any():
+                    raise ValueError("a sparse matrix with pointers that go back")
                 minor, data = minor[: starts[-1]], data[: starts[-1]]
                 major = np.repeat(np.arange(major_size), counts)
                 row, col = (minor, major) if self.form == "csc" else (major, minor)
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"a sparse matrix without its parts ({error})") from error
         if len(shape) != 2 or math.prod(shape) > MAX_DENSE:
-            raise Refused(f"a sparse matrix of {shape}")
+            raise ValueError(f"a sparse matrix of {shape}")
         if not len(row) == len(col) == len(data) or (len(row) and min(row.min(), col.min()) < 0):
             raise ValueError("a sparse matrix whose parts do not fit together")
         made = np.zeros(shape, data.dtype)
