@@ -358,7 +358,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _reason(text: str) -> str:
-    return next(
-        (line.strip() for line in text.splitlines() if "WeightsUnpickler error" in line or "Unsupported" in line),
-        text.strip().splitlines()[0],
-    )[:200]
+    """Of torch's long text only what it met."""
+    if found := re.search(r"Unsupported operand (\d+)", text):
+        return f"a pickle with step {found[1]}, which torch never writes"
+    return (text.partition("WeightsUnpickler error:")[2].strip() or text.strip()).splitlines()[0][:200]

@@ -171,6 +171,8 @@ def convert(keypoints: np.ndarray, names: Sequence[str], to_set: str | Sequence[
     have = set(names)
     source = [name if name in have else _ALIAS.get(name, name) for name in wanted]
     at = index(names, source)
+    if not len(names):  # boxes alone
+        keypoints = np.full((len(keypoints), 1, 3), np.nan)
     out = keypoints[:, np.maximum(at, 0)].copy()
     out[:, at < 0] = (np.nan, np.nan, 0)
     for k in np.flatnonzero(at < 0):
