@@ -181,7 +181,6 @@ def test_a_crowd_with_unusable_people(crowd: Path, tmp_path: Path) -> None:
         pose = made.read("smpl/body_pose")
         assert np.isnan(pose[[0, 7]]).all() and np.isfinite(pose[8:]).all()
     assert "rows: 2 x 0 keypoints" in hmr("info", out).stdout
-    fails(6, "7 of 200 rows failed", "recover", crowd, "-o", out, "--strict", lines=2)
 
 
 NETWORK = """
@@ -321,9 +320,7 @@ os.link, os.fsync, fcntl.flock, fcntl.lockf = link, fsync, lock, lock
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("page.pth", b"<!DOCTYPE html><html>log in</html>", "web page"),
         ("lfs.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
-        ("cut.pth", b"PK\x03\x04" + b"x" * 99, "cut"),
         ("evil.pkl", b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0dtouch pwned.xx\x85R.", "refused"),
     ],
 )
