@@ -251,7 +251,7 @@ def boxes_only(photos: Path, boxes: list[list[float]], frame: list[int], names: 
     frames = {
         "name": names,
         "size": np.array([(320, 240)] * len(names)),
-        "K": np.tile(np.eye(3) * 300, (len(names), 1, 1)),
+        "K": np.tile([[300.0, 0, 159.5], [0, 300, 119.5], [0, 0, 1]], (len(names), 1, 1)),
     }
     rows = {"frame": np.array(frame), "box": np.array(boxes, float)}
     nothing = {"keypoints/xy": np.zeros((len(boxes), 0, 2)), "keypoints/score": np.zeros((len(boxes), 0))}
