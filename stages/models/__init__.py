@@ -18,7 +18,7 @@ from stages.errors import UsageError
 
 @dataclasses.dataclass
 class People:
-    """A batch of n rows (one person in one frame each), in picture pixels; pixel (0, 0) is the centre of the first pixel.
+    """A batch of n rows (one person in one frame each), in picture pixels; (0, 0) is the centre of the first pixel.
 
     box (n, 4) xyxy · keypoints (n, J, 3) x, y, score (NaN or score 0 = not seen) · joints: the J names ·
     K (n, 3, 3) intrinsics · size (n, 2) picture width, height · frame (n,) index into `images` ·
@@ -43,7 +43,7 @@ class People:
 
 @runtime_checkable
 class RowModel(Protocol):
-    """A network over rows: a feature extractor ("features/<name>" columns) or a recoverer (smpl/joints/vertices columns).
+    """A network over rows: a feature extractor ("features/<name>" columns) or a recoverer (smpl, joints, vertices).
 
     `columns` name, dtype and shape of what `__call__` returns (stages.artefact.Column), `group_attrs` the attributes of
     their groups (e.g. {"joints": {"joints": [...]}}), `uses` the columns of earlier artefacts that it reads when they
