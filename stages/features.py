@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact, open_artefact
+from stages.artefact import Artefact
 from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
 from stages.device import resolve_device
 from stages.errors import UsageError
 from stages.models import EXTRACTORS, RowModel, find
 from stages.params import param
-from stages.people import PeopleOf
+from stages.people import PeopleOf, opened
 from stages.progress import Job, Run, run_rows
 
 
@@ -50,24 +50,15 @@ def run(
     root: where the pictures are, if not where detection found them. A person without a usable crop is a failed row.
     Raises AssetError for the checkpoint, ArtefactError for rows that differ, UsageError when nothing says which model.
     """
-    inputs = {"detections": _open(detections, "detections")}
+    inputs = {"detections": opened(detections, "detections")}
     for role, given, kind in (("heatmaps", heatmaps, "heatmaps"), ("latents", latents, "features")):
         if given is not None:
-            inputs[role] = _open(given, kind)
+            inputs[role] = opened(given, kind)
     device = resolve_device(run.device)
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
     loader: Any = loader_of(params.model, checkpoint)
     model: RowModel = loader.load(checkpoint, device=device, body=None)
-    people = PeopleOf(
-        inputs["detections"],
-        [table for role, table in inputs.items() if role != "detections"],
-        uses=model.uses,
-        needs_images=model.needs_images,
-        root=root,
-    )
-    unused = [role for role in inputs if role != "detections" and inputs[role] not in people.given.values()]
-    if unused:
-        raise UsageError(f"{model.name} does not use {' or '.join(unused)}", f"leave out --{unused[0]}")
+    people = PeopleOf.of(model, inputs, root)
     job = Job(
         stage="features",
         kind="features",
@@ -94,7 +85,3 @@ def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
 def compute(people: PeopleOf, model: RowModel) -> Callable[[np.ndarray], dict[str, Any]]:
     """The function rows -> columns."""
     return lambda rows: model(people(rows))
-
-
-def _open(given: Path | Artefact, kind: str) -> Artefact:
-    return given if isinstance(given, Artefact) else open_artefact(given, kind)

@@ -6,15 +6,15 @@ model(people(rows))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stages.artefact import Artefact
-from stages.errors import ArtefactError
+from stages.artefact import Artefact, open_artefact
+from stages.errors import ArtefactError, UsageError
 from stages.frames import FrameSource
-from stages.models import People
+from stages.models import People, RowModel
 
 
 class PeopleOf:
@@ -42,6 +42,17 @@ class PeopleOf:
         self.given = {name: table for table in others for name in uses if table.has(name)}
         self.source = FrameSource(detections, root) if needs_images(frozenset(self.given)) else None
 
+    @classmethod
+    def of(cls, model: RowModel, inputs: Mapping[str, Artefact], root: str | Path | None = None) -> PeopleOf:
+        """For a network and a verb's inputs by role, "detections" and others. Raises UsageError for one without use."""
+        others = {role: table for role, table in inputs.items() if role != "detections"}
+        uses, needs_images = model.uses, model.needs_images
+        people = cls(inputs["detections"], others.values(), uses=uses, needs_images=needs_images, root=root)
+        unused = [role for role, table in others.items() if table not in people.given.values()]
+        if unused:
+            raise UsageError(f"{model.name} does not use {' or '.join(unused)}", f"leave out --{unused[0]}")
+        return people
+
     def __call__(self, rows: np.ndarray) -> People:
         """The people of rows (n,). Raises InputError when a picture cannot be read."""
         table = self.detections
@@ -59,3 +70,8 @@ class PeopleOf:
             images=[self.source(i) for i in frames] if self.source else [],
             columns={name: artefact.read(name, rows) for name, artefact in self.given.items()},
         )
+
+
+def opened(given: Path | Artefact, kind: str) -> Artefact:
+    """An input of a verb, which may be a file or a table in memory."""
+    return given if isinstance(given, Artefact) else open_artefact(given, kind)

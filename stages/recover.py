@@ -13,14 +13,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from stages.artefact import Artefact, open_artefact
+from stages.artefact import Artefact
 from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
 from stages.device import resolve_device
 from stages.errors import UsageError
 from stages.human.body import load_body
 from stages.models import RECOVERERS, RowModel, find
 from stages.params import param
-from stages.people import PeopleOf
+from stages.people import PeopleOf, opened
 from stages.progress import Job, Run, run_rows
 
 GENDERS = ("neutral", "female", "male")
@@ -54,21 +54,12 @@ def run(
     root: where the pictures are, if not where detection found them. A person who cannot be recovered is a failed row.
     Raises AssetError (checkpoint, body), ArtefactError (rows that differ, no keypoints), UsageError (model, inputs).
     """
-    inputs = {"detections": _open(detections, "detections")}
+    inputs = {"detections": opened(detections, "detections")}
     for role, given in (("heatmaps", heatmaps), ("features", features)):
         if given is not None:
-            inputs[role] = _open(given, role)
+            inputs[role] = opened(given, role)
     model, sha256 = load(params, ckpt, resolve_device(run.device))
-    people = PeopleOf(
-        inputs["detections"],
-        [table for role, table in inputs.items() if role != "detections"],
-        uses=model.uses,
-        needs_images=model.needs_images,
-        root=root,
-    )
-    unused = [role for role in inputs if role != "detections" and inputs[role] not in people.given.values()]
-    if unused:
-        raise UsageError(f"{model.name} does not use {' or '.join(unused)}", f"leave out --{unused[0]}")
+    people = PeopleOf.of(model, inputs, root)
     job = Job(
         stage="recover",
         kind="meshes",
@@ -113,10 +104,6 @@ def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
     if not hasattr(loader, "load"):
         raise UsageError(f"{model} cannot be loaded", "it needs a class method load(checkpoint, *, device, body)")
     return loader
-
-
-def _open(given: Path | Artefact, kind: str) -> Artefact:
-    return given if isinstance(given, Artefact) else open_artefact(given, kind)
 
 
 def _body_name(body: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact, open_artefact
+from stages.artefact import Artefact
 from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
 from stages.device import resolve_device
 from stages.errors import ArtefactError, AssetError, UsageError
@@ -25,6 +25,7 @@ from stages.human.body import load_body
 from stages.models import REFINERS
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.params import param
+from stages.people import opened
 from stages.progress import Job, Run, run_rows
 from stages.refine_rows import COLUMNS, Rows, plan_rows
 
@@ -70,9 +71,9 @@ def run(
     Raises UsageError for impossible settings, ArtefactError for inputs that do not fit, AssetError for the weights.
     """
     _check(params)
-    tables = {"meshes": _open(meshes, "meshes"), "detections": _open(detections, "detections")}
+    tables = {"meshes": opened(meshes, "meshes"), "detections": opened(detections, "detections")}
     if features is not None:
-        tables["features"] = _open(features, "features")
+        tables["features"] = opened(features, "features")
     start, seen = tables["meshes"], tables["detections"]
     for name in ("smpl/body_pose", "smpl/global_orient", "smpl/betas", "smpl/transl"):
         if not start.has(name):
@@ -121,10 +122,6 @@ def _weights(ckpt: Path | None) -> Checkpoint:
     if ckpt is None and not EMBEDDED.exists():
         raise AssetError("the embedded pose prior is not in this installation", "give --ckpt FILE, or: hmr train prior")
     return read_checkpoint(ckpt or EMBEDDED)
-
-
-def _open(table: Path | Artefact, kind: str) -> Artefact:
-    return table if isinstance(table, Artefact) else open_artefact(table, kind)
 
 
 def _check(params: Params) -> None:

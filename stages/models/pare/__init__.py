@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def prepare(people: People) -> Tensor:
     return torch.from_numpy((patches - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
 
 
-class _Extractor:
+class _Extractor(abc.ABC):
     """What both extractors share. Features are written raw; `hmr refine` standardises them with its own statistics."""
 
     name = ""
@@ -50,9 +51,9 @@ class _Extractor:
     def __call__(self, people: People) -> dict[str, Any]:
         return {f"features/{self.name}": self.features(prepare(people).to(self.device))}
 
+    @abc.abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """images (n, 3, 224, 224) -> (n, width)."""
-        raise NotImplementedError
 
 
 class PareExtractor(_Extractor):
