@@ -289,15 +289,21 @@ def _levels(parents: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     return out
 
 
+CACHED = 16  # bodies skinned at a time: more leave the processor's cache and take twice as long
+
+
 def _skin(weights: Tensor, transforms: Tensor, rest: Tensor) -> Tensor:
     """Linear blend skinning: weights (V, 24), transforms (n, 24, 3, 4), rest (n or 1, V, 3) -> (n, V, 3)."""
     n = len(transforms)
-    # The four columns apart: half the time of a (3, 4) product per vertex.
-    blended = (weights @ transforms.transpose(2, 3).reshape(n, 24, 12)).reshape(n, len(weights), 4, 3)
-    out = blended[:, :, 3]
+    if n > CACHED:
+        parts = [slice(i, i + CACHED) for i in range(0, n, CACHED)]
+        return torch.cat([_skin(weights, transforms[p], rest[p] if len(rest) > 1 else rest) for p in parts])
+    # One number of all vertices side by side, columns apart: a fraction of the time of a (3, 4) product per vertex.
+    columns = (transforms.permute(0, 3, 2, 1).reshape(n, 12, 24) @ weights.T).reshape(n, 4, 3, len(weights))
+    out, rest = columns[:, 3], rest.transpose(1, 2).contiguous()
     for c in range(3):
-        out = torch.addcmul(out, blended[:, :, c], rest[..., c : c + 1])
-    return out
+        out = torch.addcmul(out, columns[:, c], rest[:, c : c + 1])
+    return out.transpose(1, 2).contiguous()
 
 
 @functools.lru_cache(maxsize=8)
