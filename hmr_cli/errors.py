@@ -111,7 +111,8 @@ def explain(error: Exception) -> int:
         return 2
     if type(error).__name__ in ("Exit", "Abort"):
         return int(getattr(error, "exit_code", 1))
-    say(f"hmr: a bug in hmr: {type(error).__name__}: {error} -> run again with --debug and report it")
+    text = " ".join(str(error).split())[:300]
+    say(f"hmr: a bug in hmr: {type(error).__name__}: {text} -> run again with --debug and report it")
     return 1
 
 

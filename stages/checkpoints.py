@@ -22,7 +22,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,13 @@ def check_keys(
             f"{where} does not fit the network: {text}",
             "is it a checkpoint of another network or version? hmr checkpoint FILE says what it holds",
         )
+    odd = [
+        f"{n}: {t.dtype} {t.layout}".replace("torch.", "")
+        for n in shared
+        if isinstance(t := file[n], torch.Tensor) and getattr(model[n], "is_floating_point", bool)() and not _plain(t)
+    ]
+    if odd:
+        raise AssetError(f"{where} holds weights of a kind that no network here has: {_some(odd)}", AGAIN)
     if finite:
         check_finite({n: file[n] for n in shared if isinstance(file[n], torch.Tensor)}, where=where)
 
@@ -190,6 +197,26 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
             f"{where} holds NaN or infinite weights: {_some(bad)}",
             f"the file is damaged or its training diverged; {AGAIN}",
         )
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    """Dense numbers in memory: what a weight can be."""
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return tensor.layout == torch.strided and tensor.dtype in kinds and tensor.device.type == "cpu"
+
+
+@contextlib.contextmanager
+def usable(where: Any) -> Iterator[None]:
+    """Around building a network from a file: what a foreign file trips over is the file's fault, an AssetError."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
+        if "out of memory" in str(error):
+            raise
+        raise AssetError(
+            f"{where} cannot be loaded as weights: {type(error).__name__}: {_first_line(error)}",
+            "is it whole, and a checkpoint of this network? hmr checkpoint FILE says what it holds",
+        ) from error
 
 
 def _finite(tensor: torch.Tensor) -> bool:
@@ -288,7 +315,10 @@ def _read_torch(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[st
         raise _refusal(path, error) from error
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
-    _flatten("", content, tensors, metadata)
+    try:
+        _flatten("", content, tensors, metadata)
+    except RecursionError as error:
+        raise AssetError(f"{path} is nested without end: no weights file is", AGAIN) from error
     return tensors, metadata
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
+from stages.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
 from stages.device import resolve_device
 from stages.errors import UsageError
 from stages.models import EXTRACTORS, RowModel, find
@@ -57,7 +57,8 @@ def run(
     device = resolve_device(run.device)
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
     loader: Any = loader_of(params.model, checkpoint)
-    model: RowModel = loader.load(checkpoint, device=device, body=None)
+    with usable(ckpt or "the extractor"):
+        model: RowModel = loader.load(checkpoint, device=device, body=None)
     people = PeopleOf.of(model, inputs, root)
     job = Job(
         stage="features",

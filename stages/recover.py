@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
+from stages.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
 from stages.device import resolve_device
 from stages.errors import UsageError
 from stages.human.body import load_body
@@ -86,7 +86,8 @@ def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]
     if params.gender != "neutral" and not params.body:
         raise UsageError(f"--gender {params.gender} goes with --body", "hmr body-model list")
     body = load_body(params.body, params.gender, device) if params.body else None
-    model = loader.load(checkpoint, device=device, body=body)
+    with usable(ckpt or "the recoverer"):
+        model = loader.load(checkpoint, device=device, body=body)
     lacking = [name for name in (*RowModel.__annotations__, "needs_images", "__call__") if not hasattr(model, name)]
     if lacking:
         raise UsageError(

@@ -27,7 +27,7 @@ from stages.models.dpmesh.outputs import JointRegressor, body_outputs, reference
 from stages.models.dpmesh.pose import PoseCodebook, gram_schmidt, matrix_to_axis_angle
 from stages.models.dpmesh.regressor import sine_position
 from stages.models.dpmesh.rows import crop_images
-from tests.parity.conftest import fixtures_of
+from tests.parity.conftest import Fixtures, fixtures_of
 from tests.parity.dpmesh_inputs import Case
 
 BODY = "human_model_layer."
@@ -291,15 +291,22 @@ def runner_of(name: str) -> str:
     return max(fitting, key=len)
 
 
+def cases_of(fixtures: Fixtures) -> dict[str, dict[str, Any]]:
+    """The cases that the folder's index names; without one, the files there that are siblings of shared cases."""
+    known = fixtures.index("fixtures.json")["cases"] if fixtures.held else {}
+    if (fixtures.folder / "fixtures.json").exists():
+        return known
+    return {path.stem: known[name] for name in known for path in fixtures.cases(name)}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case_name" not in metafunc.fixturenames:
         return
     fixtures = fixtures_of(metafunc.config, "dpmesh")
-    index_file = fixtures.folder / "fixtures.json"
-    if not index_file.exists():
-        metafunc.parametrize("case_name", [pytest.param("", marks=pytest.mark.skip(f"no {index_file.name} there"))])
+    cases = cases_of(fixtures)
+    if not cases:
+        metafunc.parametrize("case_name", [pytest.param("", marks=pytest.mark.skip("no case of DPMesh there"))])
         return
-    cases = fixtures.index("fixtures.json")["cases"]
     big = {n for n, spec in cases.items() if spec["manifest"] == "manifest.json" and runner_of(n) in LARGE}
     metafunc.parametrize("case_name", [pytest.param(n, marks=pytest.mark.full) if n in big else n for n in cases])
 

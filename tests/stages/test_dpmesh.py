@@ -266,6 +266,16 @@ def broken(tensors: Tensors, how: str) -> Tensors:
     elif how == "copies differ":
         name = "model.diffusion_model.time_embed.0.weight"
         made[f"module.backbone.unet.unet.{name}"] = made[f"module.backbone.sd_model.{name}"] + 1
+    elif how == "no ControlNet":
+        made = {name: t for name, t in made.items() if "control_model." not in name}
+    elif how == "no LoRA":
+        made = {name: t for name, t in made.items() if "lora_" not in name}
+    elif how == "no LoRA in the encoder":
+        made = {name: t for name, t in made.items() if not ("lora_" in name and "input_blocks" in name)}
+    elif how == "sparse":
+        made["module.kp_lifting.weight"] = torch.zeros(768, 2).to_sparse()
+    elif how == "complex":
+        made["module.kp_lifting.weight"] = torch.zeros(768, 2, dtype=torch.complex64)
     elif how == "foreign":
         made = {"net.weight": torch.zeros(3)}
     return made
@@ -282,6 +292,11 @@ def broken(tensors: Tensors, how: str) -> Tensors:
         "misshaped": "768 x 3 for 768 x 2",
         "NaN": "NaN or infinite weights: prompt.weight",
         "copies differ": "copies of .*time_embed.0.weight differ",
+        "no ControlNet": "lacks its ControlNet",
+        "no LoRA": "lacks LoRA of 144 layers",
+        "no LoRA in the encoder": r"lacks LoRA of \d+ layers",
+        "sparse": "of a kind that no network",
+        "complex": "of a kind that no network",
         "foreign": "lacks unet.conv_in.weight",
     }.items(),
 )

@@ -18,6 +18,15 @@ from stages.errors import AssetError
 TENSORS = {"module.a.weight": torch.arange(6.0).reshape(2, 3), "module.a.bias": torch.zeros(2)}
 
 
+def test_endless_nesting_is_no_weights_file(tmp_path: Path) -> None:
+    loop: dict[str, object] = {}
+    loop["again"] = loop
+    torch.save(loop, tmp_path / "loop.pt")
+    with pytest.raises(AssetError) as caught:
+        _ = read_checkpoint(tmp_path / "loop.pt").names
+    assert len(caught.value.message.splitlines()) == 1
+
+
 def test_torch_file_is_flattened_and_prefixes_come_off_on_request(tmp_path: Path) -> None:
     torch.save(
         {"state_dict": TENSORS, "epoch": 3, "best": np.float64(0.5), "optimizer": {"lr": 0.1}}, tmp_path / "x.pth.tar"

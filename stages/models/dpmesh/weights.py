@@ -146,7 +146,14 @@ def read(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors by this package's names, and the SMPL arrays, from any of the three forms."""
     if "merge.out.0.weight" in checkpoint.names:
         return dict(checkpoint.tensors), {}
-    return convert_names(published(checkpoint.tensors, checkpoint.where), checkpoint.where)
+    tensors = published(checkpoint.tensors, checkpoint.where)
+    wrapped = [name for name in tensors if name.endswith(".linear.weight")]
+    bare = [name for name in wrapped if name.replace(".linear.weight", ".lora_down.weight") not in tensors]
+    lacks = [] if any("control_model." in name for name in tensors) else ["its ControlNet (control_model.*)"]
+    lacks += [f"LoRA of {len(bare) or 'all'} layers"] if bare or not wrapped else []
+    if lacks and any("diffusion_model." in name for name in tensors):  # without them it would still run, and be wrong
+        raise AssetError(f"{checkpoint.where} lacks {' and '.join(lacks)}", "every published DPMesh file has both")
+    return convert_names(tensors, checkpoint.where)
 
 
 def check_lora(tensors: Mapping[str, Tensor], where: str) -> None:
