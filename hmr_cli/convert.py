@@ -24,7 +24,7 @@ def convert(
     """A published checkpoint to a compact safetensors file that loads several times faster.
 
     Tensors that are not used are left out, and so are the SMPL arrays that published DPMesh files carry: they are under
-    SMPL's licence (give a body model by --body-model afterwards). The header notes licence, source and its SHA-256.
+    SMPL's licence (give a body model by --body afterwards). The header notes licence, source and its SHA-256.
 
     Examples:
 

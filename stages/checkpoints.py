@@ -106,6 +106,7 @@ def write_checkpoint(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> Path:
     """Write safetensors with a header of text entries ("licence", "model", ...). The file appears when it is whole."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -115,7 +116,7 @@ def write_checkpoint(
             {k: v.detach().contiguous() for k, v in tensors.items()}, partial, {k: str(v) for k, v in metadata.items()}
         )
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise MachineError(
             f"{path} could not be written: {error}", "is there room, and may you write there?"
         ) from error

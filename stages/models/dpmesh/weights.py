@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.checkpoints import Checkpoint, check_keys
+from stages.checkpoints import Checkpoint, check_finite, check_keys
 from stages.errors import AssetError
 from stages.models.dpmesh.names import LICENCE, convert_names, published
 from stages.models.dpmesh.network import Config, DPMesh
@@ -118,7 +118,9 @@ def compact(checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype) -> tuple[
         "names": "hmr 1",
         "finite": "checked",
     }
-    return {n: t.to(torch.float32 if n.startswith(precise) else dtype) for n, t in chosen.items()}, header
+    made = {n: t.to(torch.float32 if n.startswith(precise) else dtype) for n, t in chosen.items()}
+    check_finite(made, where=f"{where} in {header['dtype']}")  # half precision ends at 65504
+    return made, header
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
