@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from stages.artefact import open_artefact
 from stages.assets import find
+from stages.human.body import load_body
+from stages.human.cameras import project
 from stages.pictures import write_image
 from stages.synth import build
 from tests.cli.runner import hmr
@@ -46,8 +50,6 @@ def test_the_same_as_stage_by_stage(scenes: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find("blazepose") is None, reason="the detector is not on this machine: hmr assets get blazepose")
 def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
-    import numpy as np
-
     write_image(tmp_path / "wall.jpg", np.full((240, 320, 3), 130, np.uint8))
     done = hmr("run", tmp_path / "wall.jpg", "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
@@ -76,3 +78,32 @@ def test_what_cannot_be_run_is_one_line(args: list[str], code: int, says: str, t
     done = hmr("run", *args, "-o", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == code and says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "testdata" / "photos"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photos are not here")
+def test_every_free_photo_goes_through(tmp_path: Path) -> None:
+    """With the detector, and with the annotated keypoints, whose joints the bodies meet within 6 % of the box."""
+    found = hmr("run", PHOTOS / "free", PHOTOS / "free_unannotated", "-o", tmp_path / "found")
+    assert found.returncode == 0, found.stderr
+    given = tmp_path / "given.detections.h5"
+    notes = PHOTOS / "free" / "person_keypoints.json"
+    assert hmr("import", "coco", notes, "--images", PHOTOS / "free", "-o", given).returncode == 0
+    done = hmr("run", "--detections", given, "-o", tmp_path / "given", "--json")
+    assert done.returncode == 0, done.stderr
+    errors = []
+    with open_artefact(json.loads(done.stdout)["meshes"]) as meshes, open_artefact(given) as people:
+        body, K = load_body("embedded"), people.frames["K"][people.rows["frame"]]
+        names = ("global_orient", "body_pose", "betas", "transl")
+        with torch.no_grad():
+            vertices = body(*(torch.from_numpy(meshes.read(f"smpl/{name}")).nan_to_num() for name in names)).vertices
+            seen = project(body.regress(vertices, "coco17"), torch.from_numpy(K)).numpy()
+        score, box = people.read("keypoints/score"), people.rows["box"]
+        for row in np.flatnonzero((meshes.rows["status"] == 0) & ((score > 0).sum(1) >= 8)):
+            visible = score[row] > 0
+            gap = np.linalg.norm(seen[row] - people.read("keypoints/xy")[row], axis=-1)[visible].mean()
+            errors.append(gap / (box[row, 2:] - box[row, :2]).max())
+    assert len(errors) >= 15 and np.mean(errors) <= 0.06
