@@ -16,7 +16,7 @@ import numpy as np
 
 from stages.datasets.files import Entry, Source, need, need_pictures, read_pickle
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import GENDERS, Table, turned
+from stages.datasets.table import GENDERS, Table, of_sequences, turned
 from stages.errors import AssetError
 
 SOURCE = Source("eth-ait.github.io/emdb", "EMDB's P0.zip to P9.zip")
@@ -38,23 +38,13 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
         found[sequence] = len(parts[-1]["frame"])
     most = {key: value["good"] for key, value in wanted.items()}
     part = check_count(name, root, found, facts()["emdb"]["rows"], most, partial)
-    starts = np.cumsum([0] + [len(p["names"]) for p in parts])
-
-    def join(key: str) -> np.ndarray:
-        return np.concatenate([p[key] for p in parts])
-
-    return Table(
+    return of_sequences(
+        parts,
         name=f"{name}{f' (partial: {part})' if part else ''}",
         protocol="emdb",
         root=root,
-        frames={"name": join("names"), "size": join("size"), "K": join("K"), "time": join("time")},
-        frame=np.concatenate([p["frame"] + s for p, s in zip(parts, starts, strict=False)]),
-        track=join("track"),
-        box=join("box"),
-        keypoints=join("keypoints"),
         joint_set="smpl24",
         input_2d="1: EMDB's projected joints",
-        smpl={key: join(key) for key in ("pose", "betas", "gender")},
     )
 
 

@@ -7,6 +7,7 @@ detections artefact in memory) and ground truth: meshes of the annotated gender,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,22 @@ def camera_of(xyz: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         slope = np.stack([xyz[good, axis] / xyz[good, 2], np.ones(good.sum())], 1)
         K[axis, axis], K[axis, 2] = np.linalg.lstsq(slope, pixels[good, axis], rcond=None)[0]
     return K
+
+
+def of_sequences(pieces: Sequence[Mapping[str, Any]], **rest: Any) -> Table:
+    """One Table of the sequences of a video data set, each with its frames' names, size, K, time and its people's frame
+    (counted from the sequence's first), track, box, keypoints, pose, betas, gender; `rest` are Table's other fields."""
+    starts = np.cumsum([0] + [len(piece["names"]) for piece in pieces])
+
+    def join(key: str) -> np.ndarray:
+        return np.concatenate([piece[key] for piece in pieces])
+
+    return Table(
+        frames={"name": join("names"), "size": join("size"), "K": join("K"), "time": join("time")},
+        frame=np.concatenate([piece["frame"] + start for piece, start in zip(pieces, starts, strict=False)]),
+        track=join("track"),
+        box=join("box"),
+        keypoints=join("keypoints"),
+        smpl={key: join(key) for key in ("pose", "betas", "gender")},
+        **rest,
+    )

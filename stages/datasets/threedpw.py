@@ -17,7 +17,7 @@ import numpy as np
 
 from stages.datasets.files import Entry, Source, damaged, need, need_pictures, picture_size, read_pickle
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import GENDERS, Table, box_of, turned
+from stages.datasets.table import GENDERS, Table, box_of, of_sequences, turned
 from stages.errors import AssetError
 
 SITE = "virtualhumans.mpi-inf.mpg.de/3DPW"
@@ -42,23 +42,13 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
         found[sequence] = len(piece["frame"])
         pieces.append(piece)
     part = check_count(name, root / "sequenceFiles", found, subset["rows"], most, partial)
-    starts = np.cumsum([0] + [len(p["names"]) for p in pieces])
-
-    def join(key: str) -> np.ndarray:
-        return np.concatenate([p[key] for p in pieces])
-
-    return Table(
+    return of_sequences(
+        pieces,
         name=f"{name}{f' (partial: {part})' if part else ''}",
         protocol="dpmesh",
         root=root,
-        frames={"name": join("names"), "size": join("size"), "K": join("K"), "time": join("time")},
-        frame=np.concatenate([p["frame"] + s for p, s in zip(pieces, starts, strict=False)]),
-        track=join("track"),
-        box=join("box"),
-        keypoints=join("keypoints"),
         joint_set="openpose18",
         input_2d="OpenPose confidence, as 3DPW gives it",
-        smpl={key: join(key) for key in ("pose", "betas", "gender")},
     )
 
 
