@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import traceback
@@ -12,22 +11,19 @@ from typing import Any, NoReturn
 
 from stages.errors import HmrError, MachineError
 
-DISK = {
-    errno.ENOSPC: ("the disk is full", "free some space; the same command resumes"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space; the same command resumes"),
-    errno.EROFS: ("the folder is read-only", "choose another place with -o"),
-}
-
 
 def known(error: BaseException) -> HmrError | None:
     """The hmr error that `error` amounts to, or None for a bug."""
     if isinstance(error, HmrError):
         return error
-    if isinstance(error, OSError) and error.errno in DISK:
-        what, mend = DISK[error.errno]
-        return MachineError(f"{what}: {error.filename or 'while writing'}", mend)
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError):  # reading or writing, who knows
         return MachineError(f"no permission: {error.filename}", "choose another place with -o")
+    if isinstance(error, OSError):
+        from stages.disk import DISK
+
+        if error.errno in DISK:
+            mend = "make room or choose another place with -o; the same command resumes"
+            return MachineError(f"{DISK[error.errno]}: {error.filename or 'while writing'}", mend)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MachineError("out of memory", "use a smaller --batch-size; the same command resumes")
     return None
