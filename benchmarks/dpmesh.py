@@ -238,8 +238,9 @@ def loading(checkpoint: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
         files = {"published": checkpoint}
         for name, params in {
-            "folded": Params(fold=True),
-            "folded bfloat16": Params(fold=True, dtype="bfloat16"),
+            "converted": Params(),
+            "converted bfloat16": Params(dtype="bfloat16"),
+            "LoRA kept apart": Params(fold=False),
         }.items():
             files[name] = convert(checkpoint, Path(folder) / f"{name.replace(' ', '-')}.safetensors", params)
         for name, file in files.items():

@@ -30,7 +30,9 @@ def convert(
 
         hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors
 
-        hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --fold --dtype float16
+        hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --dtype float16
+
+        hmr convert 3dpw-pc_best_ckpt.pth.tar -o trainable.safetensors --no-fold
     """
     from stages import convert as stage
 

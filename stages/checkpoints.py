@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 
 from stages.errors import AssetError, HmrError, MachineError, UsageError
+from stages.file_hash import sha256_of
 
 AGAIN = "download it again and compare its size or SHA-256 with the publisher's"
 
@@ -44,9 +44,8 @@ class Checkpoint:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the whole file, in hexadecimal; computed when first asked for."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        """Of the whole file, in hexadecimal; computed when first asked for, and remembered for large files."""
+        return sha256_of(self.path)
 
     @property
     def licence(self) -> str:
@@ -362,13 +361,6 @@ def _flatten(prefix: str, value: Any, tensors: dict[str, torch.Tensor], metadata
             _flatten(f"{prefix}.{i}" if prefix else str(i), entry, tensors, metadata)
     elif isinstance(value, (str, int, float, bool, np.generic)):
         metadata[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 22):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _of(value: Any) -> tuple[int, ...]:

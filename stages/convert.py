@@ -1,6 +1,6 @@
 """Checkpoints as files: what one holds (`hmr checkpoint`), and a compact copy of it (`hmr convert`).
 
-    hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --fold --dtype float16
+    hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --dtype float16
     hmr checkpoint dpmesh.safetensors
 
 A network says how it is made compact by a static method `compact(checkpoint, fold=, dtype=)` of its class in the tables
@@ -29,7 +29,7 @@ SYSTEMS = RECOVERERS | {n: target for n, target in EXTRACTORS.items() if n not i
 class Params:
     """Settings of `hmr convert`."""
 
-    fold: bool = param(False, "Add LoRA into the weights: smaller and faster, but no longer to be trained as LoRA.")
+    fold: bool = param(True, "Add LoRA into the weights: loads faster; without, it can be trained on.")
     dtype: str = param("float32", "float32, float16 or bfloat16 (half the size; regressor and pose head stay float32).")
 
 
@@ -47,7 +47,7 @@ def convert(source: Path, out: Path, params: Params = Params(), *, force: bool =
         )
     tensors, header = loader.compact(checkpoint, fold=params.fold, dtype=DTYPES[params.dtype])
     if out.exists() and not force:
-        if _header(out).get("source_sha256") == checkpoint.sha256 and _same_settings(_header(out), header):
+        if all(_header(out).get(key) == value for key, value in header.items()):
             return out
         raise InputError(f"{out} is there already, made from another file or otherwise", "--force replaces it")
     return write_checkpoint(out, tensors, header)
@@ -58,10 +58,6 @@ def _header(path: Path) -> dict[str, str]:
         return dict(read_checkpoint(path).metadata)
     except AssetError:
         return {}
-
-
-def _same_settings(a: dict[str, str], b: dict[str, str]) -> bool:
-    return all(a.get(key) == b.get(key) for key in ("model", "lora", "dtype", "names"))
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """detections (+ heatmaps, latents) -> features: what a network saw in each person's crop.
 
-DPMesh's single-step diffusion features (2048 x 8 x 8, float16), or the image vector that ScoreHMR's prior is
-conditioned on. The rows are those of the detections. `--model dpmesh-latents` keeps the Stable Diffusion latent of each
-crop, from which another DPMesh checkpoint or other keypoints on the same crops can start (half the work).
+DPMesh's single-step diffusion features (2048 x 8 x 8; float16, on request float32), or the image vector that ScoreHMR's
+prior is conditioned on. The rows are those of the detections. `--model dpmesh-latents` keeps the Stable Diffusion
+latent of each crop, from which another checkpoint or other keypoints on the same crops can start (half the work).
 
     hmr features photos.detections.h5 photos.heatmaps.h5 --ckpt 3dpw-pc_best_ckpt.pth.tar -o photos.features.h5
 """
@@ -22,7 +22,7 @@ from stages.device import resolve_device
 from stages.errors import UsageError
 from stages.models import EXTRACTORS, RowModel, find
 from stages.params import param
-from stages.people import PeopleOf, opened
+from stages.people import PeopleOf, check_given, model_record, opened, set_option
 from stages.progress import Job, Run, run_rows
 
 
@@ -31,6 +31,7 @@ class Params:
     """Settings of `hmr features`."""
 
     model: str = param("", "dpmesh, dpmesh-latents, pare, prohmr or package.module:Class; empty: what --ckpt is for.")
+    precision: str = param("float16", "DPMesh: float16, or float32 for exactly what a run without files computes.")
 
 
 def run(
@@ -59,17 +60,20 @@ def run(
     loader: Any = loader_of(params.model, checkpoint)
     with usable(ckpt or "the extractor"):
         model: RowModel = loader.load(checkpoint, device=device, body=None)
+    set_option(model, "precision", params.precision, ("float16", "float32"))
+    sha256 = checkpoint.sha256 if checkpoint else ""
     people = PeopleOf.of(model, inputs, root)
+    check_given(model, inputs, sha256)
     job = Job(
         stage="features",
         kind="features",
         params=params,
         inputs=inputs,
-        model={"name": model.name, "sha256": checkpoint.sha256 if checkpoint else "", "licence": model.licence},
+        model=model_record(model, sha256),
         columns=model.columns,
         group_attrs={"features": {"extractor": model.name, **model.group_attrs.get("features", {})}},
         batch_size=model.batch_size,
-        part_rows=64,
+        part_rows=getattr(model, "part_rows", 64),
     )
     return run_rows(job, lambda: compute(people, model), out, run)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,36 @@ class PeopleOf:
             images=[self.source(i) for i in frames] if self.source else [],
             columns={name: artefact.read(name, rows) for name, artefact in self.given.items()},
         )
+
+
+def check_given(model: Any, inputs: Mapping[str, Artefact], sha256: str) -> None:
+    """Let a network that can tell refuse artefacts that are not for it. Raises InputError.
+
+    sha256: of its checkpoint · inputs by role. A network tells by `check_given(role, sha256, model, params)`.
+    """
+    for role, table in inputs.items():
+        if role != "detections" and hasattr(model, "check_given"):
+            params = {**table.group_attrs(table.kind), **(table.attrs.get("params") or {})}
+            model.check_given(role, sha256, table.attrs.get("model") or {}, params)
+
+
+def set_option(model: Any, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Set an attribute that only some networks have; the first choice is what every network does without it.
+
+    Raises UsageError for another value, or where the network has no such choice.
+    """
+    if value not in choices:
+        raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(choices)}")
+    if hasattr(model, name):
+        setattr(model, name, value)
+    elif value != choices[0]:
+        raise UsageError(f"{model.name} has no choice of {name}", f"leave out --{name}")
+
+
+def model_record(model: Any, sha256: str) -> dict[str, str]:
+    """What an artefact says of the network that made it."""
+    about = {"source_sha256": source} if (source := getattr(model, "source", "")) else {}
+    return {"name": model.name, "sha256": sha256, "licence": model.licence, **about, **getattr(model, "record", {})}
 
 
 def opened(given: Path | Artefact, kind: str) -> Artefact:

@@ -20,7 +20,7 @@ from stages.errors import UsageError
 from stages.human.body import load_body
 from stages.models import RECOVERERS, RowModel, find
 from stages.params import param
-from stages.people import PeopleOf, opened
+from stages.people import PeopleOf, check_given, model_record, opened, set_option
 from stages.progress import Job, Run, run_rows
 
 GENDERS = ("neutral", "female", "male")
@@ -35,6 +35,11 @@ class Params:
     )
     body: str = param("", "Body model, by name or file; empty: the recoverer's own.")
     gender: str = param("neutral", "Of the body model that --body names: neutral, female or male.")
+    focal: str = param(
+        "row",
+        "DPMesh: row, or first: bodies are placed for the focal length of the first picture of each batch, "
+        "as in the authors' program; then --batch-size changes results.",
+    )
 
 
 def run(
@@ -59,13 +64,16 @@ def run(
         if given is not None:
             inputs[role] = opened(given, role)
     model, sha256 = load(params, ckpt, resolve_device(run.device))
+    if remark := getattr(model, "remark", ""):
+        run.report.warn(remark)
     people = PeopleOf.of(model, inputs, root)
+    check_given(model, inputs, sha256)
     job = Job(
         stage="recover",
         kind="meshes",
         params=dataclasses.replace(params, body=_body_name(params.body)),
         inputs=inputs,
-        model={"name": model.name, "sha256": sha256, "licence": model.licence},
+        model=model_record(model, sha256),
         columns=model.columns,
         group_attrs={
             "smpl": model.group_attrs.get("smpl", {}),
@@ -73,6 +81,7 @@ def run(
             "vertices": model.group_attrs.get("vertices", {}),
         },
         batch_size=model.batch_size,
+        part_rows=getattr(model, "part_rows", None),
     )
     return run_rows(job, lambda: lambda rows: model(people(rows)), out, run)
 
@@ -93,6 +102,7 @@ def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]
         raise UsageError(
             f"{params.model} is no recoverer: it lacks {', '.join(sorted(lacking))}", "see stages/models/__init__.py"
         )
+    set_option(model, "focal", params.focal, ("row", "first"))
     return model, checkpoint.sha256 if checkpoint else str(getattr(model, "sha256", ""))
 
 

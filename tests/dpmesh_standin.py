@@ -43,15 +43,15 @@ def with_aliases(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def photos(folder: Path) -> Path:
-    """A detections file with the two people of a photo."""
+def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
+    """A detections file with the people of these photos: of one with two."""
     need_shared()
     from stages.import_ import Params, run
     from stages.import_formats import read_coco
     from stages.progress import Run
 
     known = json.loads((PHOTOS / "person_keypoints.json").read_text())
-    known["images"] = [i for i in known["images"] if i["file_name"] in USED]
+    known["images"] = [i for i in known["images"] if i["file_name"] in used]
     ids = {i["id"] for i in known["images"]}
     known["annotations"] = [a for a in known["annotations"] if a["image_id"] in ids and a["num_keypoints"]]
     (folder / "people.json").write_text(json.dumps(known))

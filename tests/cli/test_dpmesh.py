@@ -71,7 +71,7 @@ def test_bad_checkpoint_is_one_line_and_exit_4(words: str, folder: Path) -> None
 @pytest.mark.slow
 def test_convert_and_describe(checkpoint: Path, folder: Path) -> None:
     out = folder / "small.safetensors"
-    done = hmr("convert", checkpoint, "-o", out, "--fold", "--dtype", "bfloat16")
+    done = hmr("convert", checkpoint, "-o", out, "--dtype", "bfloat16")
     assert done.returncode == 0, done.stderr
     told = hmr("checkpoint", out, "--json")
     assert told.returncode == 0, told.stderr

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages import attention, convert, features, heatmaps
+from stages import attention, convert, features
 from stages.artefact import memory, open_artefact
 from stages.checkpoints import Checkpoint, read_checkpoint
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
@@ -30,21 +30,18 @@ Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def tensors() -> Tensors:
-    return standin.tensors()
+def tensors(dpmesh_tensors: Tensors) -> Tensors:
+    return dpmesh_tensors
+
+
+@pytest.fixture(scope="module")
+def published(dpmesh_checkpoint: Path) -> Path:
+    return dpmesh_checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dpmesh")
-
-
-@pytest.fixture(scope="module")
-def published(tensors: Tensors, folder: Path) -> Path:
-    """The authors' form: flat, `module.`, every alias, one storage."""
-    path = folder / "best_ckpt.pth.tar"
-    torch.save(standin.with_aliases(tensors), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -92,21 +89,6 @@ def test_latents_stand_for_the_pictures(direct: Path, published: Path, detection
         np.testing.assert_array_equal(file.read("features/dpmesh"), again.read("features/dpmesh"))
 
 
-@pytest.mark.slow
-def test_given_heatmaps_are_used(direct: Path, published: Path, detections: Path) -> None:
-    made = heatmaps.run(detections, None)
-    same = run(detections, ckpt=published, heatmaps=made).read("features/dpmesh").astype(np.float32)
-    with open_artefact(direct) as file:
-        own = file.read("features/dpmesh").astype(np.float32)
-    assert np.abs(same - own).max() < 2e-3 * own.max()  # heatmaps are stored in float16
-    columns = {n: made.read(n) for n in made.columns()}
-    columns["heatmaps/value"] = np.zeros_like(columns["heatmaps/value"])
-    groups = {"heatmaps": made.group_attrs("heatmaps")}
-    blank = memory("heatmaps", frames=made.frames, rows=made.rows, columns=columns, group_attrs=groups)
-    other = run(detections, ckpt=published, heatmaps=blank).read("features/dpmesh").astype(np.float32)
-    assert np.abs(other - own).max() > 0.05 * own.max()
-
-
 def test_heatmaps_of_other_crops_are_refused(published: Path, detections: Path, recoverer: DPMeshRecoverer) -> None:
     people = standin.people(detections, [0])
     wrong = {"features/crop": np.eye(2, 3)[None], "heatmaps/crop": np.eye(2, 3)[None]}
@@ -125,28 +107,6 @@ def test_a_person_without_keypoints_is_a_failed_row(detections: Path, published:
         made = run(damaged, ckpt=published, batch=2)
     assert list(made.rows["status"]) == [OK, FAILED] and "too few keypoints" in made.rows["error"][1]
     assert np.isnan(made.read("features/dpmesh")[1:]).all() and np.isfinite(made.read("features/dpmesh")[0]).all()
-
-
-def test_rows_do_not_depend_on_the_batch(
-    recoverer: DPMeshRecoverer, bodies: dict[str, np.ndarray], detections: Path
-) -> None:
-    for rows in ([0], [1]):
-        some = numpy(recoverer(standin.people(detections, rows)))
-        for name, value in bodies.items():
-            np.testing.assert_allclose(some[name], value[rows], atol=1e-5 * max(1, np.abs(value).max()), err_msg=name)
-
-
-def test_features_artefact_gives_the_same_bodies_to_float16(
-    recoverer: DPMeshRecoverer, bodies: dict[str, np.ndarray], direct: Path, detections: Path
-) -> None:
-    with open_artefact(direct) as file:
-        columns = {n: file.read(n) for n in ("features/dpmesh", "features/crop")}
-    assert not recoverer.needs_images(frozenset(columns))
-    people = dataclasses.replace(standin.people(detections), images=[], columns=columns)
-    out = numpy(recoverer(people))
-    for name in ("smpl/body_pose", "smpl/betas", "smpl/global_orient"):
-        np.testing.assert_allclose(out[name], bodies[name], atol=5e-3, err_msg=name)
-    np.testing.assert_array_equal(out["joints/confidence"], bodies["joints/confidence"])
 
 
 def test_translation_lands_where_the_crop_says(recoverer: DPMeshRecoverer) -> None:
@@ -192,9 +152,9 @@ def test_attention_pictures(published: Path, detections: Path, folder: Path) -> 
 def forms(published: Path, folder: Path) -> dict[str, Path]:
     made = {}
     for name, params in {
-        "separate": convert.Params(),
-        "folded": convert.Params(fold=True),
-        "bf16": convert.Params(fold=True, dtype="bfloat16"),
+        "separate": convert.Params(fold=False),
+        "folded": convert.Params(),
+        "bf16": convert.Params(dtype="bfloat16"),
     }.items():
         made[name] = convert.convert(published, folder / f"{name}.safetensors", params)
     return made
@@ -218,9 +178,9 @@ def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshR
         for key, value in wanted.items():
             # Not the same bits: where weights lie in the file decides how they are aligned in memory.
             np.testing.assert_allclose(out[key], value, atol=1e-5 * max(1, np.abs(value).max()), err_msg=key)
-    assert convert.convert(published, folder / "folded.safetensors", convert.Params(fold=True)).exists()
+    assert convert.convert(published, folder / "folded.safetensors", convert.Params()).exists()
     with pytest.raises(InputError, match="made from another file or otherwise"):
-        convert.convert(published, folder / "folded.safetensors", convert.Params())
+        convert.convert(published, folder / "folded.safetensors", convert.Params(fold=False))
     with pytest.raises(UsageError, match="int8"):
         convert.convert(published, folder / "x.safetensors", convert.Params(dtype="int8"))
 

@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from stages.checkpoints import same
+from stages.checkpoints import AGAIN, check_finite, check_keys, same
 from stages.errors import AssetError
 
 LICENCE = (
@@ -102,8 +103,9 @@ def convert_names(found: Mapping[str, Tensor], where: str) -> tuple[dict[str, Te
         if tensors:
             try:
                 converted = convert(tensors, config=settings)
-            except KeyError as error:
-                raise AssetError(f"{where}: the {part} lacks {error.args[0]}", "is the file complete?") from error
+            except (LookupError, ValueError, AttributeError, TypeError) as error:
+                lacks = f"lacks {error.args[0]}" if isinstance(error, KeyError) else "is not Stable Diffusion 1.5's"
+                raise AssetError(f"{where}: the {part} {lacks}", "is the file complete?") from error
             result |= {f"{part}.{lora_name(n)}": t for n, t in converted.items() if t is not None}
             # The converters pass over what they do not know; a foreign layer must not vanish.
             if len(converted) < len(tensors):
@@ -125,18 +127,35 @@ def lora_name(name: str) -> str:
     return re.sub(r"\.(to_q|to_k|to_v|to_out\.0|proj)\.linear\.", r".\1.", name)
 
 
+def check_body(bodies: Mapping[str, Tensor], where: str) -> None:
+    """Raise AssetError unless the SMPL arrays of a file are all there, fit each other and are finite, or all absent."""
+    if not bodies:
+        return
+    vertices = bodies["th_v_template"].numel() // 3 if "th_v_template" in bodies else 6890
+    shapes = {
+        "th_v_template": (1, vertices, 3),
+        "th_shapedirs": (vertices, 3, 10),
+        "th_posedirs": (vertices, 3, 207),
+        "th_J_regressor": (24, vertices),
+        "th_weights": (vertices, 24),
+    }
+    wanted = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    count = bodies["th_faces"].shape[0] if "th_faces" in bodies and bodies["th_faces"].ndim else 0
+    wanted["th_faces"] = torch.empty(count, 3, dtype=torch.long, device="meta")
+    check_keys(wanted, bodies, where=f"{where}: its SMPL body", ignorable=("",))
+    check_finite(bodies, where=f"{where}: its SMPL body")
+    faces = bodies["th_faces"]
+    if faces.is_floating_point() or (faces.numel() and not 0 <= int(faces.min()) <= int(faces.max()) < vertices):
+        raise AssetError(f"{where}: its SMPL body has faces between vertices that it does not have", AGAIN)
+
+
 def body_arrays(bodies: Mapping[str, Tensor]) -> dict[str, Any]:
     """smplpytorch's names to those of `stages.human.body.Body.from_arrays`; {} when the file carries no SMPL."""
-    if "th_v_template" not in bodies:
+    if not bodies:
         return {}
     from stages.human.joints import SMPL_PARENTS
 
-    return {
-        "v_template": bodies["th_v_template"].reshape(-1, 3).numpy(),
-        "shapedirs": bodies["th_shapedirs"].numpy(),
-        "posedirs": bodies["th_posedirs"].numpy(),
-        "J_regressor": bodies["th_J_regressor"].numpy(),
-        "weights": bodies["th_weights"].numpy(),
-        "faces": bodies["th_faces"].numpy(),
-        "parents": SMPL_PARENTS,
-    }
+    wanted = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")
+    arrays: dict[str, Any] = {name: bodies[f"th_{name}"].float().numpy() for name in wanted}
+    arrays["v_template"] = arrays["v_template"].reshape(-1, 3)
+    return arrays | {"faces": bodies["th_faces"].numpy(), "parents": SMPL_PARENTS}

@@ -139,7 +139,8 @@ class DPMesh(nn.Module):
 
     def regress(self, features: Tensor, *, batch_of_three_quirk: bool = False) -> dict[str, Tensor]:
         """Features (n, 2048, 8, 8) -> the regressor's outputs and global_orient (n, 3), body_pose (n, 23, 3)."""
-        out = self.regressor(features.to(next(self.regressor.parameters()).dtype))
+        # As for latents: features from a file and computed ones must have the same strides.
+        out = self.regressor(features.to(next(self.regressor.parameters()).dtype).contiguous())
         out = {name: value.float() for name, value in out.items()}
         root = gram_schmidt(out["root6d"], batch_of_three_quirk=batch_of_three_quirk)
         out["global_orient"] = matrix_to_axis_angle(root)

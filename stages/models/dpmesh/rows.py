@@ -7,6 +7,7 @@ given: heatmaps (value, crop), the crop's latent, or the merged features, in whi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,14 +17,18 @@ from torch import Tensor
 
 from stages.checkpoints import Checkpoint
 from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS, Column
-from stages.errors import ArtefactError, AssetError
+from stages.errors import ArtefactError, AssetError, InputError
 from stages.human import crops, heatmap
 from stages.human.joints import SETS
 from stages.human.rotations import axis_angle_to_matrix
 from stages.models import People
 
-CROP, HEAT = 256, 32
+CROP, HEAT, SIGMA = 256, 32, 2.5
 LATENT, FEATURES, PLACE = "features/latent", "features/dpmesh", "features/crop"
+NO_BODY = (
+    "the checkpoint holds no SMPL body, so joints are those of the embedded body, which DPMesh was not trained with; "
+    "give it by --body smpl (hmr body-model add)"
+)
 CROP_COLUMN = Column(PLACE, "f4", ("R", 2, 3), "px", "affine from picture to 256-pixel crop")
 
 
@@ -79,17 +84,20 @@ def crop_images(images: list[np.ndarray], frame: np.ndarray, affine: np.ndarray)
 
 
 class _Rows:
-    """What the three share: the network, the device, the licence of the weights."""
+    """What the three share: the network, the device, the licence of the weights, `source`: the SHA-256 of the file that
+    the checkpoint was converted from ('' if it was not)."""
 
     name = "dpmesh"
     batch_size = 4
+    part_rows = 64  # of every verb, so that batches of one size are the same batches whatever lies in files
     group_attrs: Mapping[str, Mapping[str, Any]] = {"features": {"standardised": False}}
     uses: tuple[str, ...] = ("heatmaps/value", "heatmaps/crop", LATENT, PLACE)
 
-    def __init__(self, model: Any, *, device: str = "cpu", licence: str = "unknown") -> None:
+    def __init__(self, model: Any, *, device: str = "cpu", licence: str = "unknown", source: str = "") -> None:
         from stages.models.dpmesh.fast import prepare
 
         self.model, self.device, self.licence = prepare(model.eval().to(device)), device, licence
+        self.source = source
         self.batch_size = 4 if device == "cpu" else 64
 
     @classmethod
@@ -115,6 +123,35 @@ class _Rows:
     def needs_images(self, given: frozenset[str]) -> bool:
         return LATENT not in given
 
+    def check_given(self, role: str, sha256: str, model: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        """Refuse an artefact that this network would take and that is not for it. Called before the first batch.
+
+        role: heatmaps, latents or features · sha256 of the checkpoint · model, params: what the artefact says it was
+        made with, {} where it says nothing. Raises InputError.
+        """
+        if role == "heatmaps":
+            wanted = {"joint_set": "dpmesh30", "size": HEAT, "sigma": SIGMA, "threshold": 0.05}
+            odd = [f"{n} {params[n]}, not {v}" for n, v in wanted.items() if params.get(n, v) != v]
+            if odd:
+                raise InputError(f"these heatmaps were made with {'; '.join(odd)}", "hmr heatmaps without such flags")
+        elif role == "latents" and model.get("vae") and model["vae"] != self.vae():
+            raise InputError(
+                "these latents were made by another autoencoder than the checkpoint's",
+                "make them with this checkpoint: hmr features --model dpmesh-latents --ckpt ...",
+            )
+        elif role == "features" and model.get("sha256"):
+            theirs = {str(model.get(key) or "") for key in ("sha256", "source_sha256")} - {""}
+            if not theirs & {sha256, self.source}:
+                raise InputError(
+                    f"these features were made with another checkpoint: {model['sha256'][:12]}, not {sha256[:12]}",
+                    "give the one they were made with, or make them again: hmr features --ckpt ...",
+                )
+
+    def vae(self) -> str:
+        """What tells autoencoders apart: a SHA-256 over its weights, whatever their names. Before the first batch."""
+        parts = sorted(hashlib.sha256(_bytes(p)).digest() for p in self.model.vae.parameters())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
     def latent(self, people: People, condition: Condition) -> Tensor:
         """(n, 4, 32, 32), given or computed."""
         if LATENT in people.columns:
@@ -123,15 +160,22 @@ class _Rows:
         return self.model.latent(image.to(self.model.dtype))
 
     def diffusion(self, people: People, condition: Condition) -> dict[str, Tensor]:
-        """Maps, attention and merged features (n, 2048, 8, 8)."""
-        given = people.columns.get("heatmaps/value")
-        if given is not None and given.shape[1:] != (30, HEAT, HEAT):
-            size = " x ".join(map(str, given.shape[1:]))
-            raise ArtefactError(
-                f"DPMesh takes heatmaps of 30 x 32 x 32, these are {size}", "hmr heatmaps without flags"
-            )
-        maps = None if given is None else torch.from_numpy(np.asarray(given, np.float32)).to(self.device)
+        """Maps, attention and merged features (n, 2048, 8, 8).
+
+        Given heatmaps are float16. Where they are, to that rounding, those of the keypoints, the exact ones are drawn
+        again, so that a file on the way changes no bit; others are taken as they are.
+        """
         joints, mask = (torch.from_numpy(x).to(self.device) for x in (condition.xy, condition.mask))
+        maps, given = self.model.condition(joints, mask), people.columns.get("heatmaps/value")
+        if given is not None:
+            if given.shape[1:] != maps.shape[1:]:
+                have, want = (" x ".join(map(str, shape[1:])) for shape in (given.shape, maps.shape))
+                raise ArtefactError(
+                    f"this checkpoint takes heatmaps of {want}, these are {have}", "hmr heatmaps without flags"
+                )
+            theirs = torch.from_numpy(np.asarray(given, np.float32)).to(self.device)
+            own = ((theirs - maps).abs() < 1e-3).all(dim=(1, 2, 3), keepdim=True)  # rounding: 2.5e-4 of a peak of 1
+            maps = torch.where(own, maps, theirs)
         return self.model.features(self.latent(people, condition), joints, mask, maps)
 
     @torch.no_grad()
@@ -162,9 +206,13 @@ class DPMeshLatents(_Rows):
         CROP_COLUMN,
     )
 
+    def __init__(self, model: Any, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.record = {"vae": self.vae()}
+
     @classmethod
     def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> DPMeshLatents:
-        return cls(_network(checkpoint)[0], device=device, licence=_licence(checkpoint))
+        return cls(_network(checkpoint)[0], device=device, **_origin(checkpoint))
 
     @torch.no_grad()
     def __call__(self, people: People) -> dict[str, Any]:
@@ -174,19 +222,24 @@ class DPMeshLatents(_Rows):
 
 
 class DPMeshExtractor(_Rows):
-    """The merged diffusion features."""
+    """The merged diffusion features. `precision`: "float16", or "float32" for the bits of a run without files."""
 
-    columns = (Column(FEATURES, "f2", ("R", 2048, 8, 8), "", "DPMesh's merged features, not negative"), CROP_COLUMN)
+    precision = "float16"
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        dtype = {"float16": "f2", "float32": "f4"}[self.precision]
+        return Column(FEATURES, dtype, ("R", 2048, 8, 8), "", "DPMesh's merged features, not negative"), CROP_COLUMN
 
     @classmethod
     def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> DPMeshExtractor:
-        return cls(_network(checkpoint)[0], device=device, licence=_licence(checkpoint))
+        return cls(_network(checkpoint)[0], device=device, **_origin(checkpoint))
 
     @torch.no_grad()
     def __call__(self, people: People) -> dict[str, Any]:
         condition = condition_of(people)
         # Features reach 65504 only when weights are broken; a clamp would hide that, an infinity fails the row.
-        merged = self.diffusion(people, condition)["merged"].half()
+        merged = self.diffusion(people, condition)["merged"].to(getattr(torch, self.precision))
         return {FEATURES: merged, PLACE: condition.affine.astype(np.float32), "error": condition.errors}
 
 
@@ -194,15 +247,19 @@ class DPMeshRecoverer(_Rows):
     """SMPL parameters in the picture's camera, and the body's 24 joints.
 
     The confidence of a joint is the score of the keypoint that stands for it in the network's input, 0 where none does:
-    DPMesh itself does not say how sure it is.
+    DPMesh itself does not say how sure it is. `focal`: "row", or "first" for what the authors' program does: every body
+    of a batch is placed for a camera with the focal length of the batch's first picture. `remark`: what a user should
+    know before the results are trusted.
     """
 
     columns = (*SMPL_COLUMNS, *JOINT_COLUMNS)
     uses = (FEATURES, *_Rows.uses)
+    focal = "row"
+    remark = ""
 
-    def __init__(self, model: Any, body: Any, *, device: str = "cpu", licence: str = "unknown") -> None:
-        super().__init__(model, device=device, licence=licence)
-        self.body = body.to(device)
+    def __init__(self, model: Any, body: Any, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.body = body.to(self.device)
         self.group_attrs = {
             "smpl": {"body_model": body.name, "gender": body.gender},
             "joints": {"joints": list(SETS["smpl24"])},
@@ -216,9 +273,12 @@ class DPMeshRecoverer(_Rows):
 
         model, arrays = _network(checkpoint)
         own = body_arrays(arrays)
+        remark = "" if own or body is not None else NO_BODY
         if body is None:
             body = Body.from_arrays(**own, name="smpl", licence="SMPL licence") if own else load_body("embedded")
-        return cls(model, body, device=device, licence=_licence(checkpoint))
+        made = cls(model, body, device=device, **_origin(checkpoint))
+        made.remark = remark
+        return made
 
     def needs_images(self, given: frozenset[str]) -> bool:
         return FEATURES not in given and LATENT not in given
@@ -238,6 +298,9 @@ class DPMeshRecoverer(_Rows):
         center = torch.from_numpy(crops.apply(back, np.full((len(people), 1, 2), CROP / 2))[:, 0]).float()
         side = torch.from_numpy(back[:, 0, 0] * CROP).float()
         focal, K = focal_of(torch.from_numpy(people.size)).float(), torch.from_numpy(people.K).float()
+        if self.focal == "first":
+            K = K.clone()
+            K[:, [0, 1], [0, 1]] = focal[0]
         place = (x.to(self.device) for x in (focal, center, side, K))
         transl = full_translation(out["camera"], *place)
         pose = torch.cat([out["global_orient"][:, None], out["body_pose"]], 1)
@@ -263,8 +326,16 @@ def _network(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, Tensor]]:
     return load(checkpoint)
 
 
-def _licence(checkpoint: Checkpoint | None) -> str:
+def _origin(checkpoint: Checkpoint | None) -> dict[str, str]:
+    """What the rows say of the weights: their licence, and the file that they were converted from."""
     from stages.models.dpmesh.names import LICENCE
 
     known = checkpoint.licence if checkpoint else "unknown"
-    return LICENCE if known == "unknown" else known
+    return {
+        "licence": LICENCE if known == "unknown" else known,
+        "source": checkpoint.metadata.get("source_sha256", "") if checkpoint else "",
+    }
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.checkpoints import Checkpoint, check_finite, check_keys
+from stages.checkpoints import AGAIN, Checkpoint, check_finite, check_keys
 from stages.errors import AssetError
-from stages.models.dpmesh.names import LICENCE, convert_names, published
+from stages.models.dpmesh.diffusion import GROUPS
+from stages.models.dpmesh.names import LICENCE, check_body, convert_names, published
 from stages.models.dpmesh.network import Config, DPMesh
 
 RANK = 64
@@ -27,25 +29,56 @@ LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj"]
 
 def config_of(tensors: Mapping[str, Tensor], where: str) -> Config:
     """The architecture that tensors with this package's names belong to."""
-    try:
-        conditioned = "controlnet.conv_in.weight" in tensors
-        added = "condition_in.weight" in tensors
-        channels = 0
-        if conditioned:
-            channels = (
-                tensors["condition_in.weight"].shape[1] if added else tensors["controlnet.conv_in.weight"].shape[1] - 4
+
+    def size(name: str, axis: int) -> int:
+        """Of a convolution's weight: axis 0 outputs, 1 inputs."""
+        if name not in tensors:
+            raise AssetError(f"{where} lacks {name}", "hmr checkpoint FILE says what it holds")
+        if tensors[name].ndim != 4:
+            raise AssetError(f"{where}: {name} is no convolution but {tuple(tensors[name].shape)}", AGAIN)
+        return tensors[name].shape[axis]
+
+    width, vae_width = size("unet.conv_in.weight", 0), size("vae.encoder.conv_in.weight", 0)
+    for part, channels in (("UNet", width), ("autoencoder", vae_width)):
+        if channels % GROUPS or not 0 < channels <= 4096:
+            raise AssetError(
+                f"{where}: a {part} of width {channels}", f"{GROUPS}, {2 * GROUPS}, ...; Stable Diffusion 1.5 has 320"
             )
+    added = "condition_in.weight" in tensors
+    maps = 0
+    if "controlnet.conv_in.weight" in tensors:
+        maps = size("condition_in.weight", 1) if added else size("controlnet.conv_in.weight", 1) - 4
+    conditions = {0: "none", 3: "skeleton", 30: "heatmaps"}
+    if maps not in conditions:
+        raise AssetError(
+            f"{where}: its ControlNet takes {maps} maps of joints", "DPMesh's takes 30, or 3 of a skeleton"
+        )
+    try:
         return Config(
-            width=tensors["unet.conv_in.weight"].shape[0],
-            vae_width=tensors["vae.encoder.conv_in.weight"].shape[0],
+            width=width,
+            vae_width=vae_width,
             head="codebook" if "pose_head.codebook" in tensors else "vposer",
-            condition={0: "none", 3: "skeleton"}.get(channels, "heatmaps"),
+            condition=conditions[maps],
             join="add" if added else "concatenate",
             prompt="prompt.weight" in tensors,
             regressor="linear" if "regressor.fc1.weight" in tensors else "transformer",
         )
-    except KeyError as error:
-        raise AssetError(f"{where} lacks {error.args[0]}", "hmr checkpoint FILE says what it holds") from error
+    except ValueError as error:
+        raise AssetError(f"{where}: {error}", "hmr checkpoint FILE says what it holds") from error
+
+
+def uniform(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The diffusion networks in one type, regressor and pose head in float32, where bodies would see the rounding.
+
+    dtype: None keeps half precision where the UNet has it; everything else becomes float32.
+    """
+    if dtype is None:
+        dtype = tensors["unet.conv_in.weight"].dtype
+        dtype = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
+    return {
+        n: t.to(torch.float32 if n.startswith(("regressor.", "pose_head.")) else dtype) if t.is_floating_point() else t
+        for n, t in tensors.items()
+    }
 
 
 def fold_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,9 +109,9 @@ def load(checkpoint: Checkpoint, *, fold: bool = True) -> tuple[DPMesh, dict[str
     """
     where = checkpoint.where
     tensors, bodies = read(checkpoint)
-    ranks = {t.shape[0] for n, t in tensors.items() if ".lora_A." in n}
     config = config_of(tensors, where)
-    check_lora(tensors, where)
+    ranks = check_lora(tensors, where)
+    check_body(bodies, where)
     if fold:
         tensors = fold_lora(tensors)
     with meta():
@@ -88,7 +121,7 @@ def load(checkpoint: Checkpoint, *, fold: bool = True) -> tuple[DPMesh, dict[str
         tensors = {peft_name(n, tensors): t for n, t in tensors.items()}
     # `compact` has looked at every weight already; reading them all again would be most of the loading time.
     check_keys(model.state_dict(), tensors, where=where, finite=checkpoint.metadata.get("finite") != "checked")
-    assign(model, tensors)
+    assign(model, uniform(tensors))
     return model.eval(), bodies
 
 
@@ -96,29 +129,32 @@ def compact(checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype) -> tuple[
     """The tensors of `hmr convert`, by this package's names and without what inference does not use, and its header.
 
     `dtype` is that of the diffusion networks; the regressor and the pose head (16 of 1303 million numbers) stay in
-    float32, where bodies would see the rounding. Raises AssetError like `load`.
+    float32. Raises AssetError like `load`.
     """
-    tensors, _ = read(checkpoint)
+    tensors, bodies = read(checkpoint)
     where = checkpoint.where
     config = config_of(tensors, where)
-    check_lora(tensors, where)
+    ranks = check_lora(tensors, where)
+    check_body(bodies, where)
     folded = fold_lora(tensors)
     with meta():
         model = DPMesh(config)
     check_keys(model.state_dict(), folded, where=where)
-    precise = ("regressor.", "pose_head.")
-    chosen = folded if fold else tensors
+    before = checkpoint.metadata
     header = {
         "model": "dpmesh",
         "licence": LICENCE if checkpoint.licence == "unknown" else checkpoint.licence,
-        "source": where,
-        "source_sha256": checkpoint.sha256,
-        "lora": "folded" if fold or len(folded) == len(tensors) else "separate",
+        "source": before.get("source", where),
+        "source_sha256": before.get("source_sha256", checkpoint.sha256),
+        "architecture": json.dumps(dataclasses.asdict(config)),
+        "lora": "separate" if ranks and not fold else "folded",
+        "lora_layers": str(len(ranks)) if ranks else before.get("lora_layers", "unknown"),
+        "lora_rank": str(max(ranks)) if ranks else before.get("lora_rank", "unknown"),
         "dtype": str(dtype).removeprefix("torch."),
         "names": "hmr 1",
         "finite": "checked",
     }
-    made = {n: t.to(torch.float32 if n.startswith(precise) else dtype) for n, t in chosen.items()}
+    made = uniform(folded if fold else tensors, dtype)
     check_finite(made, where=f"{where} in {header['dtype']}")  # half precision ends at 65504
     return made, header
 
@@ -127,18 +163,21 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a DPMesh file holds: the architecture, its parts in millions of numbers, LoRA, and its SMPL arrays."""
     tensors, bodies = read(checkpoint)
     config = config_of(tensors, checkpoint.where)
-    ranks = {t.shape[0] for n, t in tensors.items() if ".lora_A." in n}
+    ranks = check_lora(tensors, checkpoint.where)
+    check_body(bodies, checkpoint.where)
     parts: dict[str, int] = {}
     for name, tensor in tensors.items():
         parts[name.split(".")[0]] = parts.get(name.split(".")[0], 0) + tensor.numel()
     with meta():
         model = DPMesh(config)
-    check_lora(tensors, checkpoint.where)
     check_keys(model.state_dict(), fold_lora(tensors) if ranks else tensors, where=checkpoint.where, finite=False)
+    known = checkpoint.metadata
+    folded = f"folded (rank {known['lora_rank']}, {known['lora_layers']} layers)" if "lora_rank" in known else "none"
     return {
         "architecture": dataclasses.asdict(config),
         "millions": {part: round(count / 1e6, 2) for part, count in sorted(parts.items())},
-        "lora": f"rank {max(ranks)}, {sum('.lora_A.' in n for n in tensors)} layers" if ranks else "none or folded",
+        "lora": f"rank {max(ranks)}, {len(ranks)} layers" if ranks else folded,
+        "precision": str(tensors["unet.conv_in.weight"].dtype).removeprefix("torch."),
         "smpl_arrays": sorted(bodies),
         "form": "hmr" if "merge.out.0.weight" in checkpoint.names else "published",
     }
@@ -158,16 +197,20 @@ def read(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return convert_names(tensors, checkpoint.where)
 
 
-def check_lora(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Every LoRA pair must be whole and fit its layer; folding would otherwise fail in the middle."""
+def check_lora(tensors: Mapping[str, Tensor], where: str) -> list[int]:
+    """The rank of each LoRA pair. AssetError unless all are whole and fit their layers; folding would fail midway."""
+    ranks = []
     for name, down in tensors.items():
         if ".lora_A." not in name:
             continue
         up, base = tensors.get(name.replace(".lora_A.", ".lora_B.")), tensors.get(name.replace(".lora_A.", "."))
-        if up is None or base is None or base.shape != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
+        pair = up is not None and base is not None and up.ndim == down.ndim == base.ndim == 2
+        if not pair or base.shape != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:  # type: ignore[union-attr]
             raise AssetError(
                 f"{where}: the LoRA pair of {name.split('.lora_A.')[0]} is not whole", "is the file complete?"
             )
+        ranks.append(down.shape[0])
+    return ranks
 
 
 def peft_name(name: str, tensors: Mapping[str, Tensor]) -> str:
