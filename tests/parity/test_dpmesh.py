@@ -1,11 +1,14 @@
 """Every case of shared/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
 
 The cases are read from fixtures.json; a new case runs by the longest of RUNNERS' names that begins its own
-(full_small_2 -> full). Full-size networks are marked `full`.
+(full_small_2 -> full). Batch sizes, numbers of rows, formulas and weights are what the folder says. Outputs are the
+reference's, hence its one focal length per batch and its quirk in a batch of exactly three people. Full-size networks
+are marked `full`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +21,7 @@ from stages.human import crops, metrics
 from stages.human.body import Body
 from stages.human.heatmap import condition, dpmesh_keypoints, gaussian_heatmaps
 from stages.human.joints import SETS, index
-from stages.human.rotations import axis_angle_to_matrix
+from stages.human.rotations import about, axis_angle_to_matrix
 from stages.models.dpmesh import losses
 from stages.models.dpmesh.fast import prepare
 from stages.models.dpmesh.names import body_arrays
@@ -28,7 +31,7 @@ from stages.models.dpmesh.pose import PoseCodebook, gram_schmidt, matrix_to_axis
 from stages.models.dpmesh.regressor import sine_position
 from stages.models.dpmesh.rows import crop_images
 from tests.parity.conftest import Fixtures, fixtures_of
-from tests.parity.dpmesh_inputs import Case
+from tests.parity.dpmesh_inputs import Case, evaluate, sibling_of
 
 BODY = "human_model_layer."
 
@@ -65,8 +68,8 @@ def control_outputs(control: Any) -> dict[str, Any]:
 def unet(case: Case) -> dict[str, Any]:
     model, _ = case.network("backbone.sd_model.model.")
     control = None
-    if case.spec["inputs"]["control"]:
-        (prefix,) = case.names(case.spec["inputs"]["control"])
+    if described := case.spec["inputs"]["control"]:
+        prefix = re.findall(r"array ([\w.]+)\{i\}", described)[0]
         shapes = control_shapes(model, case("latent"), case("context"))
         control = [torch.from_numpy(case.named(f"{prefix}{i}", shape)) for i, shape in enumerate(shapes)]
     return model.maps(case("latent"), case("context"), control)
@@ -86,12 +89,17 @@ def merge(case: Case) -> dict[str, Any]:
 def regressor(case: Case) -> dict[str, Any]:
     parts = {n.removeprefix("module.").split(".")[0] for n in case.manifest} - {"backbone", "kp_lifting"}
     model, arrays = case.network(*parts)
-    out = model.regress(case("features"))
+    out = model.regress(case("features"), batch_of_three_quirk=True)
     return {
         "dense_feat": out["volume"],
         "img_pos": sine_position(),
-        **reference_outputs(out, body_of(arrays), joint_regressor(case, arrays), case("focal")),
+        **reference_outputs(out, body_of(arrays), joint_regressor(case, arrays), focal_length(case)),
     }
+
+
+def focal_length(case: Case) -> torch.Tensor:
+    """The reference uses the first picture's for every sample of the batch."""
+    return case("focal").float().reshape(-1)[0]
 
 
 def body_of(arrays: dict[str, torch.Tensor]) -> Body:
@@ -99,7 +107,7 @@ def body_of(arrays: dict[str, torch.Tensor]) -> Body:
 
 
 def joint_regressor(case: Case, arrays: dict[str, torch.Tensor]) -> JointRegressor:
-    extra = case.fixtures.weights.tensor("J_regressor_extra", (9, 6890))
+    extra = case.side("J_regressor_extra.npy", "J_regressor_extra", (9, 6890))
     return JointRegressor(arrays["th_J_regressor"], torch.from_numpy(extra[3]))
 
 
@@ -121,8 +129,7 @@ def vposer(case: Case) -> dict[str, Any]:
 
 
 def camera(case: Case) -> dict[str, Any]:
-    focal = case("focal").float()
-    in_crop = camera_translation(case("cam_param"), focal)
+    in_crop = camera_translation(case("cam_param"), focal_length(case))
     xywh = case("bbox")
     full = in_crop.clone()
     full[:, 2] *= 256 / (xywh[:, 2] * xywh[:, 3]).sqrt()
@@ -131,28 +138,17 @@ def camera(case: Case) -> dict[str, Any]:
 
 def smpl(case: Case) -> dict[str, Any]:
     _, arrays = case.network(BODY)
-    pose, focal = case("pose"), case("focal").float()
-    joints = joint_regressor(case, arrays)
-    return body_outputs(body_of(arrays), joints, pose, case("shape"), case("trans"), focal)
+    joints, given = joint_regressor(case, arrays), (case(name) for name in ("pose", "shape", "trans"))
+    return body_outputs(body_of(arrays), joints, *given, focal_length(case))
 
 
 def metrics_case(case: Case) -> dict[str, Any]:
-    (truth,), (guess,) = (case.names(case.spec["inputs"][n]) for n in ("gt", "pred"))
-    gt = [case.named(f"{truth}{i}", (6890, 3)) * 0.4 + np.float32([0, 0, 10]) for i in range(3)]
-    noise = [case.named(f"{guess}{i}", (6890, 3)) * 0.4 for i in range(3)]
-    c, s = np.cos(0.7), np.sin(0.7)
-    turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    pred = [
-        noise[0],
-        gt[1] * np.float32([-1, 1, 1]) + 0.05 * noise[1],
-        gt[2] @ turn.T * 0.9 + [0.3, 0.2, -1] + 0.05 * noise[2],
-    ]
-    fill = case.fixtures.weights.tensor
-    h36m, smpl24 = (
-        fill("J_regressor_h36m_correct", (17, 6890)),
-        fill("module.human_model_layer.th_J_regressor", (24, 6890)),
-    )
-    meshes = np.stack(pred).astype(np.float32), np.stack(gt)
+    text = case.spec["inputs"]
+    gt = case.numbered(text["gt"]) if case.described("gt") else case("gt").numpy()
+    pred = predictions(case, text["pred"], gt) if case.described("pred") else case("pred").numpy()
+    h36m = case.side("J_regressor_h36m_correct.npy", "J_regressor_h36m_correct", (17, 6890))
+    smpl24 = case.fixtures.weights.tensor("module.human_model_layer.th_J_regressor", (24, gt.shape[1]))
+    meshes = pred, gt
     names = [n for i, n in enumerate(SETS["h36m17"]) if i not in (0, 7, 9)]
     kept = index(SETS["h36m17"], names)
     p, g = (metrics.centred(h36m @ m, (h36m @ m)[:, 0])[:, kept] for m in meshes)
@@ -171,33 +167,49 @@ def metrics_case(case: Case) -> dict[str, Any]:
     }
 
 
+def predictions(case: Case, text: str, gt: np.ndarray) -> np.ndarray:
+    """The sentence "p = array NAME{i} (6890,3) times 0.4; pred0 = p; pred1 = gt1 * [-1,1,1] + 0.05 p; pred2 = (gt2 R^T)
+    * 0.9, R the rotation by 0.7 rad about y": one clause for each row of gt."""
+    first, *clauses = text.split(";")
+    noise = case.numbered(first, len(gt))
+    turn = np.eye(3)
+    if found := re.search(r"R the rotation by (-?[\d.]+) rad about ([xyz])", text):
+        turn = about(found[2], torch.tensor(float(found[1]), dtype=torch.float64)).numpy()
+    known = {f"gt{i}": mesh for i, mesh in enumerate(gt)} | {"R": turn}
+    made = np.empty_like(gt)
+    for clause in clauses:
+        if found := re.match(r"\s*pred(\d+) = (.*?)(, R the .*)?$", clause):
+            made[int(found[1])] = evaluate(found[2], known | {"p": noise[int(found[1])]})
+    return made
+
+
 def losses_case(case: Case) -> dict[str, Any]:
     parts = {n.removeprefix("module.").split(".")[0] for n in case.manifest} - {"backbone", "kp_lifting"}
     model, arrays = case.network(*parts)
-    focal = case.array("stored: in.cliff_focal_length")[0]
-    # The case has three samples, so the reference ran into its own quirk.
+    focal = case.array("stored: in.cliff_focal_length").reshape(-1)[0]
     regressed = model.regress(case("features"), batch_of_three_quirk=True)
     out = reference_outputs(regressed, body_of(arrays), joint_regressor(case, arrays), focal)
     arrays_of = ("orig_joint_img", "fit_joint_img", "orig_joint_cam", "pose_param", "shape_param")
     stored = {n.removeprefix("in."): torch.from_numpy(case.stored[n]) for n in case.stored.files if n.startswith("in.")}
     raw = losses.terms(out, {n: case(n) for n in arrays_of} | stored)
-    weighting = losses.LearnedWeights()
+    learned = case("awl_params_p")
+    weighting = losses.LearnedWeights(len(learned))
     results = {f"raw.{n}": v for n, v in raw.items()}
-    for name, p in (("awl_ones", torch.ones(9)), ("awl_p", case("awl_params_p"))):
+    for name, p in (("awl_ones", torch.ones_like(learned)), ("awl_p", learned)):
         weighting.p.data = p
         weighted = weighting(raw)
         results |= {f"{name}.{n}": v.detach() for n, v in weighted.items()} | {
             f"{name}.total": sum(weighted.values()).detach()
         }
-    arrays_named = case.names(case.spec["inputs"]["simclr"])
-    student, teacher = (torch.from_numpy(case.named(name, (4, 256, 8, 8))) for name in arrays_named)
-    teacher = 0.5 * student + teacher
+    views = case.assigned(case.spec["inputs"]["simclr"])
+    student, teacher = (torch.from_numpy(views[name]) for name in ("student", "teacher"))
     return results | {"simclr": losses.nt_xent(student, teacher), "mse": losses.distillation(student, teacher)}
 
 
 def vqvae(case: Case) -> dict[str, Any]:
-    model = PoseCodebook()
-    model.load_state_dict({n.removeprefix("vqvae."): case.tensor(n) for n in case.manifest})
+    tensors = {n.removeprefix("vqvae."): case.tensor(n) for n in case.manifest}
+    model = PoseCodebook(len(tensors["token_mlp.weight"]), *tensors["codebook"].shape)
+    model.load_state_dict(tensors)
     axis_angle = case("pose_for_encoding").reshape(-1, 23, 3)
     matrices = axis_angle_to_matrix(axis_angle).flatten(2)
     return {
@@ -212,7 +224,9 @@ def prep(case: Case) -> dict[str, Any]:
     own = dpmesh_keypoints(openpose, SETS["openpose18"])
     crowd = own.copy()
     hhrnet = case.stored["hhrnet_coco"]
-    crowd[: len(hhrnet)] = dpmesh_keypoints(hhrnet, SETS["coco17"])
+    said = re.search(r"annotations? ([\d, and]+)", case.spec["inputs"].get("hhrnet_coco", ""))
+    which = [int(n) for n in re.findall(r"\d+", said[1])] if said else range(len(hhrnet))
+    crowd[which] = dpmesh_keypoints(hhrnet, SETS["coco17"])
     made, crowd_made = condition(own, size), condition(crowd, size)
     affine = crops.scaled(made.affine, 256 / HEAT)
     images = [case.stored[f"image{i}"] for i in range(len(size))]
@@ -255,12 +269,10 @@ def ground_truth_mesh(case: Case, i: int) -> torch.Tensor:
         for n, e in neutral.items()
         if n.startswith(f"module.{BODY}")
     }
-    (poses,), (shapes,) = case.names(described["pose"]), case.names(described["shape"])
-    pose = torch.from_numpy(case.named(f"{poses}{i}", (72,)) * np.float32(0.3))
-    betas = torch.from_numpy(case.named(f"{shapes}{i}", (10,)))
-    transl = torch.tensor([[0.1 * i, -0.2, 12.0 + i]])
+    pose, betas = (torch.from_numpy(case.numbered(described[n], i + 1)[i:]) for n in ("pose", "shape"))
+    transl = torch.from_numpy(np.float32(evaluate(described["trans"], {"i": i})))[None]
     rotations = axis_angle_to_matrix(pose.reshape(1, 24, 3))
-    return body_of(arrays).forward_rotmat(rotations, betas[None], transl).vertices[0]
+    return body_of(arrays).forward_rotmat(rotations, betas, transl).vertices[0]
 
 
 def full(case: Case) -> dict[str, Any]:
@@ -271,9 +283,8 @@ def full(case: Case) -> dict[str, Any]:
     control = model.control(latent, context, model.condition(xy, mask))
     maps = model.maps(latent, context, control)
     merged = model.merge(maps["map32"], maps["map16"], maps["map8"], maps["map4"])
-    out = model.regress(merged)
-    # The reference uses the first picture's focal length for every sample of the batch.
-    reported = reference_outputs(out, body_of(arrays), joint_regressor(case, arrays), case("focal")[0])
+    out = model.regress(merged, batch_of_three_quirk=True)
+    reported = reference_outputs(out, body_of(arrays), joint_regressor(case, arrays), focal_length(case))
     return {"latent": latent, **control_outputs(control), **maps, "merged": merged, **reported}
 
 
@@ -296,7 +307,8 @@ def cases_of(fixtures: Fixtures) -> dict[str, dict[str, Any]]:
     known = fixtures.index("fixtures.json")["cases"] if fixtures.held else {}
     if (fixtures.folder / "fixtures.json").exists():
         return known
-    return {path.stem: known[name] for name in known for path in fixtures.cases(name)}
+    names = {path.stem: sibling_of(path.stem, known) for path in sorted(fixtures.folder.glob("*.npz"))}
+    return {stem: known[name] for stem, name in names.items() if name and fixtures.held}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
