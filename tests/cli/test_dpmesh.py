@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,29 +47,67 @@ def test_recover_with_a_checkpoint_is_the_library(checkpoint: Path, folder: Path
             np.testing.assert_array_equal(file.read(name), library.read(name), err_msg=name)
 
 
-def hostile(path: Path) -> None:
-    import os
-
-    class Payload:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.system, ("touch RAN",)
-
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "x": Payload()}, path)
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch RAN",)
 
 
-BAD = {
-    "nothing of it was run": hostile,
-    "checkpoint of none of": lambda p: torch.save({"net.weight": torch.zeros(3)}, p),
+def endless() -> dict[str, object]:
+    made: dict[str, object] = {"a": torch.zeros(1)}
+    made["state_dict"] = made
+    return made
+
+
+def cut(path: Path, whole: Path) -> None:
+    path.write_bytes(whole.read_bytes()[:-100_000])
+
+
+def lacking(path: Path) -> None:
+    made = standin.tensors()
+    del made["module.conv2d_to_3d.weight"]
+    torch.save(made, path)
+
+
+# What one line on stderr must say -> how the file comes to be (path, a whole checkpoint).
+BAD: dict[str, Callable[[Path, Path], object]] = {
+    "nothing of it was run": lambda p, _: torch.save({"state_dict": {"a": torch.zeros(1)}, "x": Payload()}, p),
+    "is cut": cut,
+    "missing (regressor.conv2d_to_3d.weight": lambda p, _: lacking(p),
+    "checkpoint of none of": lambda p, _: torch.save({"net.weight": torch.zeros(3)}, p),
+    "is a web page": lambda p, _: p.write_text("<!DOCTYPE html><html>Sign in</html>"),
+    "is a Git LFS pointer": lambda p, _: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+    "nested without end": lambda p, _: torch.save(endless(), p),
+    "is empty": lambda p, _: p.write_bytes(b""),
 }
+# One process that imports torch once, and a fork of it for each command.
+FORKS = """
+import os, sys
+import torch
+from hmr_cli.app import main
+for path in sys.argv[2:]:
+    if not (child := os.fork()):
+        sys.stderr = open(path + ".said", "w")
+        os.dup2(sys.stderr.fileno(), 2)
+        main(["recover", sys.argv[1], "--ckpt", path, "-o", path + ".h5"])
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
-@pytest.mark.parametrize("words", BAD)
-def test_bad_checkpoint_is_one_line_and_exit_4(words: str, folder: Path) -> None:
-    path = folder / "bad.pth"
-    BAD[words](path)
-    done = hmr("features", standin.photos(folder), "--ckpt", path, "-o", folder / "x.h5", cwd=folder)
-    assert done.returncode == 4 and words in done.stderr and "Traceback" not in done.stderr
-    assert not (folder / "RAN").exists() and not (folder / "x.h5").exists()
+def test_bad_checkpoints_are_one_line_and_exit_4(checkpoint: Path, folder: Path) -> None:
+    paths = [folder / f"bad{i}.pth" for i in range(len(BAD))]
+    for path, make in zip(paths, BAD.values(), strict=True):
+        make(path, checkpoint)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(standin.photos(folder)), *map(str, paths)],
+        capture_output=True, text=True, cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.stdout.split() == ["4"] * len(BAD), (done.stdout, done.stderr)
+    for path, words in zip(paths, BAD, strict=True):
+        said = Path(f"{path}.said").read_text().strip().splitlines()
+        assert words in said[0] and len(said) <= 2, said  # the second line is the mend
+        assert not Path(f"{path}.h5").exists()
+    assert not (folder / "RAN").exists()
 
 
 @pytest.mark.slow

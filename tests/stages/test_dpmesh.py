@@ -185,6 +185,34 @@ def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshR
         convert.convert(published, folder / "x.safetensors", convert.Params(dtype="int8"))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_whole_file_in_half_precision(
+    tensors: Tensors, dtype: torch.dtype, recoverer: DPMeshRecoverer, detections: Path
+) -> None:
+    """Weights, SMPL arrays and all: regressor and body run in float32, the diffusion networks in what the CPU can."""
+    half = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+    loaded = DPMeshRecoverer.load(Checkpoint(Path("x"), half, {}))
+    assert loaded.model.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    assert next(loaded.model.regressor.parameters()).dtype == torch.float32
+    people = standin.people(detections, [0])
+    mine, own = (r.diffusion(people, condition_of(people))["merged"].float() for r in (loaded, recoverer))
+    assert float((mine - own).norm() / own.norm()) < 0.05
+    out = numpy(loaded(people))
+    assert loaded.body.name == "smpl" and all(np.isfinite(v).all() for v in out.values())
+
+
+def test_converted_file_says_what_it_is(published: Path, folder: Path) -> None:
+    header = read_checkpoint(convert.convert(published, folder / "said.safetensors")).metadata
+    assert header["lora"] == "folded" and (header["lora_layers"], header["lora_rank"]) == ("144", "64")
+    assert header["dtype"] == "float32" and '"width": 64' in header["architecture"]
+    found = convert.describe(folder / "said.safetensors")["dpmesh"]
+    assert found["lora"] == "folded (rank 64, 144 layers)" and found["precision"] == "float32"
+    small = convert.convert(folder / "said.safetensors", folder / "small.safetensors", convert.Params(dtype="float16"))
+    again = read_checkpoint(small).metadata  # a copy of a copy knows where it comes from
+    assert again["source_sha256"] == header["source_sha256"] and again["lora_layers"] == "144"
+
+
 def test_checkpoint_is_described(published: Path) -> None:
     found = convert.describe(published)
     assert found["systems"][0] == "dpmesh" and found["problem"] == "" and found["tensors"] > 1648
@@ -232,6 +260,23 @@ def broken(tensors: Tensors, how: str) -> Tensors:
         made = {name: t for name, t in made.items() if "lora_" not in name}
     elif how == "no LoRA in the encoder":
         made = {name: t for name, t in made.items() if not ("lora_" in name and "input_blocks" in name)}
+    elif how == "SMPL arrays that do not fit":
+        made["module.human_model_layer.th_weights"] = torch.zeros(5, 3)
+    elif how == "NaN in SMPL":
+        made["module.human_model_layer.th_v_template"] = torch.full((1, 6890, 3), float("nan"))
+    elif how == "half of SMPL":
+        del made["module.human_model_layer.th_posedirs"]
+    elif how == "faces without vertices":
+        made["module.human_model_layer.th_faces"] = torch.full((13776, 3), 6890)
+    elif how == "flat":
+        made["module.backbone.sd_model.model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(64)
+    elif how == "odd width":
+        made["module.backbone.sd_model.model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(63, 4, 3, 3)
+    elif how == "other conditions":
+        made["module.backbone.sd_model.control_model.input_blocks.0.0.weight"] = torch.zeros(64, 21, 3, 3)
+    elif how == "LoRA of another rank inside":
+        name = "transformer_blocks.0.attn1.to_q.lora_up.weight"
+        made[f"module.backbone.sd_model.model.diffusion_model.input_blocks.1.1.{name}"] = torch.zeros(64)
     elif how == "sparse":
         made["module.kp_lifting.weight"] = torch.zeros(768, 2).to_sparse()
     elif how == "complex":
@@ -255,6 +300,14 @@ def broken(tensors: Tensors, how: str) -> Tensors:
         "no ControlNet": "lacks its ControlNet",
         "no LoRA": "lacks LoRA of 144 layers",
         "no LoRA in the encoder": r"lacks LoRA of \d+ layers",
+        "SMPL arrays that do not fit": "its SMPL body.* 5 x 3 for 6890 x 24",
+        "NaN in SMPL": "its SMPL body holds NaN .* th_v_template",
+        "half of SMPL": "its SMPL body .* 1 missing .th_posedirs",
+        "faces without vertices": "faces between vertices that it does not have",
+        "flat": "unet.conv_in.weight is no convolution",
+        "odd width": "a UNet of width 63",
+        "other conditions": "takes 17 maps of joints",
+        "LoRA of another rank inside": "LoRA pair of unet.down_blocks.0",
         "sparse": "of a kind that no network",
         "complex": "of a kind that no network",
         "foreign": "lacks unet.conv_in.weight",

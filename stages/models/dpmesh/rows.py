@@ -96,6 +96,8 @@ class _Rows:
     def __init__(self, model: Any, *, device: str = "cpu", licence: str = "unknown", source: str = "") -> None:
         from stages.models.dpmesh.fast import prepare
 
+        if device == "cpu" and model.dtype == torch.float16:  # which CPUs emulate, fifty times slower
+            model = model.float()
         self.model, self.device, self.licence = prepare(model.eval().to(device)), device, licence
         self.source = source
         self.batch_size = 4 if device == "cpu" else 64
