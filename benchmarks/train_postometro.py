@@ -1,11 +1,14 @@
-"""Does the training of PostoMETRO learn, and do pose tokens help? At a size that a CPU trains in minutes.
+"""Does the training of PostoMETRO learn, and do pose tokens help? At a size that a CPU trains in half an hour.
 
-    hmr synth synth-oc --pictures 400 -o oc.detections.h5
-    python benchmarks/train_postometro.py oc.detections.h5 [--steps 400] [--held-out 80]
+    hmr synth synth-oc --pictures 3200 --poses mocap_smpl24.npz -o train.detections.h5
+    hmr synth synth-oc --pictures 240 -o test.detections.h5
+    python -m benchmarks.train_postometro train.detections.h5 test.detections.h5 --poses mocap_smpl24.npz -o trained
 
-A tokenizer on keypoints, then two mesh networks on the same 64-pixel crops with the same seed, order and losses: one
-with the tokens of the (disturbed) keypoints, one without (FastMETRO). Printed: the losses, and PA-MPJPE of both on
-scenes that neither has seen, beside that of the mean body of the training scenes.
+Training scenes and test scenes share no subject, no picture and no pose. First a tokenizer on keypoints of motion
+capture; then, for each seed, two mesh networks on the same 64-pixel crops with the same initial weights where both
+have them, order, augmentation and losses: one with the tokens of the (disturbed) given keypoints, one without
+(FastMETRO). Printed: losses, and PA-MPJPE on the test scenes beside that of the mean body of the training scenes.
+The folder `trained` keeps the state of each training: stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import functools
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +35,12 @@ from stages.models.hrnet import convolution
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.models.postometro.transformer import Attention
-from stages.training.postometro import Alone, Params, fit, on_body, validate
-from stages.training.postometro_data import Examples
+from stages.training.postometro import Alone, Params, begin, train
+from stages.training.postometro_data import Examples, Keypoints
+from stages.training.postometro_steps import Trainer, mesh_errors, tokenizer_error
 
-SIDE, WIDTHS = 64, (128, 64)
+SIDE, WIDTHS, COUNTS = 64, (64, 64), (431, 108)
+say: Any = functools.partial(print, flush=True)
 
 
 class Small(nn.Sequential):
@@ -46,81 +52,87 @@ class Small(nn.Sequential):
         super().__init__(convolution(3, 32, 2), convolution(32, 64, 2), convolution(64, 128, 2), convolution(128, 128))
 
 
-def halves(data: Path, held_out: int) -> tuple[Examples, Examples]:
-    """Examples of the first scenes, and of the last `held_out`."""
-    body = load_body()
-    table = open_artefact(data, "detections")
-    one, other = (Examples(table, body, of_body(body), SIDE) for _ in range(2))
-    for each in (one, other):  # all pictures fit into memory
-        each.people.source = functools.lru_cache(None)(each.people.source)  # type: ignore[assignment]
-    border = table.n_frames - held_out
-    frame = table.rows["frame"][one.rows]
-    one.rows, other.rows = one.rows[frame < border], other.rows[frame >= border]
-    return one, other
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--tokenizer-steps", type=int, default=400)
-    parser.add_argument("--held-out", type=int, default=80)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--poses", type=Path, required=True, help="motion file that the tokenizer learns from")
+    parser.add_argument("-o", "--out", type=Path, default=Path("trained"))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--tokenizer-steps", type=int, default=4000)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--recipe", default="paper")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    seen, unseen = halves(options.data, options.held_out)
-    say: Any = functools.partial(print, flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    body = load_body()
+    levels = of_body(body, COUNTS)
+    seen, unseen = (Examples(open_artefact(p, "detections"), body, levels, SIDE) for p in (options.train, options.test))
+    result: dict[str, Any] = {"people": [len(seen), len(unseen)], "mean body": mean_body(seen, unseen)}
+    say(json.dumps(result))
+
     torch.manual_seed(0)
     tokenizer = Alone(Tokenizer(None))
-    part = Params(part="tokenizer", steps=options.tokenizer_steps, batch=32, rate=1e-3)
-    history = fit(tokenizer, seen, part, note=say)
-    result: dict[str, Any] = {"people": [len(seen), len(unseen)], "tokenizer loss": ends(history)}
-    result["tokenizer, px of 256 on unseen people"] = reconstruct(tokenizer, unseen)
-    levels = of_body(load_body())
-    for tokens in ("keypoints", "none"):
-        torch.manual_seed(1)
-        network: FastMetro
-        if tokens == "none":
-            network = FastMetro(Small(), 1, widths=WIDTHS)
-            network.side = PostoMetro.side  # an 8 x 8 grid, as the other has
-        else:
-            branch = PCT(32, (1, 1, 1, 1), guided=False)
-            branch.keypoint_head.tokenizer.load_state_dict(tokenizer.keypoint_head.tokenizer.state_dict())
-            network = PostoMetro(Small(), 1, widths=WIDTHS, pct=branch)
-        on_body(network, levels)
-        for module in network.modules():  # so short a training has no use for dropout, and it is slow on a CPU
-            if isinstance(module, Attention):
-                module.dropout = 0.0
-            elif isinstance(module, nn.Dropout):
-                module.p = 0.0
-        before = validate(network, unseen, tokens)
-        part = Params(part="mesh", tokens=tokens, recipe=options.recipe, steps=options.steps, batch=16, rate=1e-3)
-        history = fit(network, seen, part, note=say)
-        result[f"mesh, tokens {tokens}"] = {
-            "loss": ends(history),
-            "PA-MPJPE mm, untrained": before,
-            "PA-MPJPE mm, unseen scenes": validate(network, unseen, tokens),
-        }
-        say(json.dumps(result, indent=1))
-    joints = np.concatenate([seen.batch(range(len(seen))[k::8]).joints.numpy() for k in range(8)])
-    truth = unseen.batch(range(len(unseen))).joints.numpy()
-    mean = np.broadcast_to(metrics.align(joints, np.broadcast_to(joints[:1], joints.shape)).mean(0), truth.shape)
-    result["PA-MPJPE mm, mean body"] = float(metrics.pa_mpjpe(mean, truth).mean())
+    part = Params(part="tokenizer", steps=options.tokenizer_steps, rate=1e-3)
+    trainer = Trainer(tokenizer, Keypoints(options.poses, body), part)
+    result["tokenizer"] = finish(trainer, options.out / "tokenizer.state")
+    keypoints = unseen.batch(range(len(unseen)), pictures=False).keypoints
+    tokenizer.eval()
+    result["tokenizer"]["px of 256, test scenes"] = tokenizer_error(tokenizer.keypoint_head.tokenizer, keypoints)
+    say(json.dumps(result["tokenizer"]))
+    for seed in range(options.seeds):
+        for tokens in ("keypoints", "none"):
+            network = small(tokens, tokenizer, seed)
+            begin(network, body, levels)
+            before = float(mesh_errors(network, unseen, tokens).mean())
+            part = Params(
+                part="mesh", tokens=tokens, recipe=options.recipe, steps=options.steps, rate=1e-3, seed=1 + seed
+            )
+            found = finish(Trainer(network, seen, part), options.out / f"mesh-{tokens}-{seed}.state")
+            errors = mesh_errors(network, unseen, tokens)
+            found |= {"PA-MPJPE mm, untrained": before, "PA-MPJPE mm": float(errors.mean())}
+            np.save(options.out / f"errors-{tokens}-{seed}.npy", errors)
+            result[f"tokens {tokens}, seed {seed}"] = found
+            say(tokens, seed, json.dumps(found))
     say(json.dumps(result, indent=1))
 
 
-def ends(history: list[float]) -> list[float]:
-    """The mean loss of the first and of the last tenth."""
-    tenth = max(1, len(history) // 10)
-    return [round(float(np.mean(history[:tenth])), 4), round(float(np.mean(history[-tenth:])), 4)]
+def small(tokens: str, tokenizer: Alone, seed: int) -> FastMetro:
+    """A network with or without pose tokens; what both have begins alike."""
+    torch.manual_seed(seed)
+    plain = FastMetro(Small(), 1, COUNTS, widths=WIDTHS)
+    plain.side = PostoMetro.side  # an 8 x 8 grid, as the other has
+    network: FastMetro = plain
+    if tokens != "none":
+        branch = PCT(32, (1, 1, 1, 1), guided=False)
+        branch.keypoint_head.tokenizer.load_state_dict(tokenizer.keypoint_head.tokenizer.state_dict())
+        network = PostoMetro(Small(), 1, COUNTS, widths=WIDTHS, pct=branch)
+        network.load_state_dict(plain.state_dict(), strict=False)
+    for module in network.modules():  # so short a training has no use for dropout, and it is slow on a CPU
+        if isinstance(module, Attention):
+            module.dropout = 0.0
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network
 
 
-@torch.no_grad()
-def reconstruct(network: Any, examples: Examples) -> float:
-    """Mean distance of given keypoints after encoding, quantising and decoding."""
-    tokenizer, keypoints = network.keypoint_head.tokenizer, examples.batch(range(len(examples))).keypoints
-    decoded = tokenizer.decode(tokenizer.codebook[tokenizer.quantise(tokenizer.encode(keypoints))])
-    return float((decoded - keypoints[..., :2]).norm(dim=-1)[keypoints[..., 2] > 0].mean())
+def finish(trainer: Trainer, state: Path) -> dict[str, Any]:
+    """Train to the end, or read the end: mean loss of the first and last tenth, CPU seconds a step of what was left."""
+    already, start = trainer.step_number, time.process_time()
+    train(trainer, state)
+    trainer.save(state)
+    tenth = max(1, len(trainer.losses) // 10)
+    ends = [round(float(np.mean(part)), 3) for part in (trainer.losses[:tenth], trainer.losses[-tenth:])]
+    ms = 1000 * (time.process_time() - start) / max(1, trainer.step_number - already)
+    return {"loss": ends, "steps": trainer.step_number, "CPU ms a step": round(ms, 1)}
+
+
+def mean_body(seen: Examples, unseen: Examples) -> float:
+    """PA-MPJPE in mm on `unseen` of the mean of the bodies of `seen`, each first aligned with one of them."""
+    joints = [e.batch(range(len(e)), pictures=False).joints.numpy() for e in (seen, unseen)]
+    aligned = metrics.align(joints[0], np.broadcast_to(joints[0][:1], joints[0].shape))
+    mean = np.broadcast_to(aligned.mean(0), joints[1].shape)
+    return float(metrics.pa_mpjpe(mean, joints[1]).mean())
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def run(
         if given is not None:
             inputs[role] = opened(given, role)
     model, sha256 = load(params, ckpt, resolve_device(run.device))
+    if ckpt is not None:
+        run.report.note(f"{Path(ckpt).name}: {model.name}")
     if remark := getattr(model, "remark", ""):
         run.report.warn(remark)
     people = PeopleOf.of(model, inputs, root)

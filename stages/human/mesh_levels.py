@@ -75,12 +75,15 @@ class MeshLevels:
         return vertices
 
 
-def build(vertices: np.ndarray, faces: np.ndarray) -> MeshLevels:
-    """The levels of a closed mesh: template vertices (V, 3) in metres, faces (F, 3)."""
+def build(vertices: np.ndarray, faces: np.ndarray, counts: tuple[int, ...] = ()) -> MeshLevels:
+    """The levels of a closed mesh: template vertices (V, 3) in metres, faces (F, 3).
+
+    `counts`: vertices of each coarser level; by default a quarter of the one before, as published.
+    """
     vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
     all_faces, keeps, columns, weights = [faces], [], [], []
-    for _ in range(LEVELS):
-        keep, coarse = decimate(vertices, faces, -(-len(vertices) // REDUCTION))
+    for k in range(LEVELS):
+        keep, coarse = decimate(vertices, faces, counts[k] if counts else -(-len(vertices) // REDUCTION))
         cols, vals = interpolation(vertices, vertices[keep], coarse)
         all_faces.append(coarse)
         keeps.append(keep)
@@ -90,8 +93,8 @@ def build(vertices: np.ndarray, faces: np.ndarray) -> MeshLevels:
     return MeshLevels(tuple(all_faces), tuple(keeps), tuple(columns), tuple(weights))
 
 
-def of_body(body: Body) -> MeshLevels:
-    """The levels of a body, derived once and kept in the cache folder ($HMR_CACHE).
+def of_body(body: Body, counts: tuple[int, ...] = ()) -> MeshLevels:
+    """The levels of a body, derived once and kept in the cache folder ($HMR_CACHE). `counts` as in `build`.
 
     For SMPL's topology the authors' `mesh_downsampling.npz` is used where a user has put it there, into `mesh_levels`:
     another template (gender, version) gives another selection of vertices, and published weights know theirs alone.
@@ -99,10 +102,10 @@ def of_body(body: Body) -> MeshLevels:
     template, faces = body.v_template.double().cpu().numpy(), body.faces.cpu().numpy()
     folder = cache_dir() / "mesh_levels"
     if body.topology == "smpl":
-        if (folder / PUBLISHED).is_file():
+        if (folder / PUBLISHED).is_file() and not counts:
             return read_published(folder / PUBLISHED)
         template = template - template.mean(0)  # where the published template stands
-    return load(template, faces, folder)
+    return load(template, faces, folder, counts)
 
 
 def is_published(levels: MeshLevels) -> bool:
@@ -143,15 +146,18 @@ def _objects(npy: bytes) -> list[Any]:
     return list(load_content(stream.read()))
 
 
-def load(vertices: np.ndarray, faces: np.ndarray, folder: Path) -> MeshLevels:
+def load(vertices: np.ndarray, faces: np.ndarray, folder: Path, counts: tuple[int, ...] = ()) -> MeshLevels:
     """`build`, kept in `folder` under the mesh's hash (the derivation takes seconds)."""
     vertices, faces = np.ascontiguousarray(vertices, "<f8"), np.ascontiguousarray(faces, "<i8")
-    path = folder / f"levels-{hashlib.sha256(vertices.tobytes() + faces.tobytes()).hexdigest()[:16]}.npz"
+    name = "-".join(
+        ["levels", hashlib.sha256(vertices.tobytes() + faces.tobytes()).hexdigest()[:16], *map(str, counts)]
+    )
+    path = folder / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
             return MeshLevels(*(tuple(stored[f"{f}{k}"] for k in range(n)) for f, n in FIELDS))
     except (OSError, KeyError, ValueError):
-        levels = build(vertices, faces)
+        levels = build(vertices, faces, counts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.part.npz")

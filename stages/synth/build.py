@@ -31,6 +31,7 @@ class Params:
 
     noise: bool = param(True, "Disturb keypoints as detectors do; without it they are the truth.")
     pictures: int = param(0, "Only the first pictures of the set; 0 = all. Scores of a shortened set are marked.")
+    poses: str = param("", "For training: a motion file (mocap_smpl24.npz) to draw poses from, not the benchmark's.")
 
 
 COLUMNS = (
@@ -62,8 +63,17 @@ def run(name: str, out: Path, params: Params, run: Any) -> Path:
     from stages.human.joints import get
     from stages.progress import Job, run_frames
 
-    spec = spec_of(name)
+    spec, settings = spec_of(name), dataclasses.asdict(params)
     count = min(params.pictures or spec.pictures, spec.pictures)
+    if params.poses:
+        if spec.frames > 1:
+            raise UsageError(f"--poses draws single poses, {name} shows motion", "choose another set")
+        from stages.synth.scene import motion
+
+        spec, count = dataclasses.replace(spec, motion=params.poses), params.pictures or spec.pictures
+        settings["poses"] = motion(params.poses).sha256
+    else:
+        del settings["poses"]
     groups: dict[str, dict[str, Any]] = {
         "keypoints": {"joints": list(get("coco17")), **GROUP_ATTRS["keypoints"]},
         "extra": GROUP_ATTRS["extra"],
@@ -71,11 +81,14 @@ def run(name: str, out: Path, params: Params, run: Any) -> Path:
     job = Job(
         stage="synth",
         kind="detections",
-        params={"set": name, "version": VERSION, **dataclasses.asdict(params)},
+        params={"set": name, "version": VERSION, **settings},
         inputs={},
         columns=COLUMNS,
         group_attrs=groups,
-        attrs={"root": ".", "benchmark": {"set": name, "version": VERSION, "whole": count == spec.pictures}},
+        attrs={
+            "root": ".",
+            "benchmark": {"set": name, "version": VERSION, "whole": count == spec.pictures and not spec.motion},
+        },
         batch_size=8,
     )
     folder = Path(out).parent / name

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from stages.human.body import Body
 from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from stages.synth.sets import SIZE, VERSION, SynthSet
+from stages.training.data import BENCHMARK, PoseBank, load_poses
 
 FLIP = np.diag([1.0, -1.0, -1.0])  # y up, camera looking along -z -> OpenCV
 
@@ -52,9 +53,16 @@ def poses() -> dict[str, np.ndarray]:
         return {name: file[name].astype(np.float32) for name in ("stills", "clips", "trans")}
 
 
+@functools.cache
+def motion(path: str) -> PoseBank:
+    """Poses to train on: a motion file's, without the benchmark's subjects. Raises AssetError."""
+    return load_poses(path, without=BENCHMARK)
+
+
 def generator(spec: SynthSet, scene: int) -> np.random.Generator:
     """The random numbers of one scene."""
-    key = hashlib.sha256(f"hmr {VERSION} {spec.name} {scene}".encode()).digest()
+    purpose = " training" if spec.motion else ""
+    key = hashlib.sha256(f"hmr {VERSION} {spec.name} {scene}{purpose}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
 
 
@@ -106,7 +114,10 @@ def _act(
         lowest = _lowest(body, clips, np.repeat(betas, len(clips), 0)) + walk[:, 1]
         lift = np.array([walk[frame, 1] - lowest.min()])
         return clips[frame : frame + 1].copy(), lift, (walk[frame] * [1, 0, 1])[None]
-    pose = poses()["stills"][rng.integers(0, len(poses()["stills"]), n)].copy()
+    if spec.motion:
+        pose = motion(spec.motion).draw(n, torch.Generator().manual_seed(int(rng.integers(2**31)))).numpy()
+    else:
+        pose = poses()["stills"][rng.integers(0, len(poses()["stills"]), n)].copy()
     return pose, -_lowest(body, pose, betas), np.zeros((n, 3))
 
 

@@ -22,6 +22,7 @@ class SynthSet:
     frames: int = 1
     views: int = 1
     crowded: bool = False  # keypoints swap between people more often
+    motion: str = ""  # for training: a motion file to draw poses from, instead of the benchmark's
 
     @property
     def pictures(self) -> int:

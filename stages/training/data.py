@@ -23,6 +23,7 @@ from stages.human import joints
 SMPL = joints.get("smpl24")
 COCO = joints.get("coco17")
 HELD_OUT = ("cmu14",)  # the test subject of the acceptance table
+BENCHMARK = ("cmu05", "cmu09", "cmu12", "cmu14")  # subjects of `hmr synth` (stages/synth/make_poses.py)
 VALIDATION = ("cmu08", "cmu11")  # looked at during training, never trained on
 
 

@@ -7,6 +7,7 @@ Augmentation is METRO's: scale, rotation, colour gains; and the flip of the rele
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +24,17 @@ from stages.human.joints import convert, flip
 from stages.human.joints import get as joint_set
 from stages.human.mesh_levels import MeshLevels
 from stages.human.rotations import about
+from stages.models.embedded.kinematics import Skeleton
 from stages.models.postometro.rows import GROW, MEAN, STD
 from stages.people import PeopleOf
-from stages.training.data import mirror
+from stages.training.data import BENCHMARK, load_poses, mirror
+from stages.training.views import Defects, draw_batch
 
 TRUTH = ("global_orient", "body_pose", "betas", "transl")
+ROOM = 1.25 * 2**0.5  # the largest crop of the augmentation, turned, over the plain one
+KEEP_BYTES = 1 << 31
 KEYPOINT_SIDE = 256  # PCT's tokenizer counts in pixels of its own crop
+NOISE = Defects(clean=0.5, gauss=1, pixels=4)
 
 
 @dataclasses.dataclass
@@ -50,7 +56,10 @@ class Batch:
 
 
 class Examples:
-    """The rows of a table as training examples. Raises ArtefactError when it holds no truth."""
+    """The rows of a table as training examples. Raises ArtefactError when it holds no truth.
+
+    Pictures are opened once: a crop with room for every augmentation is kept of each person, as far as memory goes.
+    """
 
     def __init__(self, table: Artefact, body: Body, levels: MeshLevels, side: int, root: Path | None = None) -> None:
         missing = [f"extra/{name}" for name in TRUTH if not table.has(f"extra/{name}")]
@@ -60,8 +69,11 @@ class Examples:
         self.blind = PeopleOf(table, needs_images=lambda given: False)
         self.truth = {name: table.read(f"extra/{name}") for name in TRUTH}
         self.body, self.levels, self.side = body, levels, side
+        self.fingerprint = f"{table.fingerprint} {side} {body.name}"
         self.edges, self.faces = torch.from_numpy(levels.edges(1)), torch.from_numpy(levels.faces[1])
         self.rows = np.flatnonzero(np.isfinite(self.truth["transl"]).all(1) & (table.rows["status"] == 0))
+        self.kept: dict[int, np.ndarray] = {}
+        self.margin = math.ceil((ROOM - 1) / 2 * side)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,19 +84,18 @@ class Examples:
     ) -> Batch:
         """The examples `which`, as they are, or augmented by random numbers of `generator`; perhaps without images."""
         rows = self.rows[np.asarray(which)]
-        people = self.people(rows) if pictures else self.blind(rows)
+        people = self.blind(rows)
         n = len(rows)
         change = Change.none(n) if generator is None else Change.draw(n, generator)
         affine = change.affine(people.box, self.side)
-        images = np.zeros((n, 0, 0, 3), np.float32)
-        if pictures:
-            images = crops.warp(people.images, people.frame, affine, self.side, np.float32)
+        images = self.images(rows, people.box, affine) if pictures else np.zeros((n, 0, 0, 3), np.float32)
         images = np.clip(images * change.gains[:, None, None].astype(np.float32), 0, 255)
         vertices = self.body(*(torch.from_numpy(self.truth[name][rows]) for name in TRUTH)).vertices
         joints = self.body.regress(vertices, "lsp14")
         places = crops.apply(affine, project(joints, torch.from_numpy(people.K)).double().numpy())
         mirrored = torch.from_numpy(change.mirrored)
-        vertices = torch.where(mirrored[:, None, None], self._mirrored(rows), vertices)
+        if change.mirrored.any():
+            vertices = torch.where(mirrored[:, None, None], self._mirrored(rows), vertices)
         turn = about("z", torch.from_numpy(change.angle).float())
         vertices = vertices @ turn.transpose(1, 2)
         joints = self.body.regress(vertices, "lsp14")
@@ -106,6 +117,25 @@ class Examples:
             torch.from_numpy(keypoints).float(),
         )
 
+    def images(self, rows: np.ndarray, box: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """Crops (n, side, side, 3) float32 of rows (n,) by `affine` (n, 2, 3), picture to crop."""
+        wide = Change.none(len(rows)).affine(box, self.side)
+        wide[:, :, 2] += self.margin
+        new = np.array([k for k, row in enumerate(rows) if int(row) not in self.kept], int)
+        patches = {int(row): self.kept[int(row)] for row in rows if int(row) in self.kept}
+        if len(new):
+            people = self.people(rows[new])
+            read = crops.warp(people.images, people.frame, wide[new], self.side + 2 * self.margin)
+            patches |= {int(rows[k]): patch for k, patch in zip(new, read, strict=True)}
+            if (len(self.kept) + len(new)) * read[0].nbytes < KEEP_BYTES:
+                self.kept |= patches
+        # Without augmentation this is a shift by whole pixels, which changes nothing.
+        back = crops.invert(wide)
+        linear = affine[:, :, :2] @ back[:, :, :2]
+        offset = affine[:, :, :2] @ back[:, :, 2:] + affine[:, :, 2:]
+        moved = np.concatenate([linear, offset], 2)
+        return crops.warp([patches[int(row)] for row in rows], np.arange(len(rows)), moved, self.side, np.float32)
+
     @property
     def _coarse(self) -> np.ndarray:
         return self.levels.keep[0][self.levels.keep[1]]
@@ -115,6 +145,36 @@ class Examples:
         orient, pose, betas, _ = (torch.from_numpy(self.truth[name][rows]) for name in TRUTH)
         both = mirror(torch.cat([orient[:, None], pose], 1))
         return self.body(both[:, 0], both[:, 1:], betas).vertices
+
+
+class Keypoints:
+    """Endless keypoints of a motion file's bodies before random cameras, for the tokenizer, which sees no picture.
+
+    Half of them exact, half with normal noise up to 4 pixels; some missing, as `hmr train embedded` leaves them out.
+    """
+
+    def __init__(self, poses: Path, body: Body) -> None:
+        self.bank = load_poses(poses, without=BENCHMARK)
+        self.skeleton = Skeleton.from_body(body)
+        self.fingerprint = f"{self.bank.sha256} {body.name}"
+
+    def __len__(self) -> int:
+        return len(self.bank)
+
+    @torch.no_grad()
+    def batch(
+        self, which: Sequence[int] | np.ndarray, generator: np.random.Generator | None = None, *, pictures: bool = False
+    ) -> Batch:
+        """As many as `which` names; which ones, the generator alone decides."""
+        n, rng = len(which), generator or np.random.default_rng(int(which[0]))
+        random = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        drawn = draw_batch(n, self.bank, self.skeleton, random, defects=NOISE)
+        given = drawn.seen.T[..., None].float()
+        scale = torch.from_numpy(rng.uniform(0.75, 1.25, (n, 1, 1))).float() * KEYPOINT_SIDE / 2 / GROW
+        shift = torch.from_numpy(rng.normal(0, 6, (n, 1, 2))).float()
+        xy = drawn.observed.permute(2, 1, 0) * scale + (KEYPOINT_SIDE - 1) / 2 + shift
+        none = torch.zeros(n)
+        return Batch(none, (none, none, none), none, none, torch.cat([xy * given, given], -1))
 
 
 def _swapped(points: np.ndarray, mirrored: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from torch import nn
 from stages.artefact import memory
 from stages.checkpoints import read_checkpoint, write_checkpoint
 from stages.errors import ArtefactError, UsageError
+from stages.human import crops
 from stages.human.body import load_body
 from stages.human.cameras import project
 from stages.human.mesh_levels import of_body
@@ -21,10 +23,14 @@ from stages.models.hrnet import convolution
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro import PostoMetroRecoverer, rows
 from stages.models.postometro.network import FastMetro, PostoMetro
-from stages.training.postometro import Alone, Params, check, fit, initialise, mesh_loss, on_body
+from stages.training import postometro as training
+from stages.training import postometro_steps as steps
+from stages.training.postometro import Alone, Params, begin, check, initialise
 from stages.training.postometro_data import Batch, Change, Examples
+from stages.training.postometro_steps import Trainer, fit, mesh_loss
 from tests.tables import COCO
 
+COUNTS = (431, 108)  # of coarser vertices: small networks
 N, K = 6, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
 
 
@@ -57,7 +63,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
         },
         group_attrs={"keypoints": COCO},
     )
-    return Examples(table, body, of_body(body), 64, folder)
+    return Examples(table, body, of_body(body, COUNTS), 64, folder)
 
 
 def weak_error(batch: Batch) -> float:
@@ -107,9 +113,8 @@ class Small(nn.Sequential):
 def network(examples: Examples) -> PostoMetro:
     torch.manual_seed(0)
     branch = PCT(32, (1, 1, 1, 1), guided=False)
-    made = PostoMetro(Small(), 1, widths=(64, 32), pct=branch)
-    made.set_body(examples.levels)
-    return made
+    made = PostoMetro(Small(), 1, COUNTS, widths=(64, 32), pct=branch)
+    return begin(made, examples.body, examples.levels)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code"])
@@ -128,7 +133,6 @@ def test_the_mesh_network_learns_and_pct_stays(examples: Examples, network: Post
 def test_perfect_meshes_cost_nothing_but_edge_length(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of the truth itself is what its projections and edge lengths cost."""
     from stages.models.postometro.network import Mesh
-    from stages.training import postometro as training
 
     batch = examples.batch(range(N))
     places, xyz = batch.places, batch.joints
@@ -137,10 +141,10 @@ def test_perfect_meshes_cost_nothing_but_edge_length(examples: Examples, monkeyp
     shift = places.mean(1) / scale[:, None] - xyz[..., :2].mean(1)
     camera = torch.cat([scale[:, None], shift], 1)
     perfect = Mesh(camera, xyz, batch.meshes[2], batch.meshes[1], batch.meshes[0])
-    monkeypatch.setattr(training, "predict", lambda *_: perfect)
+    monkeypatch.setattr(steps, "predict", lambda *_: perfect)
     assert mesh_loss(nn.Identity(), batch, Params(recipe="paper"), examples) < 3
     worse = Mesh(camera, xyz + 0.1 * torch.randn_like(xyz), perfect.coarse, perfect.intermediate, perfect.fine)
-    monkeypatch.setattr(training, "predict", lambda *_: worse)
+    monkeypatch.setattr(steps, "predict", lambda *_: worse)
     assert mesh_loss(nn.Identity(), batch, Params(recipe="paper"), examples) > 50
 
 
@@ -154,15 +158,15 @@ def test_the_tokenizer_learns(examples: Examples) -> None:
 
 def test_fastmetro_and_pct_begin_a_postometro(tmp_path: Path, network: PostoMetro, examples: Examples) -> None:
     torch.manual_seed(9)
-    fast = FastMetro(Small(), 1, widths=(64, 32))
+    fast = FastMetro(Small(), 1, COUNTS, widths=(64, 32))
     mesh_file = write_checkpoint(tmp_path / "fast.safetensors", fast.state_dict(), {})
     branch = PCT(32, (1, 1, 1, 1), guided=False)
     pct_file = write_checkpoint(
         tmp_path / "pct.safetensors", {f"state_dict.{n}": t for n, t in branch.state_dict().items()}, {}
     )
-    fresh = PostoMetro(Small(), 1, widths=(64, 32), pct=PCT(32, (1, 1, 1, 1), guided=False))
-    assert initialise(fresh, read_checkpoint(mesh_file)) == len(fast.state_dict())
-    assert initialise(fresh, read_checkpoint(pct_file)) == len(branch.state_dict())
+    fresh = PostoMetro(Small(), 1, COUNTS, widths=(64, 32), pct=PCT(32, (1, 1, 1, 1), guided=False))
+    assert initialise(fresh, read_checkpoint(mesh_file)) == set(fast.state_dict())
+    assert initialise(fresh, read_checkpoint(pct_file)) == {f"pct.{name}" for name in branch.state_dict()}
     for name, tensor in [*fast.state_dict().items(), *((f"pct.{n}", t) for n, t in branch.state_dict().items())]:
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
@@ -197,9 +201,52 @@ def test_a_trained_network_recovers_with_given_tokens(examples: Examples, networ
     assert (recoverer(people)["vertices/xyz"] - first["vertices/xyz"]).abs().max() > 1e-4
 
 
-def test_a_new_network_begins_with_the_upsampling_of_its_mesh(examples: Examples) -> None:
-    network = on_body(FastMetro(Small(), 1, widths=(64, 32)), examples.levels)
+def test_a_new_network_begins_as_the_body_at_rest(examples: Examples) -> None:
+    network = begin(FastMetro(Small(), 1, COUNTS, widths=(64, 32)), examples.body, examples.levels)
     fine, intermediate, coarse = examples.batch(range(N)).meshes
     made = network.upsample(coarse)
-    assert (made - intermediate).norm(dim=-1).mean() < 0.02
+    assert (made - intermediate).norm(dim=-1).mean() < 0.03
     assert (network.upsample_fixed(intermediate) - fine).norm(dim=-1).mean() < 0.01
+    network.side = 64  # whose grid it lays out
+    begin(network, examples.body, examples.levels).eval()
+    with torch.no_grad():
+        first = network(examples.batch(range(2)).images).fine
+    template = examples.body.v_template * torch.tensor([1.0, -1, -1])
+    template = template - examples.body.regress(template[None], "h36m17")[0, :1]
+    assert (first - template).norm(dim=-1).mean() < 0.12
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not(examples: Examples, network: PostoMetro, tmp_path: Path) -> None:
+    settings = Params(part="mesh", tokens="keypoints", recipe="paper", steps=6, batch=2, rate=2e-3)
+    whole = Trainer(copy.deepcopy(network), examples, settings)
+    for _ in range(6):
+        whole.step()
+    first = Trainer(copy.deepcopy(network), examples, settings)
+    for _ in range(3):
+        first.step()
+    first.save(tmp_path / "state")
+    second = Trainer(copy.deepcopy(network), examples, settings)
+    training.train(second, tmp_path / "state")
+    assert second.losses == whole.losses
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, second.network.state_dict()[name]), name
+    other = Trainer(copy.deepcopy(network), examples, dataclasses.replace(settings, batch=3))
+    with pytest.raises(ArtefactError, match="other settings or data"):
+        other.load(tmp_path / "state")
+    (tmp_path / "state").write_bytes(b"cut")
+    with pytest.raises(ArtefactError, match="no state"):
+        second.load(tmp_path / "state")
+
+
+def test_kept_crops_change_nothing(examples: Examples) -> None:
+    """The crop that is kept of a person gives the same pixels as its picture; turned, nearly the same."""
+    folder = examples.people.source.roots[0]  # type: ignore[union-attr]
+    one = Examples(examples.people.detections, examples.body, examples.levels, 64, folder)
+    box = one.blind(one.rows).box
+    for change, tolerance in ((Change.none(N), 0.51), (Change.draw(N, np.random.default_rng(0)), 12.0)):
+        affine = change.affine(box, 64)
+        people = one.people(one.rows)
+        direct = crops.warp(people.images, people.frame, affine, 64, np.float32)
+        first, again = one.images(one.rows, box, affine), one.images(one.rows, box, affine)
+        assert np.array_equal(first, again) and len(one.kept) == N
+        assert np.abs(first - direct).mean() < tolerance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +41,7 @@ class _MeshRecoverer:
     batch_size = 8
     columns = (*SMPL_COLUMNS, *JOINT_COLUMNS, VERTEX_COLUMN, RESIDUAL)
     uses: tuple[str, ...] = ()
+    remark = ""
 
     def __init__(self, network: FastMetro, body: Any, found: str, licence: str, device: str = "cpu") -> None:
         self.network, self.body, self.device, self.licence = network, body.to(device), device, licence
@@ -75,9 +75,11 @@ class _MeshRecoverer:
                 f"{checkpoint.where} is for meshes of {layout.counts}, the body {body.name} has {levels.counts[1:]}",
                 "name the body that it was trained on by --body",
             )
-        check_body(checkpoint, body, levels)
+        remark = check_body(checkpoint, body, levels)
         network.set_body(levels).to(device).prepare()
-        return cls(network, body, layout.name, checkpoint.licence, device)
+        made = cls(network, body, layout.name, checkpoint.licence, device)
+        made.remark = remark
+        return made
 
     def needs_images(self, given: frozenset[str]) -> bool:
         return True
@@ -182,8 +184,11 @@ def given_tokens(people: People, device: str) -> PoseTokens | None:
     return PoseTokens(soft.view(-1, TOKENS, WIDTH), scores[..., :1], scores[..., 1])
 
 
-def check_body(checkpoint: Checkpoint, body: Any, levels: mesh_levels.MeshLevels) -> None:
-    """Warn where a network meets another mesh than its own: its vertices would be scattered over the body."""
+def check_body(checkpoint: Checkpoint, body: Any, levels: mesh_levels.MeshLevels) -> str:
+    """What to say where a network meets another mesh than its own, which scatters its vertices over the body; or ''.
+
+    Raises AssetError where it is certain.
+    """
     trained_on = checkpoint.metadata.get("body", "")
     if trained_on and trained_on != body.name:
         raise AssetError(
@@ -191,11 +196,11 @@ def check_body(checkpoint: Checkpoint, body: Any, levels: mesh_levels.MeshLevels
             f"name it: --body {trained_on}",
         )
     if not trained_on and not mesh_levels.is_published(levels):
-        warnings.warn(
+        return (
             f"{checkpoint.where} does not say what body it is for, and published weights know SMPL's vertices as "
-            f"{mesh_levels.PUBLISHED} selects them; those of the body {body.name} differ (docs/postometro.md)",
-            stacklevel=2,
+            f"{mesh_levels.PUBLISHED} selects them; those of the body {body.name} differ (docs/postometro.md)"
         )
+    return ""
 
 
 # ---- from a picture to a crop and back
