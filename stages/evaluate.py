@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ COLUMNS = (
     Column("errors/per_joint", "f4", ("R", "J"), "mm", "error of each joint, roots aligned"),
     Column("errors/visible", "u1", ("R", "J"), "", "1 where the joint is visible"),
 )
+CHUNK = 128  # rows at a time for each thread: enough for products of matrices, few enough for the memory
 MEANS = ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration", "error_2d", "pck")
 
 
@@ -59,23 +62,40 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: Params, run: An
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
     protocol = protocol_of(params.protocol or dataset.protocol)
     dataset.check(protocol)
-    score, regressor = _scorer(table, dataset, protocol)
-    job = Job(
-        stage="evaluate",
-        kind="scores",
-        params={"dataset": dataset.name, "protocol": protocol.name, "regressor": regressor},
-        inputs={"meshes": table, "detections": dataset.detections},
-        columns=COLUMNS,
-        group_attrs={"errors": {"joints": list(protocol.joints)}},
-        attrs={
-            "protocol": _described(protocol, regressor),
-            "dataset": dataset.name,
-            "subset": dataset.subset,
-        },
-        batch_size=32,  # posing a mesh is bound by memory: so many fit into a core's cache
-        finish=summarise,
-    )
-    return run_rows(job, lambda: score, out, run)
+    with threads() as pool:
+        score, regressor = _scorer(table, dataset, protocol, pool)
+        job = Job(
+            stage="evaluate",
+            kind="scores",
+            params={"dataset": dataset.name, "protocol": protocol.name, "regressor": regressor},
+            inputs={"meshes": table, "detections": dataset.detections},
+            columns=COLUMNS,
+            group_attrs={"errors": {"joints": list(protocol.joints)}},
+            attrs={
+                "protocol": _described(protocol, regressor),
+                "dataset": dataset.name,
+                "subset": dataset.subset,
+            },
+            batch_size=256,
+            finish=summarise,
+        )
+        return run_rows(job, lambda: score, out, run)
+
+
+@contextlib.contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """As many as torch may use (OMP_NUM_THREADS), each of which computes alone: no sum is split among them, so their
+    number changes no digit, and products this small gain nothing from threads inside."""
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.empty(31 << 20, dtype=torch.uint8)  # once so much was freed, glibc keeps pages instead of handing them back
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(count)
 
 
 def _described(protocol: Protocol, regressor: str) -> dict[str, Any]:
@@ -87,30 +107,39 @@ def _described(protocol: Protocol, regressor: str) -> dict[str, Any]:
     }
 
 
-def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, str]:
+def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol, pool: ThreadPoolExecutor) -> tuple[Any, str]:
     """rows -> the error columns, and which regressor they rest on."""
+    from stages.human.body import STEADY
+
     predict, points, regressor = predictor(meshes, dataset, protocol)
     before, after = neighbours(dataset.detections)
     mates = frame_mates(dataset.detections) if protocol.matching == "nearest" else None
+
+    def chunk(rows: np.ndarray) -> dict[str, np.ndarray]:
+        pred, truth = predict(rows), dataset.truth(rows, protocol)
+        if mates is not None:
+            pred = nearest(pred, truth, dataset.detections.rows["frame"][rows], protocol)
+        both = {"pred": relative(pred, protocol), "truth": relative(truth, protocol)}
+        return compare(pred, truth, protocol) | reprojection(pred, truth, dataset.detections, rows, points) | both
 
     def score(rows: np.ndarray) -> dict[str, Any]:
         near = [rows, before[rows], after[rows]] if mates is None else [mates(rows)]
         wanted = np.unique(np.concatenate(near))
         wanted = wanted[wanted >= 0]
-        pred, truth = predict(wanted), dataset.truth(wanted, protocol)
-        if mates is not None:
-            pred = nearest(pred, truth, dataset.detections.rows["frame"][wanted], protocol)
-        errors = compare(pred, truth, protocol)
+        # Whole steps, filled up with rows again: so no batch, shard or thread changes a digit.
+        steps = np.resize(wanted, (-(-len(wanted) // STEADY), STEADY))
+        parts = max(1, len(wanted) // CHUNK) if mates is None else 1
+        found = list(pool.map(chunk, (part.ravel() for part in np.array_split(steps, parts))))
+        errors = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        pred, truth = errors.pop("pred"), errors.pop("truth")
         own = np.searchsorted(wanted, rows)
         acceleration = np.full(len(rows), np.nan)
         place = [np.searchsorted(wanted, part[rows]).clip(0, len(wanted) - 1) for part in (before, after)]
         whole = (wanted[place[0]] == before[rows]) & (wanted[place[1]] == after[rows])
-        a, b = relative(pred, protocol), relative(truth, protocol)
-        second = [x[place[0]] - 2 * x[own] + x[place[1]] for x in (a, b)]
+        second = [x[place[0]] - 2 * x[own] + x[place[1]] for x in (pred, truth)]
         if protocol.joints:
             value = metrics.MM * np.linalg.norm(second[0] - second[1], axis=-1).mean(-1)
             acceleration[whole] = value[whole]
-        errors |= reprojection(pred, truth, dataset.detections, wanted, points)
         return {name: values[own] for name, values in errors.items()} | {"errors/acceleration": acceleration}
 
     return score, regressor
@@ -155,43 +184,26 @@ def nearest(pred: Truth, truth: Truth, frame: np.ndarray, protocol: Protocol) ->
 def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, Points2D, str]:
     """rows -> Truth of what was recovered (vertices as they are, or posed from SMPL parameters), the body's points that
     people label, and which regressor its joints come from."""
-    import torch
-
     from stages.datasets import regressors
     from stages.human import joints
-    from stages.human.body import load_body
+    from stages.mesh_rows import MeshRows
 
-    topology = dataset.topology
-
-    attrs = meshes.group_attrs("smpl") or meshes.group_attrs("vertices")
-    body = load_body(str(attrs.get("body_model", "embedded")).split(" ")[0], str(attrs.get("gender", "neutral")))
+    people, topology = MeshRows(meshes), dataset.topology
+    body = people.body
     if topology and body.topology != topology:
         raise ArtefactError(
             f"{meshes.path or 'the meshes'} are {body.topology} bodies, the data set's are {topology}",
             "errors between different bodies mean nothing: recover with --body",
         )
     regress = regressors.find(body, protocol.joint_set, dataset.data)
-    pelvis_of = regressors.pelvis(body)
-    on_tree = protocol.joint_set == "smpl24"
-    as_vertices = meshes.has("vertices/xyz")
-    if not as_vertices and not meshes.has("smpl/body_pose"):
-        raise ArtefactError(f"{meshes.path or 'the meshes'} hold neither /smpl nor /vertices")
+    pelvis_of, names = regressors.pelvis(body), joints.get(protocol.joint_set)
 
     def predict(rows: np.ndarray) -> Truth:
-        with torch.no_grad():
-            if as_vertices:
-                vertices = torch.from_numpy(meshes.read("vertices/xyz", rows))
-            else:
-                own = ("global_orient", "body_pose", "betas", "transl")
-                out = body(*(torch.from_numpy(meshes.read(f"smpl/{name}", rows)) for name in own))
-                vertices = out.vertices
-            found = out.joints if on_tree and not as_vertices else regress(vertices)
-            pelvis = pelvis_of(vertices)[:, 0]
-        names = joints.get(protocol.joint_set)
-        bad = meshes.rows["status"][rows] != OK
+        vertices, tree = people.posed(rows)
+        found = tree if protocol.joint_set == "smpl24" and tree is not None else regress(vertices)
         xyz = found.numpy().copy()
-        xyz[bad] = np.nan
-        return Truth(xyz, names, vertices.numpy(), pelvis.numpy())
+        xyz[~people.ok[rows]] = np.nan
+        return Truth(xyz, names, vertices.numpy(), pelvis_of(vertices)[:, 0].numpy())
 
     return predict, Points2D(body), regress.about
 
@@ -292,8 +304,9 @@ def _vertex_error(pred: Truth, truth: Truth, protocol: Protocol) -> np.ndarray:
 
     # float32: the errors are fractions of a millimetre at least, and meshes are what costs
     shift = (root(pred) - root(truth)).astype(np.float32)
-    gap = pred.vertices - truth.vertices - shift[:, None]
-    return metrics.MM * np.sqrt(np.einsum("nvc,nvc->nv", gap, gap)).mean(1, dtype=np.float64)
+    gap = (pred.vertices - truth.vertices).transpose(0, 2, 1)
+    gap -= shift[..., None]
+    return metrics.MM * np.sqrt(np.square(gap, out=gap).sum(1)).astype(np.float64).mean(1)
 
 
 def neighbours(detections: Any) -> tuple[np.ndarray, np.ndarray]:

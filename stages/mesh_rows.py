@@ -1,4 +1,4 @@
-"""The bodies of a meshes artefact, row by row: what `hmr view` and `hmr export` share."""
+"""The bodies of a meshes artefact, row by row: what `hmr view`, `hmr export` and `hmr eval` share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from stages.artefact import Artefact
 from stages.errors import ArtefactError, AssetError
 from stages.human.body import Body, load_body
-from stages.human.rotations import axis_angle_to_matrix
 from stages.kinds import OK
 
 SMPL = ("global_orient", "body_pose", "betas", "transl")
@@ -47,22 +46,32 @@ class MeshRows:
 
     def smpl(self, rows: np.ndarray) -> dict[str, Tensor]:
         """global_orient (n, 3), body_pose (n, 23, 3), betas (n, 10), transl (n, 3); NaN for failed rows."""
-        return {name: torch.from_numpy(value[rows]).to(self.device) for name, value in self._smpl.items()}
+        at = torch.from_numpy(np.asarray(rows, np.int64))
+        return {name: value[at].to(self.device) for name, value in self._smpl.items()}
 
     @functools.cached_property
-    def _smpl(self) -> dict[str, np.ndarray]:
-        """All rows at once: 340 bytes each, and single rows are slow to read."""
-        return {name: self.table.read(f"smpl/{name}") for name in SMPL}
+    def _smpl(self) -> dict[str, Tensor]:
+        """All rows at once: 340 bytes each, and single rows are slow to read. Tensors, because torch aligns what it
+        copies from them, and products of small matrices differ in the last bit with the alignment."""
+        return {name: torch.from_numpy(self.table.read(f"smpl/{name}")) for name in SMPL}
 
-    @torch.no_grad()
     def vertices(self, rows: np.ndarray) -> Tensor:
         """(n, V, 3) camera frame, metres: the network's own where it gave them, else from the body; NaN if failed."""
+        return self.posed(rows)[0].contiguous()
+
+    @torch.no_grad()
+    def posed(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """The vertices, perhaps as a view of `Body.planes`, and the joints of the kinematic tree (n, 24, 3), None where
+        the network gave vertices."""
         rows = np.asarray(rows, np.int64)
         if self.has_vertices:
-            return torch.from_numpy(self.table.read("vertices/xyz", rows)).to(self.device)
+            return torch.from_numpy(self.table.read("vertices/xyz", rows)).to(self.device), None
         if not len(rows):
-            return torch.zeros(0, len(self.body.v_template), 3, device=self.device)
-        return self.body(**self.smpl(rows)).vertices
+            return torch.zeros(0, len(self.body.v_template), 3, device=self.device), None
+        given = self.smpl(rows)
+        rotmat = self.body.rotmat(given["global_orient"], given["body_pose"])
+        planes, joints = self.body.planes(rotmat, given["betas"], given["transl"])
+        return planes.transpose(1, 2), joints
 
     @torch.no_grad()
     def joints(self, rows: np.ndarray, joint_set: str) -> Tensor | None:
@@ -71,8 +80,8 @@ class MeshRows:
             if self.has_vertices:
                 return self.body.regress(self.vertices(rows), joint_set)
             given = self.smpl(rows)
-            pose = torch.cat([given["global_orient"][:, None], given["body_pose"]], 1)
-            return self.body.joints(axis_angle_to_matrix(pose), given["betas"], given["transl"], joint_set)
+            rotmat = self.body.rotmat(given["global_orient"], given["body_pose"])
+            return self.body.joints(rotmat, given["betas"], given["transl"], joint_set)
         except AssetError:
             return None
 

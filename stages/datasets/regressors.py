@@ -72,9 +72,8 @@ class Regressor:
 
     def __call__(self, vertices: Tensor) -> Tensor:
         which, matrix = self._needed
-        if len(which) > 0.3 * self.matrix.shape[1]:
-            return self.matrix.to(vertices.dtype) @ vertices
-        return matrix.to(vertices.dtype) @ vertices[:, which]
+        planes = vertices.transpose(1, 2)  # as Body.planes gives them: one product for all, instead of one per mesh
+        return torch.nn.functional.linear(planes.index_select(2, which), matrix.to(vertices.dtype)).transpose(1, 2)
 
 
 def find(body: Body, joint_set: str, data: Path | None = None) -> Regressor:
@@ -107,8 +106,9 @@ def own(body: Body, joint_set: str) -> Regressor:
 
 @functools.lru_cache(maxsize=16)
 def pelvis(body: Body) -> Regressor:
-    """Joint 0 of SMPL's regressor: vertices (n, V, 3) -> (n, 1, 3)."""
-    return Regressor(body.J_regressor[:1], "")
+    """SMPL's regressor, vertices (n, V, 3) -> (n, 24, 3), for its first joint: a product with one row of a matrix is a
+    sum in an order that depends on n."""
+    return Regressor(body.J_regressor, "")
 
 
 def _cache() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +40,25 @@ class SynthData:
 
     def truth(self, rows: np.ndarray, protocol: Protocol) -> Truth:
         """Posed with the exact parameters; a joint is visible if its nearest COCO keypoint is (Dataset.truth)."""
-        read = {n: self.detections.read(f"extra/{n}", rows) for n in ("global_orient", "body_pose", "betas", "transl")}
+        at = torch.from_numpy(rows)
+        pose = [self._truth[name][at] for name in ("global_orient", "body_pose", "betas", "transl")]
         with torch.no_grad():
-            out = self.body(*(torch.from_numpy(value) for value in read.values()))
-            on_tree = protocol.joint_set == "smpl24"
-            regress = regressors.own(self.body, protocol.joint_set)
-            found = (out.joints if on_tree else regress(out.vertices)).numpy()
-            pelvis = regressors.pelvis(self.body)(out.vertices)[:, 0].numpy()
+            planes, tree = self.body.planes(self.body.rotmat(*pose[:2]), *pose[2:])
+            vertices = planes.transpose(1, 2)
+            own = regressors.own(self.body, protocol.joint_set)
+            found = tree if protocol.joint_set == "smpl24" else own(vertices)
+            pelvis = regressors.pelvis(self.body)(vertices)[:, 0]
         names = joints.get(protocol.joint_set)
-        seen = self.detections.read("extra/seen", rows).astype(bool)
-        labelled = np.concatenate([self.detections.read("extra/keypoints", rows), seen[..., None]], -1)
+        seen = self._truth["seen"][at].numpy().astype(bool)
+        labelled = np.concatenate([self._truth["keypoints"][at].numpy(), seen[..., None]], -1)
         visible = _visible(seen, names)
-        return Truth(found, names, out.vertices.numpy(), pelvis, visible, labelled, joints.get("coco17"))
+        return Truth(found.numpy(), names, vertices.numpy(), pelvis.numpy(), visible, labelled, joints.get("coco17"))
+
+    @functools.cached_property
+    def _truth(self) -> dict[str, torch.Tensor]:
+        """All rows at once: half a kilobyte each, and single rows are slow to read. Tensors as in MeshRows."""
+        names = ("global_orient", "body_pose", "betas", "transl", "seen", "keypoints")
+        return {name: torch.from_numpy(self.detections.read(f"extra/{name}")) for name in names}
 
 
 def _visible(seen: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

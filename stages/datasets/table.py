@@ -60,7 +60,8 @@ class TableData:
     """A licensed data set, read (stages.datasets.truth.Dataset)."""
 
     def __init__(self, table: Table, data: Path) -> None:
-        self.table, self.data = table, data
+        self.table = table
+        self.data: Path | None = data
         self.name, self.protocol = table.name, table.protocol
         self.topology = "smpl" if table.smpl is not None else ""
         self.detections = _detections(table)
@@ -91,19 +92,23 @@ class TableData:
         import torch
 
         from stages.datasets import regressors
+        from stages.human.body import STEADY
 
         assert self.table.smpl is not None
         names, n = joints.get(protocol.joint_set), len(rows)
         pose, betas = (self.table.smpl[k][rows].astype(np.float32) for k in ("pose", "betas"))
         gender = self._genders(protocol)[rows]
-        xyz, vertices = np.empty((n, len(names), 3), np.float32), np.empty((n, 6890, 3), np.float32)
+        xyz, planes = np.empty((n, len(names), 3), np.float32), np.empty((n, 3, 6890), np.float32)
         for each in np.unique(gender):
-            mine, body = gender == each, _body(str(each))
+            mine, body = np.flatnonzero(gender == each), _body(str(each))
+            filled = np.resize(mine, -(-len(mine) // STEADY) * STEADY)
+            orient, turns, shape = (torch.tensor(x[filled]) for x in (pose[:, :3], pose[:, 3:], betas))
             with torch.no_grad():
-                out = body(*(torch.from_numpy(x[mine]) for x in (pose[:, :3], pose[:, 3:], betas)))
+                found, tree = body.planes(body.rotmat(orient, turns), shape)
                 regress = regressors.find(body, protocol.joint_set, self.data)
-                xyz[mine] = (out.joints if protocol.joint_set == "smpl24" else regress(out.vertices)).numpy()
-            vertices[mine] = out.vertices.numpy()
+                points = tree if protocol.joint_set == "smpl24" else regress(found.transpose(1, 2))
+            xyz[mine], planes[mine] = points[: len(mine)].numpy(), found[: len(mine)].numpy()
+        vertices = planes.transpose(0, 2, 1)
         # The neutral regressor on every mesh, as in the programs of 3DCrowdNet, JOTR and DPMesh.
         pelvis = regressors.pelvis(_body("neutral"))(torch.from_numpy(vertices))[:, 0]
         return Truth(xyz, names, vertices, pelvis.numpy())

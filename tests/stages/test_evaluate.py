@@ -61,14 +61,18 @@ def test_a_wrong_shape_has_vertex_error_and_a_taller_body_no_pa_error_to_speak_o
     assert summary["acceleration"] < 2
 
 
-def test_batches_and_shards_change_no_digit(data: SynthData, tmp_path: Path) -> None:
-    estimate = meshes(data, change="body_pose", by=0.05)
-    whole = run(estimate, data, tmp_path / "a.scores.h5", Params(), Run())
-    one = run(estimate, data, None, Params(), Run(batch_size=1))
-    with open_artefact(whole) as a:
-        assert a.attrs["summary"] == pytest.approx(one.attrs["summary"], rel=1e-4)
-        for name in a.columns():
-            np.testing.assert_allclose(a.read(name), one.read(name), rtol=1e-4, atol=1e-3)
+def test_batches_and_threads_change_no_digit(data: SynthData, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimate, threads = meshes(data, change="body_pose", by=0.05), torch.get_num_threads()
+    whole = run(estimate, data, None, Params(), Run())
+    for batch, chunk, count in ((1, 128, 1), (3, 1, 3), (8, 4, 2)):
+        monkeypatch.setattr("stages.evaluate.CHUNK", chunk)
+        torch.set_num_threads(count)
+        again = run(estimate, data, None, Params(), Run(batch_size=batch))
+        assert torch.get_num_threads() == count
+        assert whole.attrs["summary"] == again.attrs["summary"]
+        for name in whole.columns():
+            np.testing.assert_array_equal(whole.read(name), again.read(name))
+    torch.set_num_threads(threads)
 
 
 def test_shards_give_the_same_to_the_last_digit(

@@ -122,6 +122,14 @@ def test_fewer_betas_and_nobody(body):
     assert body.joints(rotmat(orient, pose)[:0], betas[:0], None, "coco17").shape == (0, 17, 3)
 
 
+def test_planes_are_the_mesh_turned_round(body, foreign):
+    orient, pose, betas, transl = people(9)
+    for one in (body, foreign):
+        whole = one(orient, pose, betas, transl)
+        planes, joints_found = one.planes(one.rotmat(orient, pose), betas, transl)
+        assert torch.equal(planes.transpose(1, 2), whole.vertices) and torch.equal(joints_found, whole.joints)
+
+
 def test_batch_size_does_not_change_values(body):
     orient, pose, betas, transl = people(7)
     whole = body(orient, pose, betas, transl).vertices
