@@ -25,6 +25,7 @@ CODES = 2048
 WIDTH = 512
 CELLS = 8  # the feature map's side
 PIXELS = 32  # crop pixels a cell
+CONFIDENCE = 10.0  # the score of a token that comes from given keypoints (PostoMETRO, table 6)
 
 
 @dataclasses.dataclass
@@ -65,6 +66,14 @@ class PCT(nn.Module):
             mirrored = self.keypoint_head.tokenizer.decode(self(images.flip(-1)).soft)
             xy = (xy + unmirror(mirrored, images.shape[-1])) / 2
         return xy, found.peak.mean(dim=1)
+
+    def given(self, keypoints: Tensor, images: Tensor) -> PoseTokens:
+        """The tokens of given keypoints (n, 17, 3) of 256-pixel crops: x, y, 1 = given. The score is constant."""
+        tokenizer = self.keypoint_head.tokenizer
+        features = self.backbone(images) if tokenizer.guide else None
+        soft = tokenizer.codebook[tokenizer.quantise(tokenizer.encode(keypoints, features))]
+        scores = torch.full_like(soft[..., :1], CONFIDENCE)
+        return PoseTokens(soft, scores, torch.ones_like(scores[..., 0]))
 
 
 # COCO's 17 keypoints with left and right exchanged.

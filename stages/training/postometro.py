@@ -40,7 +40,7 @@ from stages.params import param
 from stages.progress import SILENT
 from stages.training import postometro_losses as losses
 from stages.training.postometro_data import Examples, Keypoints
-from stages.training.postometro_steps import CONFIDENCE, Trainer, frozen
+from stages.training.postometro_steps import Trainer, frozen
 
 SAVE_SECONDS = 120
 WAVELENGTH = 2.0  # metres
@@ -108,6 +108,7 @@ def run(
     train(trainer, state, report)
     card = {
         "body": body.name,
+        "tokens": params.tokens if params.part == "mesh" else "",
         "recipe": f"{params.part} {params.recipe} {params.tokens} {params.steps} x {params.batch}",
         "loss": f"{np.mean(trainer.losses[:50]):.4g} to {np.mean(trainer.losses[-50:]):.4g}",
         "licence": f"as its data and initial weights; body {body.licence}",
@@ -209,7 +210,7 @@ def begin(network: FastMetro, body: Body, levels: MeshLevels) -> FastMetro:
         for layer in stage.decoder.layers:
             layer.multihead_attn.out_proj.weight.mul_(FAINT)
     if isinstance(network, PostoMetro):
-        made.token_mixer.ff[0].weight[:, -1].div_(CONFIDENCE)
+        made.token_mixer.ff[0].weight[:, -1].div_(pct.CONFIDENCE)
     cells = len(made.position_1)
     image = torch.zeros(1, cells, network.widths[0])
     pose = torch.zeros(1, pct.TOKENS, network.widths[0]) if isinstance(network, PostoMetro) else None

@@ -16,13 +16,12 @@ from torch.nn import functional as F
 
 from stages.errors import ArtefactError
 from stages.human import metrics
-from stages.models.pct import CODES, PCT, PoseTokens, Tokenizer
+from stages.models.pct import CODES, PCT, Tokenizer
 from stages.models.postometro.network import Mesh, PostoMetro
 from stages.params import to_json
 from stages.training import postometro_losses as losses
 from stages.training.postometro_data import Batch, Examples, Keypoints
 
-CONFIDENCE = 10.0  # the score of a token that comes from given keypoints (PostoMETRO, table 6)
 DROPPED = 0.2  # visible joints that the tokenizer is not shown
 COMMITMENT, DECAY, BETA = 15.0, 0.9, 0.05
 UNQUANTISED = 0.4  # share of the steps in which tokens pass as they are, so that the codes begin on sensible ones
@@ -138,11 +137,17 @@ def trained(name: str, params: Any) -> bool:
 
 def frozen(names: Iterable[str], params: Any) -> list[str]:
     """Those of a network's tensors that training uses as they are: they must come from a checkpoint."""
+    names = list(names)
     if params.part == "tokenizer" or (params.part == "mesh" and params.tokens == "none"):
         return []
-    if params.part == "mesh":
-        return [n for n in names if n.startswith("pct.") and (params.tokens == "pct" or ".tokenizer." in n)]
-    return [n for n in names if ".tokenizer." in n or (n.startswith("backbone.") and not params.thaw)]
+    guided = any(name.endswith("tokenizer.start_img_embed.weight") for name in names)
+    tokenizer = [name for name in names if ".tokenizer." in name]
+    backbone = [name for name in names if name.removeprefix("pct.").startswith("backbone.patch_embed.")]
+    if params.part == "classifier":
+        return tokenizer + ([] if params.thaw else backbone)
+    if params.tokens == "keypoints":
+        return tokenizer + (backbone if guided else [])
+    return [name for name in names if name.startswith("pct.")]
 
 
 # ---- the tokenizer
@@ -245,22 +250,13 @@ def classifier_scores(network: PCT, examples: Examples, batch: int = 16) -> tupl
 # ---- the mesh network
 
 
-def pose_tokens(tokenizer: Tokenizer, keypoints: Tensor) -> PoseTokens:
-    """Tokens of given keypoints (n, 17, 3) in 256-pixel crop pixels; constant confidence."""
-    with torch.no_grad():
-        soft = tokenizer.codebook[tokenizer.quantise(tokenizer.encode(keypoints))]
-    scores = torch.full_like(soft[..., :1], CONFIDENCE)
-    return PoseTokens(soft, scores, torch.ones_like(scores[..., 0]))
-
-
 def predict(network: nn.Module, batch: Batch, tokens: str) -> Mesh:
     """The mesh of a batch with the pose tokens that `tokens` names."""
     if not isinstance(network, PostoMetro):
         return network(batch.images)
-    if tokens == "keypoints":
-        return network(batch.images, pose_tokens(network.pct.keypoint_head.tokenizer, batch.keypoints))
     with torch.no_grad():
-        pose = network.pct(batch.images)
+        given = tokens == "keypoints"
+        pose = network.pct.given(batch.keypoints, batch.images) if given else network.pct(batch.images)
     return network(batch.images, pose)
 
 

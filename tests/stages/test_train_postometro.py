@@ -201,6 +201,25 @@ def test_a_trained_network_recovers_with_given_tokens(examples: Examples, networ
     assert (recoverer(people)["vertices/xyz"] - first["vertices/xyz"]).abs().max() > 1e-4
 
 
+def test_a_network_of_keypoint_tokens_takes_them_from_the_detections(
+    examples: Examples, network: PostoMetro, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = examples.people(np.arange(3))
+    box, _ = rows.metro_boxes(people.box, 256)
+    learned = examples.batch(range(3)).keypoints
+    given = rows.crop_keypoints(people, box)
+    assert torch.equal(given[..., 2], learned[..., 2])
+    assert (given - learned)[..., :2].norm(dim=-1).mean() < 4  # the crop of training is not cut at whole pixels
+    made = copy.deepcopy(network).prepare()
+    made.side = 64
+    recoverer = PostoMetroRecoverer(made, examples.body, "tiny", "test")
+    recoverer.from_keypoints = True
+    monkeypatch.setattr(PCT, "forward", lambda *_: pytest.fail("no picture is asked for tokens"))
+    first = recoverer(people)["vertices/xyz"]
+    people.keypoints[:, 5:11, 0] += 40
+    assert (recoverer(people)["vertices/xyz"] - first).abs().max() > 1e-4
+
+
 def test_a_new_network_begins_as_the_body_at_rest(examples: Examples) -> None:
     network = begin(FastMetro(Small(), 1, COUNTS, widths=(64, 32)), examples.body, examples.levels)
     fine, intermediate, coarse = examples.batch(range(N)).meshes

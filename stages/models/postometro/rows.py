@@ -14,7 +14,7 @@ from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS, VERTEX_COLUMN, Column
 from stages.errors import AssetError
 from stages.human import cameras, crops, mesh_levels
 from stages.human.fit_smpl import fit_smpl
-from stages.human.joints import SETS
+from stages.human.joints import SETS, convert
 from stages.models import People, pct
 from stages.models.pct import PCT, TOKENS, WIDTH, PoseTokens
 from stages.models.postometro import loading
@@ -88,7 +88,7 @@ class _MeshRecoverer:
     def __call__(self, people: People) -> dict[str, Any]:
         box, errors = metro_boxes(people.box, self.network.side)
         images = normalised(people, box, self.network.side).to(self.device)
-        mesh, sure = self.predict(images, people)
+        mesh, sure = self.predict(images, people, box)
         K = torch.from_numpy(np.asarray(people.K, np.float32)).to(self.device)
         transl = place(mesh, torch.from_numpy(box).float().to(self.device), K)
         vertices = mesh.fine + transl[:, None]
@@ -105,8 +105,8 @@ class _MeshRecoverer:
             "error": errors,
         }
 
-    def predict(self, images: Tensor, people: People) -> tuple[Mesh, Tensor]:
-        """The mesh of crops (n, 3, side, side) and how sure the network is (n,)."""
+    def predict(self, images: Tensor, people: People, box: np.ndarray) -> tuple[Mesh, Tensor]:
+        """The mesh of crops (n, 3, side, side) of integer boxes (n, 4), and how sure the network is (n,)."""
         return self.network(images), images.new_ones(len(images))
 
 
@@ -121,16 +121,29 @@ class PostoMetroRecoverer(_MeshRecoverer):
     """PostoMETRO, S, M or L, with ResNet-50 or HRNet-W48 and PCT of any size.
 
     Pose tokens are four fifths of the work and depend on the crop alone: given as columns (`hmr features --model
-    pct`), they are used instead of being computed.
+    pct`), they are used instead of being computed. A network that was trained with the tokens of given keypoints
+    (`hmr train postometro --tokens keypoints`) takes them from the detections.
     """
 
     name = "postometro"
     pose_tokens = True
     uses = (SOFT, SCORES)
 
-    def predict(self, images: Tensor, people: People) -> tuple[Mesh, Tensor]:
+    from_keypoints = False
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> _MeshRecoverer:
+        made = super().load(checkpoint, device=device, body=body)
+        if checkpoint is not None and checkpoint.metadata.get("tokens") == "keypoints":
+            made.from_keypoints, made.name = True, f"{made.name}, tokens of given keypoints"  # type: ignore[attr-defined]
+        return made
+
+    def predict(self, images: Tensor, people: People, box: np.ndarray) -> tuple[Mesh, Tensor]:
         assert isinstance(self.network, PostoMetro)
-        pose = given_tokens(people, self.device) or self.network.pct(images)
+        pose = given_tokens(people, self.device)
+        if pose is None and self.from_keypoints:
+            pose = self.network.pct.given(crop_keypoints(people, box).to(self.device), images)
+        pose = pose or self.network.pct(images)
         return self.network(images, pose), pose.peak.mean(1)
 
 
@@ -219,6 +232,14 @@ def normalised(people: People, box: np.ndarray, side: int) -> Tensor:
     """Crops (n, 3, side, side) of the integer boxes, normalised as ImageNet's."""
     patches = crops.cut_and_resize(people.images, people.frame, box, side)
     return torch.from_numpy((patches - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
+
+
+def crop_keypoints(people: People, box: np.ndarray) -> Tensor:
+    """COCO keypoints (n, 17, 3) in pixels of the 256-pixel crops of integer boxes (n, 4): x, y, 1 = given."""
+    keypoints = convert(people.keypoints, people.joints, "coco17")
+    given = (keypoints[..., 2:] > 0) & np.isfinite(keypoints).all(-1, keepdims=True)
+    xy = crops.apply(crops.resize_affine(box, PostoMetro.side), np.where(given, keypoints[..., :2], 0))
+    return torch.from_numpy(np.concatenate([np.where(given, xy, 0), given], -1)).float()
 
 
 def place(mesh: Mesh, box: Tensor, K: Tensor) -> Tensor:
