@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hmr_cli.options import stage_command
+from stages.training.dpmesh import Params as DPMeshParams
 from stages.training.embedded import Params as EmbeddedParams
 from stages.training.postometro import Params as PostoMetroParams
 from stages.training.prior import Params as PriorParams
@@ -30,6 +31,8 @@ def train() -> None:
         hmr train prior --poses mocap_smpl24.npz -o prior.safetensors
 
         hmr train postometro --data oc.detections.h5 -o mesh.safetensors
+
+        hmr train dpmesh --data oc.detections.h5 --init dpmesh.safetensors -o mine.safetensors
     """
 
 
@@ -67,7 +70,13 @@ def prior(*, poses: Poses, out: Path, params: PriorParams, report: Any) -> Any:
 @stage_command(app, PostoMetroParams, name="postometro")
 def postometro(
     *,
-    data: Annotated[Path, typer.Option(help="Detections with true bodies, as hmr synth writes.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Detections with true bodies, as hmr synth --poses writes; tokenizer: a motion file too.",
+            show_default=False,
+        ),
+    ],
     out: Path,
     params: PostoMetroParams,
     init: Annotated[list[Path] | None, typer.Option(help="Checkpoints to begin from: FastMETRO, PCT, our own.")] = None,
@@ -77,9 +86,15 @@ def postometro(
 ) -> Any:
     """PostoMETRO, FastMETRO (--tokens none) and PCT: tokenizer, classifier, then the mesh network.
 
+    The state is kept beside the target; the same command resumes.
+
     Examples:
 
-        hmr train postometro --part tokenizer --data oc.detections.h5 -o tokens.safetensors
+        hmr train postometro --part tokenizer --data mocap.npz --rate 1e-3 --steps 4000 -o tokens.safetensors
+
+        hmr synth synth-oc --poses mocap.npz --pictures 3200 -o oc.detections.h5
+
+        hmr train postometro --data oc.detections.h5 --tokens keypoints --init tokens.safetensors -o mesh.safetensors
 
         hmr train postometro --data oc.detections.h5 --init fastmetro.bin --init pct.pth -o mesh.safetensors
     """
@@ -87,3 +102,36 @@ def postometro(
     from stages.training import postometro as training
 
     return training.run(data, out, params, resolve_device(device), report, init=init or (), root=root)
+
+
+@stage_command(app, DPMeshParams, name="dpmesh")
+def dpmesh(
+    *,
+    data: Annotated[Path, typer.Option(help="Detections with bodies, from hmr synth --poses.", show_default=False)],
+    out: Path,
+    params: DPMeshParams,
+    init: Annotated[Path | None, typer.Option(help="A DPMesh checkpoint to begin with.")] = None,
+    sd: Annotated[Path | None, typer.Option(help="Or Stable Diffusion 1.5: a diffusers folder or a file.")] = None,
+    controlnet: Annotated[Path | None, typer.Option(help="With --sd: a ControlNet folder or file.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="What sees clean keypoints; else the beginning.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the pictures are.")] = None,
+    device: Device = "cpu",
+    report: Any,
+) -> Any:
+    """DPMesh on noisy keypoints, beside a frozen teacher on clean ones; LoRA stays apart in what is written.
+
+    The state is kept beside the target; the same command resumes.
+
+    Examples:
+
+        hmr train dpmesh --data oc.detections.h5 --init 3dpw-pc_best_ckpt.pth.tar --device cuda -o mine.safetensors
+
+        hmr train dpmesh --data oc.detections.h5 --sd stable-diffusion-v1-5/ --nkr 0 -o first.safetensors
+    """
+    from stages.device import resolve_device
+    from stages.training import dpmesh as training
+
+    return training.run(
+        data, out, params, resolve_device(device), report,
+        init=init, sd=sd, controlnet=controlnet, teacher=teacher, root=root,
+    )  # fmt: skip

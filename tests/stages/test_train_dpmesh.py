@@ -1,0 +1,200 @@
+"""Training of DPMesh: targets follow the crop, what is frozen stays, losses fall, a stopped training is the same one,
+and what is written is a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from stages.artefact import Artefact, memory
+from stages.checkpoints import read_checkpoint, write_checkpoint
+from stages.errors import ArtefactError, UsageError
+from stages.human.body import load_body
+from stages.human.cameras import project
+from stages.human.joints import SETS
+from stages.human.rotations import axis_angle_to_matrix
+from stages.models.dpmesh import DPMeshRecoverer
+from stages.models.dpmesh.network import Config, DPMesh
+from stages.models.dpmesh.weights import add_lora, own_names
+from stages.training import dpmesh as training
+from stages.training.dpmesh import Params, Trainer, begin
+from stages.training.dpmesh_data import Change, Examples
+from tests.tables import COCO
+
+N, K = 4, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
+WRIST = SETS["dpmesh30"].index("left_wrist")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("people")
+
+
+@pytest.fixture(scope="module")
+def table(folder: Path) -> Artefact:
+    """Two pictures of noise with two people each and a bright dot on each left wrist."""
+    body, generator = load_body(), torch.Generator().manual_seed(5)
+    orient = torch.tensor([[np.pi, 0, 0]] * N, dtype=torch.float32) + 0.2 * torch.randn(N, 3, generator=generator)
+    pose = 0.2 * torch.randn(N, 23, 3, generator=generator)
+    betas = torch.randn(N, 10, generator=generator)
+    transl = torch.tensor([[-0.6, 0.2, 7.0], [0.6, 0.2, 7.0]]).repeat(N // 2, 1)
+    xy = project(
+        body.regress(body(orient, pose, betas, transl).vertices, "coco17"), torch.from_numpy(K).float()
+    ).numpy()
+    rng, frame = np.random.default_rng(0), np.arange(N) // 2
+    for k in range(N // 2):
+        image = rng.integers(0, 60, (240, 320, 3), np.uint8)
+        for row in np.flatnonzero(frame == k):
+            cv2.circle(image, tuple(round(float(v)) for v in xy[row, 9]), 2, (255, 255, 255), -1)
+        cv2.imwrite(str(folder / f"{k}.png"), image)
+    truth = {"global_orient": orient, "body_pose": pose, "betas": betas, "transl": transl}
+    return memory(
+        "detections",
+        frames={"name": [f"{k}.png" for k in range(N // 2)], "size": [[320, 240]] * 2, "K": [K] * 2},
+        rows={"frame": frame, "box": np.concatenate([xy.min(1) - 5, xy.max(1) + 5], 1)},
+        columns={
+            "keypoints/xy": xy,
+            "keypoints/score": np.ones((N, 17)),
+            **{f"extra/{name}": value.numpy() for name, value in truth.items()},
+        },
+        group_attrs={"keypoints": COCO},
+    )
+
+
+@pytest.fixture(scope="module")
+def examples(table: Artefact, folder: Path) -> Examples:
+    return Examples(table, load_body(), folder)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_truth_follows_the_crop(examples: Examples, seed: int) -> None:
+    """Scaled, turned, mirrored: the dot, the clean keypoint and the body's joint are in one place, and the changed
+    body's joints, seen from the front, are where they are in the crop."""
+    batch = examples.batch(range(N), np.random.default_rng(seed))
+    places = batch.target["orig_joint_img"]
+    right = SETS["dpmesh30"].index("right_wrist")
+    for k in range(N):
+        joints = [places[k, j, :2] * 4 for j in (WRIST, right)]
+        clean = [batch.clean[0][k, j] * 8 for j in (WRIST, right)]
+        for a, b in zip(joints, clean, strict=True):
+            assert (a - b).norm() < 2  # of 256: COCO's wrist is not quite SMPL's
+        ys, xs = torch.nonzero(batch.images[k].min(0).values > 0.75, as_tuple=True)
+        if len(xs):  # some of the dots are outside after scaling
+            dots = torch.stack([xs, ys], 1).float()
+            assert min((dots - j).norm(dim=1).min() for j in joints) < 6
+        xy, flat = places[k, :, :2], batch.target["orig_joint_cam"][k, :, :2]
+        x, y = flat - flat.mean(0), xy - xy.mean(0)
+        scale = (x * y).sum() / (x * x).sum()
+        assert scale > 0 and float((scale * x - y).norm(dim=-1).max()) < 3.5  # of 64: perspective
+    pose = batch.target["pose_param"].reshape(N, 24, 3)
+    body = load_body()
+    made = body.regress(
+        body.forward_rotmat(axis_angle_to_matrix(pose), batch.target["shape_param"]).vertices, "dpmesh30"
+    )
+    torch.testing.assert_close(made - made[:, :1], batch.target["orig_joint_cam"], atol=2e-3, rtol=0)
+
+
+def test_noise_moves_keypoints_and_nothing_else(examples: Examples) -> None:
+    one, two = (examples.batch(range(N), np.random.default_rng(s), augment=False) for s in (0, 1))
+    torch.testing.assert_close(one.images, two.images)
+    torch.testing.assert_close(one.clean[0], two.clean[0])
+    moved = (one.noisy[0] - one.clean[0]).norm(dim=-1)[one.clean[1]]
+    assert moved.max() > 0.3 and moved.median() < 3 and (one.noisy[0] - two.noisy[0]).abs().max() > 0.3
+
+
+def test_no_change_is_the_crop_itself(examples: Examples) -> None:
+    plain = np.random.default_rng(0).normal(size=(3, 2, 3))
+    np.testing.assert_allclose(Change.none(3).affine(plain), plain, atol=1e-12)
+
+
+def test_data_without_truth_is_refused(table: Artefact) -> None:
+    bare = memory(
+        "detections", frames=table.frames, rows=table.rows,
+        columns={n: table.read(n) for n in ("keypoints/xy", "keypoints/score")}, group_attrs={"keypoints": COCO},
+    )  # fmt: skip
+    with pytest.raises(ArtefactError, match="extra/global_orient"):
+        Examples(bare, load_body())
+
+
+@pytest.mark.slow
+def test_loss_falls(examples: Examples, dpmesh_checkpoint: Path) -> None:
+    """The small manifest's network on four people: every term is finite, the sum halves."""
+    network = begin(dpmesh_checkpoint)
+    trainer = Trainer(network, copy.deepcopy(network), examples, Params(steps=10, batch=2, rate=2e-4, augment=False))
+    while trainer.step_number < 10:
+        trainer.step()
+        assert np.isfinite(list(trainer.terms.values())).all()
+    assert np.mean(trainer.losses[-3:]) < 0.7 * np.mean(trainer.losses[:3]), trainer.losses
+
+
+TINY = Config(width=32, vae_width=32)
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> Path:
+    torch.manual_seed(0)
+    network = DPMesh(TINY)
+    add_lora(network, 4)
+    return write_checkpoint(folder / "tiny.safetensors", own_names(network), {"model": "dpmesh"})
+
+
+def test_what_is_frozen_stays(examples: Examples, tiny: Path) -> None:
+    network = begin(tiny)
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    guide = copy.deepcopy(network)
+    trainer = Trainer(network, guide, examples, Params(steps=1, batch=2))
+    trainer.step()
+    assert trainer.terms["nkr"] > 0 and np.isfinite(trainer.losses).all()
+    moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
+    assert {n.split(".")[0] for n in moved} == {"unet", "controlnet", "merge", "prompt", "regressor"}
+    assert all(".lora_" in n for n in moved if n.startswith("unet."))
+    assert all(torch.equal(p, before[n]) for n, p in guide.named_parameters())
+    left = Trainer(begin(tiny), None, examples, Params(control=False), pose_head=True).learned
+    assert {n.split(".")[0] for n in left} == {"unet", "merge", "prompt", "regressor", "pose_head"}
+
+
+@pytest.mark.slow
+def test_a_stopped_training_is_the_same_training(examples: Examples, tiny: Path, tmp_path: Path) -> None:
+    params = Params(steps=4, batch=2)
+
+    def trainer() -> Trainer:
+        network = begin(tiny)
+        return Trainer(network, copy.deepcopy(network), examples, params)
+
+    whole, first, second = trainer(), trainer(), trainer()
+    for _ in range(4):
+        whole.step()
+    for _ in range(2):
+        first.step()
+    first.save(tmp_path / "state")
+    second.load(tmp_path / "state")
+    assert second.step_number == 2
+    for _ in range(2):
+        second.step()
+    np.testing.assert_allclose(second.losses, whole.losses, rtol=1e-5)
+    other = Trainer(begin(tiny), None, examples, params)
+    with pytest.raises(ArtefactError, match="other settings"):
+        other.load(tmp_path / "state")
+
+
+@pytest.mark.slow
+def test_what_is_written_is_a_checkpoint(table: Artefact, folder: Path, tiny: Path, tmp_path: Path) -> None:
+    out = training.run(table, tmp_path / "made.safetensors", Params(steps=1, batch=1), init=tiny, root=folder)
+    checkpoint = read_checkpoint(out)
+    assert sum(".lora_A." in name for name in checkpoint.names) == 144 and checkpoint.metadata["lora"] == "separate"
+    assert DPMeshRecoverer.load(checkpoint).model.config == TINY
+    assert not (tmp_path / "made.safetensors.state").exists()
+
+
+def test_what_to_begin_with_must_be_said(table: Artefact, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="what to begin with"):
+        training.run(table, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="teacher that knows nothing"):
+        training.run(table, tmp_path / "x.safetensors", sd=tmp_path)
+    with pytest.raises(UsageError, match="--steps"):
+        training.run(table, tmp_path / "x.safetensors", Params(steps=0), init=tmp_path)
