@@ -64,16 +64,16 @@ def people(n: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def tables(n: int, folder: Path) -> tuple[TableData, Artefact]:
-    """A data set of n people, two a picture, and a file of meshes for it."""
-    truth, frames = people(n, 1), -(-n // 2)
+    """A data set of n rows, a man and a woman in turns of a thousand frames, and a file of meshes for it."""
+    truth = people(n, 1)
     K = np.array([[600, 0, 320], [0, 600, 240], [0, 0, 1]], np.float32)
     table = Table(
         name="3dpw (random)",
         protocol=PROTOCOL.name,
         root=folder,
-        frames={"name": [f"{i}.jpg" for i in range(frames)], "size": np.full((frames, 2), 640), "K": [K] * frames},
-        frame=np.arange(n) // 2,
-        track=np.arange(n) % 2,
+        frames={"name": [f"{i}.jpg" for i in range(n)], "size": np.full((n, 2), 640), "K": [K] * n},
+        frame=np.arange(n),
+        track=np.arange(n) // 1000,
         box=np.tile(np.array([0, 0, 100, 200], np.float32), (n, 1)),
         keypoints=np.ones((n, 18, 3), np.float32),
         joint_set="openpose18",
@@ -81,7 +81,7 @@ def tables(n: int, folder: Path) -> tuple[TableData, Artefact]:
         smpl={
             "pose": np.concatenate([truth["global_orient"][:, None], truth["body_pose"]], 1).reshape(n, 72),
             "betas": truth["betas"],
-            "gender": np.where(np.arange(n) % 2, "female", "male"),
+            "gender": np.where(np.arange(n) // 1000 % 2, "female", "male"),
         },
     )
     data, estimate = TableData(table, folder), people(n, 2)

@@ -34,7 +34,9 @@ app = typer.Typer(cls=ScoreByDefault, no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A data set, or a *.detections.h5 made by hmr synth.", show_default=False)]
 Meshes = Annotated[Optional[Path], typer.Option(help="The *.meshes.h5 to score; without: recover now.")]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
-Refine = Annotated[bool, typer.Option("--refine", help="Refine with the embedded pose prior before scoring.")]
+Refine = Annotated[
+    bool, typer.Option("--refine", help="Refine with the embedded pose prior before scoring: views, video or frame.")
+]
 Data = Annotated[Optional[Path], typer.Option(help="The folder of a licensed data set, or its annotation file.")]
 Partial = Annotated[bool, typer.Option("--partial", help="Score a data set that is not whole; the scores say so.")]
 Plot = Annotated[Optional[Path], typer.Option(help="Draw errors by joint and by occlusion into this .svg file.")]
@@ -183,8 +185,15 @@ def recovered(dataset: Any, run: Any, *, ckpt: Path | None = None, refine: bool 
     meshes = recovery.run(dataset.detections, None, recovery.Params(), quick, ckpt=ckpt)
     if not refine:
         return meshes
-    mode = "video" if (dataset.detections.rows["track"] >= 0).any() else "frame"
-    return refinement.run(meshes, dataset.detections, None, refinement.Params(mode=mode), quick)
+    params = refinement.Params(mode=refine_mode(dataset.detections))
+    return refinement.run(meshes, dataset.detections, None, params, quick)
+
+
+def refine_mode(detections: Any) -> str:
+    """What the rows allow: views of one moment, tracks in time, or each row alone."""
+    if len(set(detections.frames["view"].tolist())) > 1:
+        return "views"
+    return "video" if (detections.rows["track"] >= 0).any() else "frame"
 
 
 @stage_command(app, name="compare")

@@ -302,11 +302,15 @@ def _vertex_error(pred: Truth, truth: Truth, protocol: Protocol) -> np.ndarray:
         wanted = ("left_hip", "right_hip") if protocol.vertex_root == "hips" else ("pelvis",)
         return side.joints[:, [side.names.index(name) for name in wanted]].mean(1)
 
-    # float32: the errors are fractions of a millimetre at least, and meshes are what costs
-    shift = (root(pred) - root(truth)).astype(np.float32)
-    gap = (pred.vertices - truth.vertices).transpose(0, 2, 1)
-    gap -= shift[..., None]
-    return metrics.MM * np.sqrt(np.square(gap, out=gap).sum(1)).astype(np.float64).mean(1)
+    # float32: the errors are fractions of a millimetre at least, and meshes are what costs; some vertices at a time, in
+    # the order of Body.posed
+    shift = (root(pred) - root(truth)).astype(np.float32).T
+    total = np.zeros(len(pred.joints))
+    for part in (slice(i, i + 256) for i in range(0, pred.vertices.shape[1], 256)):
+        gap = (pred.vertices[:, part] - truth.vertices[:, part]).transpose(1, 2, 0)
+        gap -= shift
+        total += np.sqrt(np.square(gap, out=gap).sum(1)).sum(0, dtype=np.float64)
+    return metrics.MM * total / pred.vertices.shape[1]
 
 
 def neighbours(detections: Any) -> tuple[np.ndarray, np.ndarray]:

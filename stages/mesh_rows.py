@@ -61,8 +61,8 @@ class MeshRows:
 
     @torch.no_grad()
     def posed(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """The vertices, perhaps as a view of `Body.planes`, and the joints of the kinematic tree (n, 24, 3), None where
-        the network gave vertices."""
+        """The vertices, perhaps as the view that `Body.posed` gives, and the joints of the kinematic tree (n, 24, 3),
+        None where the network gave vertices."""
         rows = np.asarray(rows, np.int64)
         if self.has_vertices:
             return torch.from_numpy(self.table.read("vertices/xyz", rows)).to(self.device), None
@@ -70,8 +70,7 @@ class MeshRows:
             return torch.zeros(0, len(self.body.v_template), 3, device=self.device), None
         given = self.smpl(rows)
         rotmat = self.body.rotmat(given["global_orient"], given["body_pose"])
-        planes, joints = self.body.planes(rotmat, given["betas"], given["transl"])
-        return planes.transpose(1, 2), joints
+        return self.body.posed(rotmat, given["betas"], given["transl"])
 
     @torch.no_grad()
     def joints(self, rows: np.ndarray, joint_set: str) -> Tensor | None:

@@ -72,8 +72,8 @@ class Regressor:
 
     def __call__(self, vertices: Tensor) -> Tensor:
         which, matrix = self._needed
-        planes = vertices.transpose(1, 2)  # as Body.planes gives them: one product for all, instead of one per mesh
-        return torch.nn.functional.linear(planes.index_select(2, which), matrix.to(vertices.dtype)).transpose(1, 2)
+        needed = vertices.permute(1, 2, 0)[which]  # in the order of Body.posed: one product for all meshes
+        return (matrix.to(vertices.dtype) @ needed.flatten(1)).unflatten(1, needed.shape[1:]).permute(2, 0, 1)
 
 
 def find(body: Body, joint_set: str, data: Path | None = None) -> Regressor:

@@ -43,8 +43,7 @@ class SynthData:
         at = torch.from_numpy(rows)
         pose = [self._truth[name][at] for name in ("global_orient", "body_pose", "betas", "transl")]
         with torch.no_grad():
-            planes, tree = self.body.planes(self.body.rotmat(*pose[:2]), *pose[2:])
-            vertices = planes.transpose(1, 2)
+            vertices, tree = self.body.posed(self.body.rotmat(*pose[:2]), *pose[2:])
             own = regressors.own(self.body, protocol.joint_set)
             found = tree if protocol.joint_set == "smpl24" else own(vertices)
             pelvis = regressors.pelvis(self.body)(vertices)[:, 0]

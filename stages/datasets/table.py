@@ -98,17 +98,16 @@ class TableData:
         names, n = joints.get(protocol.joint_set), len(rows)
         pose, betas = (self.table.smpl[k][rows].astype(np.float32) for k in ("pose", "betas"))
         gender = self._genders(protocol)[rows]
-        xyz, planes = np.empty((n, len(names), 3), np.float32), np.empty((n, 3, 6890), np.float32)
+        xyz, vertices = np.empty((n, len(names), 3), np.float32), np.empty((6890, 3, n), np.float32).transpose(2, 0, 1)
         for each in np.unique(gender):
             mine, body = np.flatnonzero(gender == each), _body(str(each))
             filled = np.resize(mine, -(-len(mine) // STEADY) * STEADY)
             orient, turns, shape = (torch.tensor(x[filled]) for x in (pose[:, :3], pose[:, 3:], betas))
             with torch.no_grad():
-                found, tree = body.planes(body.rotmat(orient, turns), shape)
+                found, tree = body.posed(body.rotmat(orient, turns), shape)
                 regress = regressors.find(body, protocol.joint_set, self.data)
-                points = tree if protocol.joint_set == "smpl24" else regress(found.transpose(1, 2))
-            xyz[mine], planes[mine] = points[: len(mine)].numpy(), found[: len(mine)].numpy()
-        vertices = planes.transpose(0, 2, 1)
+                points = tree if protocol.joint_set == "smpl24" else regress(found)
+            xyz[mine], vertices[mine] = points[: len(mine)].numpy(), found[: len(mine)].numpy()
         # The neutral regressor on every mesh, as in the programs of 3DCrowdNet, JOTR and DPMesh.
         pelvis = regressors.pelvis(_body("neutral"))(torch.from_numpy(vertices))[:, 0]
         return Truth(xyz, names, vertices, pelvis.numpy())

@@ -122,12 +122,14 @@ def test_fewer_betas_and_nobody(body):
     assert body.joints(rotmat(orient, pose)[:0], betas[:0], None, "coco17").shape == (0, 17, 3)
 
 
-def test_planes_are_the_mesh_turned_round(body, foreign):
+def test_a_view_of_the_same_mesh(body, foreign):
     orient, pose, betas, transl = people(9)
     for one in (body, foreign):
-        whole = one(orient, pose, betas, transl)
-        planes, joints_found = one.planes(one.rotmat(orient, pose), betas, transl)
-        assert torch.equal(planes.transpose(1, 2), whole.vertices) and torch.equal(joints_found, whole.joints)
+        whole, view = one(orient, pose, betas, transl), one.posed(one.rotmat(orient, pose), betas, transl)
+        assert torch.equal(view.vertices, whole.vertices) and torch.equal(view.joints, whole.joints)
+        assert view.vertices.permute(1, 2, 0).is_contiguous() and whole.vertices.is_contiguous()
+        with torch.no_grad():
+            assert torch.equal(one(orient, pose, betas, transl).vertices, whole.vertices)
 
 
 def test_batch_size_does_not_change_values(body):
