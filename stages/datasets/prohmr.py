@@ -50,8 +50,8 @@ def read(name: str, path: Path, partial: bool = False) -> Table:
     wanted = facts()["3dpw-test"]["rows"] if name == "3dpw" else None
     sequences, counts = np.unique([_folder(n) for n in merged["name"]], return_counts=True)
     part = check_count(name, path, dict(zip(sequences.tolist(), counts.tolist(), strict=True)), wanted, {}, partial)
-    views = name in ("h36m-multiview", "mannequin")
-    # Views of one person at one moment are frames of their own; elsewhere people may share a picture.
+    views = name == "h36m-multiview"
+    # Views of one moment are frames of their own; elsewhere people may share a picture.
     key = np.array([f"{i} {n}" for i, n in zip(item, merged["name"], strict=True)]) if views else merged["name"]
     _, first, frame = np.unique(key, return_index=True, return_inverse=True)
     names = merged["name"][first]
@@ -64,6 +64,9 @@ def read(name: str, path: Path, partial: bool = False) -> Table:
     if views:
         order = np.concatenate([np.arange(len(p["name"])) for p in parts])
         frames |= {"view": order[first], "time": item[first].astype(float)}
+    elif name == "mannequin":  # nobody moves: the pictures of a clip are views of one moment
+        _, start, clip = np.unique([_folder(n) for n in names], return_index=True, return_inverse=True)
+        frames |= {"view": np.arange(len(names)) - start[clip], "time": clip.astype(float)}
     return Table(
         name=f"{name} from {path.name}{f' (partial: {part})' if part else ''}",
         protocol="scorehmr",

@@ -290,3 +290,19 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
             found[layout, name] = run(meshes, data, None, Params(), Run()).attrs["summary"]["mpjpe"]
     assert found["panoptic", "swapped"] == pytest.approx(found["panoptic", "right"], abs=1e-3)
     assert found["3dpw json", "swapped"] > 2 * found["3dpw json", "right"]
+
+
+@pytest.mark.parametrize(("layout", "mode"), [("mannequin", "views"), ("h36m-multiview", "views"), ("3dpw", "video")])
+def test_how_rows_can_be_refined_together(
+    layout: str, mode: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from hmr_cli.eval import refine_mode
+    from stages.units import view_units
+
+    tree = tree_of(layout, made, tmp_path_factory)
+    rows = open_dataset(tree.name, tree.data, partial=tree.partial).detections
+    assert refine_mode(rows) == mode
+    if mode == "views":
+        frame, track, status = (rows.rows[name] for name in ("frame", "track", "status"))
+        units = view_units(frame, track, rows.frames["view"], rows.frames["time"], status)
+        assert all(len(unit) > 1 for unit in units)
