@@ -1,19 +1,22 @@
-"""DPMesh's speed on this machine, as ratios measured in one run.
+"""DPMesh's speed, memory and rounding on this machine, as ratios measured in one run.
 
-    python benchmarks/dpmesh.py                          # CPU, float32, batch 4: ours against the plain modules
-    python benchmarks/dpmesh.py --small                  # width 64 instead of 320: seconds instead of minutes
-    python benchmarks/dpmesh.py --device cuda --dtypes bfloat16 --batches 1,16,64 --compile
-    python benchmarks/dpmesh.py --ckpt 3dpw-pc_best_ckpt.pth.tar    # how much faster converted files load
+    python benchmarks/dpmesh.py                 # float32 and bfloat16, ours against plain modules
+    python benchmarks/dpmesh.py --small         # width 64 instead of 320: seconds instead of minutes
+    python benchmarks/dpmesh.py --device cuda   # bfloat16 and float16, compiled, batches 1, 16 and 64
+    python benchmarks/dpmesh.py --loading 3dpw-pc_best_ckpt.pth.tar     # how much faster converted files load
+    python benchmarks/dpmesh.py --rounding [--ckpt FILE]                # what half precision does to joints, in mm
 
-Weights are random (the work is the same). Times are CPU time on a CPU, since machines are shared, and wall time on a
-GPU. "plain" is what one gets from the parts as they come: LoRA apart, the UNet's output layers, every attention map
-kept, weights in PyTorch's order. The rate is compared with a matrix multiplication in the same run
+Work begins with decoded crops, uint8 in the host's memory, and ends with numbers there. Weights are random where no
+file is given (the work is the same). Ratios are of CPU time on a CPU, since machines are shared, of wall time on a GPU;
+both are printed. "plain" is what one gets from the parts as they come: LoRA apart, the UNet's output layers, every
+attention map kept, weights in PyTorch's order. The rate is compared with a matrix multiplication in the same run
 (4096 x 4096, on the CPU 2048 x 2048).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import subprocess
@@ -23,70 +26,107 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from stages.checkpoints import read_checkpoint
+from stages.human.body import load_body
+from stages.human.rotations import axis_angle_to_matrix
 from stages.models.dpmesh.diffusion import KeepMaps
 from stages.models.dpmesh.fast import prepare
 from stages.models.dpmesh.network import Config, DPMesh
-from stages.models.dpmesh.weights import add_lora, meta
+from stages.models.dpmesh.weights import add_lora, load, meta
 
 warnings.simplefilter("ignore")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def measure(work: Callable[[], Any], device: str, repeats: int) -> float:
-    """Seconds of the fastest of `repeats` runs after one to warm up: CPU time on a CPU, wall time on a GPU."""
-    clock = time.perf_counter if device != "cpu" else time.process_time
-    best = float("inf")
-    for i in range(repeats + 1):
-        if device != "cpu":
-            torch.cuda.synchronize()
-        start = clock()
+class Seconds(NamedTuple):
+    """Of one run. `spent` is what ratios are made of: CPU time on a CPU, wall time on a GPU."""
+
+    wall: float
+    cpu: float
+    spent: float
+
+
+def measure(work: Callable[[], Any], device: str, repeats: int) -> Seconds:
+    """The fastest of `repeats` runs after one to warm up."""
+    found = []
+    for _ in range(repeats + 1):
+        wait(device)
+        start = time.perf_counter(), time.process_time()
         work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        if i:
-            best = min(best, clock() - start)
-    return best
+        wait(device)
+        wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+        found.append(Seconds(wall, cpu, cpu if device == "cpu" else wall))
+    return min(found[1:], key=lambda s: s.spent)
+
+
+def wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a square matrix multiplication."""
     side = 4096 if device != "cpu" else 2048
     a = torch.randn(side, side, device=device, dtype=dtype)
-    return 2 * side**3 / measure(lambda: a @ a, device, 3)
+    return 2 * side**3 / measure(lambda: a @ a, device, 5).spent
 
 
-def build(config: Config, device: str) -> DPMesh:
-    """The network with random weights of a trained one's size."""
+def build(config: Config, device: str, dtype: torch.dtype) -> DPMesh:
+    """The network with random weights of a trained one's size, the same ones each time; regressor in float32."""
     with meta():
         model = DPMesh(config)
     model.to_empty(device=device)
+    torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 0
-        nn.init.normal_(parameter, std=fan_in**-0.5) if fan_in else nn.init.constant_(parameter, float("norm" in name))
+        norm = name.endswith("weight")  # vectors are scales of norms, or biases
+        nn.init.normal_(parameter, std=fan_in**-0.5) if fan_in else nn.init.constant_(parameter, float(norm))
+    return in_type(model, dtype)
+
+
+def in_type(model: DPMesh, dtype: torch.dtype) -> DPMesh:
+    """As files in half precision are run: regressor and pose head stay in float32."""
+    for name, part in model.named_children():
+        if name not in ("regressor", "pose_head"):
+            part.to(dtype)
     return model.eval()
 
 
 class Inputs:
-    """What each part is given, for a batch."""
+    """What each part is given, for a batch; `crops` and what belongs to them lie on the host."""
 
     def __init__(self, model: DPMesh, n: int, device: str, dtype: torch.dtype) -> None:
-        w = model.config.width
-        make = lambda *size: torch.randn(n, *size, device=device, dtype=dtype)  # noqa: E731
-        self.image, self.latent = torch.rand(n, 3, 256, 256, device=device, dtype=dtype), make(4, 32, 32)
-        self.joints = torch.rand(n, 30, 2, device=device) * 32
-        self.mask = torch.ones(n, 30, device=device, dtype=torch.bool)
+        w, generator = model.config.width, torch.Generator().manual_seed(n)
+        self.device, self.dtype = device, dtype
+
+        def make(*size: int) -> Tensor:
+            return torch.randn(n, *size, generator=generator).to(device, dtype)
+
+        self.crops = torch.randint(0, 256, (n, 256, 256, 3), dtype=torch.uint8, generator=generator)
+        self.joints = torch.rand(n, 30, 2, generator=generator) * 32
+        self.mask = torch.rand(n, 30, generator=generator) > 0.3
+        if device == "meta":
+            self.crops, self.joints, self.mask = (x.to(device) for x in (self.crops, self.joints, self.mask))
+        self.image, self.latent = self.picture(), make(4, 32, 32)
         self.context, self.heatmaps = make(30, 768), make(30, 32, 32)
         self.maps = make(w, 32, 32), make(2 * w + 30, 16, 16), make(4 * w + 30, 8, 8), make(4 * w, 4, 4)
         self.features = make(2048, 8, 8).relu()
         levels = [(w, 32)] * 3 + [(w, 16)] + [(2 * w, 16)] * 2 + [(2 * w, 8)] + [(4 * w, 8)] * 2 + [(4 * w, 4)] * 4
         self.control = [make(c, s, s) for c, s in levels]
+
+    def picture(self) -> Tensor:
+        """Crops on the device, (n, 3, 256, 256) in [0, 1]."""
+        return (self.crops.to(self.device).permute(0, 3, 1, 2).float() / 255).to(self.dtype).contiguous()
+
+    def conditions(self) -> tuple[Tensor, Tensor]:
+        return self.joints.to(self.device), self.mask.to(self.device)
 
     def parts(self, model: DPMesh) -> dict[str, Callable[[], Any]]:
         return {
@@ -97,8 +137,31 @@ class Inputs:
             "regressor": lambda: model.regress(self.features),
         }
 
-    def whole(self, model: DPMesh) -> Callable[[], Any]:
-        return lambda: model(self.image, self.joints, self.mask)
+    def whole(self, model: Any) -> Callable[[], dict[str, Tensor]]:
+        """From decoded crops to bodies' numbers, host to host."""
+        return lambda: on_host(model(self.picture(), *self.conditions()))
+
+    def from_latents(self, model: DPMesh) -> Callable[[], dict[str, Tensor]]:
+        """The same with the crops' latents at hand: another checkpoint, or other keypoints on the same crops."""
+        return lambda: on_host(model.regress(model.features(self.latent, *self.conditions())["merged"]))
+
+
+def on_host(out: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: out[name].cpu() for name in ("global_orient", "body_pose", "betas", "camera")}
+
+
+def joints_of(out: dict[str, Tensor]) -> Tensor:
+    """(n, 24, 3) m of the embedded body, relative to the pelvis."""
+    pose = torch.cat([out["global_orient"][:, None], out["body_pose"]], 1).float()
+    zero = torch.zeros(len(pose), 3)
+    xyz = load_body("embedded").joints(axis_angle_to_matrix(pose), out["betas"].float(), zero)
+    return xyz - xyz[:, :1]
+
+
+def off(out: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    """How far joints move, in mm."""
+    error = 1000 * (joints_of(out) - joints_of(exact)).norm(dim=-1)
+    return {"joints mean mm": round(float(error.mean()), 3), "joints most mm": round(float(error.max()), 2)}
 
 
 def flops(config: Config) -> dict[str, float]:
@@ -145,8 +208,9 @@ def plain(model: DPMesh, inputs: Inputs) -> Callable[[], Any]:
 
     def work() -> None:
         kept.clear()
-        found = model(inputs.image, inputs.joints, inputs.mask)
+        found = model(inputs.picture(), *inputs.conditions())
         out(found["map32"])
+        on_host(found)
 
     return work
 
@@ -166,55 +230,129 @@ def unplain(model: DPMesh) -> None:
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     config = Config(width=64, vae_width=32) if args.small else Config()
-    counted = flops(config)
+    counted, device = flops(config), args.device
     total = sum(counted.values())
-    result: dict[str, Any] = {"device": args.device, "threads": torch.get_num_threads(), "config": config.__dict__}
-    result["GFLOP per image"] = {name: round(f / 1e9, 2) for name, f in counted.items()} | {
-        "all": round(total / 1e9, 2)
+    batches = [int(b) for b in args.batches.split(",")]
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device != "cpu" else "CPU",
+        "threads": torch.get_num_threads(),
+        "compiled": args.compile,
+        "GFLOP per image": {name: round(f / 1e9, 2) for name, f in counted.items()} | {"all": round(total / 1e9, 2)},
     }
     say(f"GFLOP per image: {result['GFLOP per image']}")
-    for name in args.dtypes.split(","):
+    exact: dict[str, Tensor] = {}
+    for name in ["float32"] * ("float32" not in args.dtypes) + args.dtypes.split(","):
         dtype = DTYPES[name]
-        rate = matmul_rate(args.device, dtype)
-        result[name] = {"matmul GFLOP/s": round(rate / 1e9, 1)}
-        say(f"{name}: matrix multiplication {rate / 1e9:.1f} GFLOP/s")
-        model = build(config, args.device).to(dtype)
-        batches = [int(b) for b in args.batches.split(",")]
+        model = build(config, device, dtype)
         with torch.no_grad():
+            if name not in args.dtypes:  # only to see what rounding does
+                exact = Inputs(model, max(batches), device, dtype).whole(model)()
+                continue
+            rate = matmul_rate(device, dtype)
+            found: dict[str, Any] = {"matmul GFLOP/s": round(rate / 1e9, 1)}
+            say(f"{name}: matrix multiplication {rate / 1e9:.1f} GFLOP/s")
             before = {}
             if not args.no_plain:
                 add_lora(model)
-                model.to(dtype)
+                in_type(model, dtype)
                 for n in batches:
-                    before[n] = measure(plain(model, Inputs(model, n, args.device, dtype)), args.device, args.repeats)
-                    say(f"{name}, batch {n}: plain {before[n] / n * 1e3:.1f} ms/image")
+                    before[n] = measure(plain(model, Inputs(model, n, device, dtype)), device, args.repeats)
+                    say(f"{name}, batch {n}: plain {before[n].spent / n * 1e3:.1f} ms/image")
                 unplain(model)
             prepare(model)
+            run = torch.compile(model) if args.compile else model
             for n in batches:
-                inputs = Inputs(model, n, args.device, dtype)
-                work = inputs.whole(model)
-                if args.compile:
-                    compiled = torch.compile(model)
-                    work = lambda inputs=inputs: compiled(inputs.image, inputs.joints, inputs.mask)  # noqa: E731, B023
-                seconds = measure(work, args.device, args.repeats)
-                row: dict[str, Any] = {
-                    "ms/image": round(seconds / n * 1e3, 2),
-                    "images/s": round(n / seconds, 3),
-                    "of matmul rate": round(total * n / seconds / rate, 3),
-                }
-                if n in before:
-                    row |= {
-                        "plain ms/image": round(before[n] / n * 1e3, 2),
-                        "ratio to plain": round(seconds / before[n], 3),
-                    }
-                if n == batches[-1]:
-                    times = {p: measure(w, args.device, args.repeats) for p, w in inputs.parts(model).items()}
-                    row["share"] = {p: round(t / sum(times.values()), 3) for p, t in times.items()}
-                    row["part of matmul rate"] = {p: round(counted[p] * n / t / rate, 2) for p, t in times.items()}
-                    row["speed-up from cached latents"] = round(seconds / (seconds - times["VAE"]), 2)
-                result[name][f"batch {n}"] = row
+                inputs = Inputs(model, n, device, dtype)
+                found[f"batch {n}"] = row = one_batch(model, run, inputs, counted, rate, before.get(n), args)
                 say(f"{name}, batch {n}: {row}")
-    result["peak resident GiB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+            rows = [found[f"batch {n}"] for n in batches]
+            found["share, mean of batches"] = {
+                part: round(sum(row["share"][part] for row in rows) / len(rows), 3) for part in counted
+            }
+            out = Inputs(model, max(batches), device, dtype).whole(model)()
+            exact = exact or out
+            if name != "float32":
+                found["against float32, random weights"] = off(out, exact)
+                say(f"{name} against float32: {found['against float32, random weights']}")
+            result[name] = found
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["peak GiB"] = round(torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else peak, 2)
+    result["targets"] = targets(result, batches)
+    return result
+
+
+def one_batch(
+    model: DPMesh, run: Any, inputs: Inputs, counted: dict[str, float], rate: float, before: Seconds | None,
+    args: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    n, device, total = len(inputs.crops), args.device, sum(counted.values())
+    seconds = measure(inputs.whole(run), device, args.repeats)
+    row: dict[str, Any] = {
+        "ms/image": round(seconds.spent / n * 1e3, 2),
+        "wall ms/image": round(seconds.wall / n * 1e3, 2),
+        "images/s": round(n / seconds.spent, 3),
+        "of matmul rate": round(total * n / seconds.spent / rate, 3),
+    }
+    if before:
+        row |= {"plain ms/image": round(before.spent / n * 1e3, 2)}
+        row |= {"ratio to plain": round(seconds.spent / before.spent, 3)}
+    times = {part: measure(work, device, args.repeats).spent for part, work in inputs.parts(model).items()}
+    row["share"] = {part: round(t / sum(times.values()), 3) for part, t in times.items()}
+    row["part of matmul rate"] = {part: round(counted[part] * n / t / rate, 2) for part, t in times.items()}
+    kept = measure(inputs.from_latents(model), device, args.repeats).spent
+    if not args.compile:
+        row["times faster from cached latents"] = round(seconds.spent / kept, 2)
+    return row
+
+
+def targets(result: dict[str, Any], batches: list[int]) -> dict[str, str]:
+    """What was asked of this program, and what this run says to it."""
+    found = {"CPU, batch 4, float32: at most 0.9 of plain": "unmeasured in this run"}
+    ratio = result.get("float32", {}).get("batch 4", {}).get("ratio to plain")
+    if result["device"] == "CPU" and ratio:
+        found = dict.fromkeys(found, f"{ratio}: {'met' if ratio <= 0.9 else 'missed'}")
+    gpu = "H200, bfloat16, compiled, batch 64: at least 0.5 of the matmul rate"
+    found[gpu] = "unmeasured: no such GPU here"
+    share = result.get("bfloat16", {}).get("batch 64", {}).get("of matmul rate")
+    if "H200" in result["device"] and share and result["compiled"]:
+        found[gpu] = f"{share}: {'met' if share >= 0.5 else 'missed'}"
+    error = result.get("bfloat16", {}).get("against float32, random weights", {}).get("joints mean mm")
+    if error is not None:
+        found["bfloat16: joints less than 1 mm from float32"] = f"{error}: {'met' if error < 1 else 'missed'} (random weights)"  # fmt: skip  # noqa: E501
+    return found
+
+
+@torch.no_grad()
+def rounding(args: argparse.Namespace) -> dict[str, Any]:
+    """Joints of the embedded body when features are stored in half precision, or the diffusion networks run in it."""
+    if args.ckpt:
+        exact_model, _ = load(read_checkpoint(args.ckpt))
+        weights = "of the file"
+    else:
+        exact_model = build(Config(width=64, vae_width=32) if args.small else Config(), "cpu", torch.float32)
+        weights = "random"
+    model = exact_model.to(args.device)
+    inputs = Inputs(model, args.rows, args.device, torch.float32)
+    found = model(inputs.picture(), *inputs.conditions())
+    exact, merged = on_host(found), found["merged"]
+    result: dict[str, Any] = {"rows": args.rows, "weights": weights, "width": model.config.width}
+    for name in ("float16", "bfloat16"):
+        stored = on_host(model.regress(merged.to(DTYPES[name]).float()))
+        result[f"features stored in {name}"] = off(stored, exact)
+    coarse = copy.deepcopy(model)
+    for name, p in coarse.named_parameters():
+        if not name.startswith(("regressor.", "pose_head.")):
+            p.copy_(p.bfloat16())
+    result["weights of a bfloat16 file, arithmetic in float32"] = off(inputs.whole(coarse)(), exact)
+    for name in ("float16", "bfloat16"):
+        if args.device == "cpu" and name == "float16":
+            result["diffusion networks in float16"] = "unmeasured: CPUs emulate float16, and hmr uses float32 there"
+            continue
+        half = in_type(copy.deepcopy(model), DTYPES[name])
+        inputs.dtype = DTYPES[name]
+        there = half(inputs.picture(), *inputs.conditions())
+        off_by = float((there["merged"].float() - merged).norm() / merged.norm())
+        result[f"diffusion networks in {name}"] = {"features relative": round(off_by, 4)} | off(on_host(there), exact)
     return result
 
 
@@ -271,16 +409,24 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--batches", default="1,4")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtypes", help="float32, float16, bfloat16")
+    parser.add_argument("--batches")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--no-plain", action="store_true")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--loading", type=Path, metavar="CKPT")
+    parser.add_argument("--rounding", action="store_true")
     parser.add_argument("--ckpt", type=Path)
+    parser.add_argument("--rows", type=int, default=8)
     args = parser.parse_args()
-    print(json.dumps(loading(args.ckpt) if args.ckpt else speed(args), indent=1))
+    gpu = args.device != "cpu"
+    args.dtypes = args.dtypes or ("bfloat16,float16" if gpu else "float32,bfloat16")
+    args.batches = args.batches or ("1,16,64" if gpu else "1,4")
+    args.compile = gpu if args.compile is None else args.compile
+    result = loading(args.loading) if args.loading else rounding(args) if args.rounding else speed(args)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
