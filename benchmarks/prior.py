@@ -60,7 +60,8 @@ def draw(body: Body, poses: Path, source: str, subjects: tuple[str, ...], missin
 
 def recovered(network: Network, body: Body, batch: Batch) -> Evidence:
     """The recoverer's estimates of the batch; the focal length makes a picture pixel a crop pixel."""
-    from stages.models.embedded.view import features, look_at
+    from stages.human.gaze import look_at
+    from stages.models.embedded.view import features, solve_pelvis
 
     confidence = batch.seen.float()
     image = batch.observed * batch.half
@@ -71,7 +72,8 @@ def recovered(network: Network, body: Body, batch: Batch) -> Evidence:
     rotation = estimate.rotation.permute(3, 2, 0, 1).clone()
     back = turn.permute(2, 1, 0)
     rotation[:, 0] = back @ rotation[:, 0]
-    pelvis = (back @ estimate.pelvis.t()[..., None])[..., 0]
+    place = solve_pelvis(estimate.points, normal * half, confidence, estimate.pelvis)  # as hmr recover does
+    pelvis = (back @ place.t()[..., None])[..., 0]
     betas = estimate.betas.t().contiguous()
     transl = pelvis - body.rest_joints(betas)[:, 0]
     K = torch.zeros(n, 3, 3)

@@ -64,7 +64,7 @@ def prior(*, poses: Poses, out: Path, params: PriorParams, report: Any) -> Any:
     """
     from stages.training import prior as training
 
-    return training.train(poses, out, params, report)
+    return training.run(poses, out, params, report)
 
 
 @stage_command(app, PostoMetroParams, name="postometro")

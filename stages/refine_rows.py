@@ -82,7 +82,7 @@ def plan_rows(meshes: Artefact, params: Params) -> Plan:
 
 def settings(refiner: ScoreHmrRefiner, params: Params) -> Settings:
     """What the refiner is told."""
-    base = refiner.preset(params.preset)
+    base = refiner.preset(params.preset, alone=params.mode == "frame")
     return dataclasses.replace(
         base,
         plan=dataclasses.replace(base.plan, loops=params.loops or base.plan.loops),

@@ -1,20 +1,26 @@
-"""The embedded pose prior: ScoreHMR's denoiser, without image condition, trained on free motion capture.
+"""The embedded pose prior: how the recoverer errs, and ScoreHMR's denoiser without image condition.
 
-In: the CMU poses of a motion file (stages/training/data.py: mixed, mirrored, disturbed, seen by random cameras). Out:
-a safetensors file of half-precision weights with mean and deviation of the 144 pose numbers.
+In: the CMU poses of a motion file (stages/training/data.py: mixed, mirrored, disturbed, seen by random cameras) and the
+embedded recoverer. Out: a safetensors file with the covariance of the recoverer's error (refinement of single pictures:
+models/scorehmr/weigh.py), and half-precision weights of the denoiser with mean and deviation of the 144 pose numbers
+(tracks and views: models/scorehmr/loop.py).
 
 The denoiser learns the noise in standardised poses (Ho et al. 2020, eq. 14). Refinement reads indices up to about 50 of
-1000, so most training indices are low; the rest keeps the prior usable for drawing hypotheses. No keypoint condition:
-at low indices the noisy pose itself says more, and the same prior then serves any detector and any joint set.
+1000, so most training indices are low. No keypoint condition: at low indices the noisy pose itself says more, and the
+same prior then serves any detector and any joint set.
 
     hmr train prior --poses mocap_smpl24.npz -o prior.safetensors --max-minutes 15
+
+The state is saved every minute next to the target; the same command resumes.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,28 +29,116 @@ import torch
 from torch import Generator, Tensor
 
 from stages.checkpoints import write_checkpoint
-from stages.human.rotations import axis_angle_to_matrix, matrix_to_rot6d_columns
+from stages.errors import ArtefactError, Interrupted, UsageError
+from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d_columns
+from stages.models.embedded.network import Network
+from stages.models.embedded.rows import EmbeddedRecoverer
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss
-from stages.params import param
+from stages.params import param, to_json
 from stages.progress import SILENT
-from stages.training.data import HELD_OUT, VALIDATION, Augment, PoseBank, load_poses
-from stages.training.views import Camera, draw_rotation
+from stages.training.data import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
+from stages.training.views import Camera, Defects, draw_batch, draw_rotation
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
+SAVE_SECONDS = 60
+PEOPLE = 30_000  # whose errors are measured
+NOISY = Defects(clean=0, gauss=1, pixels=5.5, told=0, scattered=0, grouped=0, focal=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Params:
     """Settings of `hmr train prior`."""
 
-    max_minutes: float = param(15.0, "Stop after this long; the learning rate falls to zero by then.", unit="minutes")
-    max_steps: int = param(100_000, "Or after so many steps.")
+    max_minutes: float = param(15.0, "Train this long in all, resumed runs counted together.", unit="minutes")
+    steps: int = param(0, "Train so many steps instead; 0 goes by time.")
     batch: int = param(512, "Poses in a step.")
     hidden: int = param(1024, "Width of the blocks.")
     blocks: int = param(4, "Number of blocks.")
     rate: float = param(1e-3, "Largest learning rate of AdamW.")
     low: float = param(0.7, "Share of noise indices drawn below 150 of 1000.")
     seed: int = param(0, "Of poses, noise and initial weights.")
+
+
+def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT) -> Path:
+    """Train on the motion file `poses` and write the prior to `out`.
+
+    Raises AssetError (motion file), UsageError (impossible settings), ArtefactError (a state made otherwise is there).
+    """
+    if min(params.batch, params.hidden, params.blocks) < 1 or not 0 < params.rate < 1 or not 0 <= params.low <= 1:
+        raise UsageError("batch, hidden and blocks must be at least 1, rate and low between 0 and 1")
+    if params.steps <= 0 and params.max_minutes <= 0:
+        raise UsageError("nothing to train: --max-minutes and --steps are both 0")
+    bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
+    watched = load_poses(poses, subjects=VALIDATION, without=HELD_OUT)
+    trainer = Trainer(bank, params)
+    state = out.with_name(out.name + ".state")
+    if state.exists():
+        trainer.load(state)
+        report.note(f"resumed after step {trainer.steps}, {trainer.seconds / 60:.1f} min")
+    begun, saved, before = time.monotonic(), time.monotonic(), trainer.seconds
+    told = int(1000 * trainer.progress())
+    report.start("training the prior", 1000, unit="permille", done=told)
+    try:
+        while trainer.progress() < 1:
+            trainer.step()
+            now = time.monotonic()
+            trainer.seconds = before + now - begun
+            done = min(1000, int(1000 * trainer.progress()))
+            report.advance(done - told)
+            told = done
+            if now - saved > SAVE_SECONDS:
+                trainer.save(state)
+                report.note(trainer.status())
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        trainer.save(state)
+        raise Interrupted(f"stopped; {out} is not finished", "the same command resumes") from None
+    report.finish()
+    errors = validate(trainer.average, watched, trainer.mean, trainer.std)
+    report.note(f"{trainer.status()}, noise error of unseen subjects {errors}")
+    tensors = {name: value.half() for name, value in trainer.average.state_dict().items()}
+    tensors |= {"mean": trainer.mean, "std": trainer.std, "error_covariance": error_covariance(bank, params.seed)}
+    words = {
+        "model": "hmr pose prior",
+        "licence": LICENCE,
+        "poses": bank.sha256,
+        "without": " ".join((*HELD_OUT, *VALIDATION)),
+        "steps": str(trainer.steps),
+        "minutes": f"{trainer.seconds / 60:.1f}",
+        "validation": str(errors),
+        "params": to_json(params),
+    }
+    write_checkpoint(out, tensors, words)
+    state.unlink(missing_ok=True)
+    return out
+
+
+@torch.no_grad()
+def error_covariance(bank: PoseBank, seed: int = 0, people: int = PEOPLE) -> Tensor:
+    """Covariance (82, 82) of the embedded recoverer's error on noisy keypoints of the poses: 24 rotation vectors (rad,
+    axes of the camera that looks at the person) from estimated to true orientation of the bones, 10 betas."""
+    network = EmbeddedRecoverer.load().network
+    generator = Generator().manual_seed(seed)
+    total = torch.zeros(82, 82, dtype=torch.float64)
+    done = 0
+    while done < people:
+        batch = draw_batch(2048, bank, network.skeleton, generator, augment=NOTHING, defects=NOISY)
+        last = network(batch.inputs, batch.half)[0][-1]
+        true, found = (_orientations(network, r) for r in (batch.rotation, last.rotation))
+        turned = matrix_to_axis_angle(true @ found.transpose(-1, -2)).flatten(1)
+        error = torch.cat([turned, (batch.betas - last.betas).t()], 1).double()
+        total += error.t() @ error
+        done += len(error)
+    return (total / done).float()
+
+
+def _orientations(network: Network, rotation: Tensor) -> Tensor:
+    """Joint rotations (3, 3, 24, n) -> orientations of the bones (n, 24, 3, 3)."""
+    local = rotation.permute(3, 2, 0, 1)
+    out = [local[:, 0]]
+    for joint, parent in enumerate(network.skeleton.parents[1:], 1):
+        out.append(out[parent] @ local[:, joint])
+    return torch.stack(out, 1)
 
 
 def draw(n: int, bank: PoseBank, generator: Generator, augment: Augment = Augment()) -> Tensor:
@@ -55,57 +149,87 @@ def draw(n: int, bank: PoseBank, generator: Generator, augment: Augment = Augmen
     return matrix_to_rot6d_columns(rotation).reshape(n, 144)
 
 
-def train(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT) -> Path:
-    """Train and write `out`. Raises AssetError when the motion file is missing or holds no CMU poses."""
-    bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
-    watched = load_poses(poses, subjects=VALIDATION, without=HELD_OUT)
-    generator = Generator().manual_seed(params.seed)
-    torch.manual_seed(params.seed)
-    many = draw(20_000, bank, generator)
-    mean, std = many.mean(0), many.std(0).clamp_min(0.02)
-    net = Denoiser(condition=0, hidden=params.hidden, blocks=params.blocks)
-    average = copy.deepcopy(net).requires_grad_(False)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=params.rate, weight_decay=1e-4)
-    begin, step, history = time.monotonic(), 0, []
-    report.start("training the prior", params.max_steps, unit="steps")
-    while True:
-        minutes = (time.monotonic() - begin) / 60
-        spent = max(minutes / params.max_minutes, step / params.max_steps)
-        if spent >= 1:
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = params.rate * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * spent))
-        x = (draw(params.batch, bank, generator) - mean) / std
-        noise = torch.randn(x.shape, generator=generator)
+class Trainer:
+    """Denoiser, optimiser, averaged weights and the stream of poses; all of it can be saved and continued."""
+
+    def __init__(self, bank: PoseBank, params: Params) -> None:
+        torch.manual_seed(params.seed)
+        self.bank, self.params = bank, params
+        self.generator = Generator().manual_seed(params.seed)
+        many = draw(20_000, bank, self.generator)
+        self.mean, self.std = many.mean(0), many.std(0).clamp_min(0.02)
+        self.net = Denoiser(condition=0, hidden=params.hidden, blocks=params.blocks)
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=params.rate, weight_decay=1e-4)
+        self.steps, self.seconds, self.losses = 0, 0.0, [0.0]
+
+    def progress(self) -> float:
+        """0 at the start, 1 when done."""
+        if self.params.steps:
+            return self.steps / self.params.steps
+        return self.seconds / (60 * self.params.max_minutes)
+
+    def step(self) -> None:
+        """One step on fresh poses."""
+        params, done = self.params, min(1.0, self.progress())
+        for group in self.optimiser.param_groups:
+            group["lr"] = params.rate * min(1, (self.steps + 1) / 200) * 0.5 * (1 + math.cos(math.pi * done))
+        x = (draw(params.batch, self.bank, self.generator) - self.mean) / self.std
+        noise = torch.randn(x.shape, generator=self.generator)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = noise_loss(net, x, indices(params, generator), noise, x[:, :0]).float().mean()
-        optimiser.zero_grad(set_to_none=True)
+            loss = noise_loss(self.net, x, indices(params, self.generator), noise, x[:, :0]).float().mean()
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        decay = min(0.999, 1 - (1 + step) ** -0.75)
-        for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimiser.step()
+        self.steps += 1
+        decay = min(0.999, 1 - (1 + self.steps) ** -0.75)
+        for slow, fast in zip(self.average.parameters(), self.net.parameters(), strict=True):
             slow.lerp_(fast.detach(), 1 - decay)
-        history.append(loss.item())
-        report.advance(1)
-        if step % 500 == 0:
-            report.note(f"step {step}, {minutes:.1f} min, loss {sum(history[-500:]) / 500:.4f}")
-    report.finish()
-    errors = validate(average, watched, mean, std)
-    report.note(f"{step} steps, noise error of unseen subjects {errors}")
-    tensors = {name: value.half() for name, value in average.state_dict().items()} | {"mean": mean, "std": std}
-    words = {
-        "model": "hmr pose prior",
-        "licence": LICENCE,
-        "poses": bank.sha256,
-        "without": " ".join((*HELD_OUT, *VALIDATION)),
-        "steps": str(step),
-        "minutes": f"{(time.monotonic() - begin) / 60:.1f}",
-        "validation": str(errors),
-        **{name: str(value) for name, value in dataclasses.asdict(params).items()},
-    }
-    return write_checkpoint(out, tensors, words)
+        self.losses = [*self.losses[-499:], loss.item()]
+
+    def status(self) -> str:
+        """One line on how the training stands."""
+        mean = sum(self.losses) / len(self.losses)
+        return f"step {self.steps}, {self.seconds / 60:.1f} min, loss {mean:.4f}"
+
+    def fingerprint(self) -> str:
+        """Of what a state must agree on to be continued (not of the length of the training)."""
+        kept = dataclasses.replace(self.params, max_minutes=0, steps=0)
+        return hashlib.sha256((to_json(kept) + self.bank.sha256).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """The whole state, replaced at once."""
+        partial = path.with_name(path.name + ".part")
+        state = {
+            "fingerprint": self.fingerprint(),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Continue a saved state. Raises ArtefactError when it is none or was made with other settings or poses."""
+        try:
+            state = torch.load(path, weights_only=True)
+            found = state["fingerprint"]
+        except Exception as error:
+            raise ArtefactError(f"{path} is no state of a training: {error}", "delete it to start again") from error
+        if found != self.fingerprint():
+            raise ArtefactError(
+                f"{path} was made with other settings or poses", "use them again, or delete it to start again"
+            )
+        self.net.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+        self.steps, self.seconds, self.losses = state["steps"], state["seconds"], state["losses"]
 
 
 def indices(params: Params, generator: Generator) -> Tensor:
@@ -121,7 +245,7 @@ def indices(params: Params, generator: Generator) -> Tensor:
 def validate(net: Denoiser, bank: PoseBank, mean: Tensor, std: Tensor, n: int = 2048) -> dict[str, float]:
     """Mean squared error of the predicted noise at three indices, on poses of subjects that were not trained on."""
     generator = Generator().manual_seed(1)
-    x = (draw(n, bank, generator, Augment(0, 0, 0, 0, 0, 0, 0)) - mean) / std
+    x = (draw(n, bank, generator, NOTHING) - mean) / std
     noise = torch.randn(x.shape, generator=generator)
     return {
         str(t): round(float(noise_loss(net, x, torch.full((n,), t), noise, x[:, :0]).mean()), 4) for t in (10, 50, 300)

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from stages.human.gaze import look_at
 from stages.models.embedded.kinematics import Skeleton, axis_angle_to_matrix, matmul3, rotate
-from stages.models.embedded.view import features, look_at
+from stages.models.embedded.view import features
 from stages.training.data import COCO, COCO_FLIP, Augment, PoseBank
 
 CROP = 256 / 1.2  # pixels along the longer side of the box of all keypoints in a 256 crop with a margin of 1.2

@@ -21,11 +21,12 @@ from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS
 from stages.errors import AssetError
 from stages.human import joints
 from stages.human.body import Body, load_body
+from stages.human.gaze import look_at
 from stages.human.rotations import matrix_to_axis_angle
 from stages.models import People
 from stages.models.embedded.kinematics import Skeleton, matmul3, rotate
 from stages.models.embedded.network import Network
-from stages.models.embedded.view import features, look_at, solve_pelvis
+from stages.models.embedded.view import features, solve_pelvis
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "embedded.safetensors"
 PREFIX = "embedded."

@@ -1,8 +1,8 @@
-"""The virtual camera of the embedded recoverer, and the closed-form camera from a body and its keypoints.
+"""What the embedded recoverer reads, and the closed-form camera from a body and its keypoints.
 
-Keypoints are turned by the rotation that brings the middle of their box onto the optical axis, so the place in the
-picture drops out exactly (not only for long lenses, as with a shifted crop), then divided by half the box's longer
-side. That half side in tangents is an input too: together with the body's size it tells the distance. Batch last.
+The keypoints are those of a virtual camera that looks at the person (stages/human/gaze.py), so the place in the picture
+drops out exactly (not only for long lenses, as with a shifted crop), divided by half the box's longer side. That half
+side in tangents is an input too: together with the body's size it tells the distance. Batch last.
 """
 
 from __future__ import annotations
@@ -11,33 +11,6 @@ import torch
 from torch import Tensor
 
 INPUTS = 17 * 3 + 1
-
-
-def look_at(image: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """image (2, 17, n) tangents, confidence (17, n) with 0 = not seen -> turn (3, 3, n) camera to virtual camera,
-    half (n,) tangents, keypoints (2, 17, n) in half sides, 0 where not seen."""
-    seen = confidence > 0
-    far = torch.where(seen, image, image.new_tensor(float("inf")))
-    low = far.amin(1)
-    high = torch.where(seen, image, image.new_tensor(float("-inf"))).amax(1)
-    middle = torch.where(torch.isfinite(low + high), (low + high) / 2, torch.zeros_like(low))
-    turn = ray_rotation(middle)
-    x, y = torch.where(seen, image, torch.zeros_like(image))
-    moved = turn[:, 0, None] * x + turn[:, 1, None] * y + turn[:, 2, None]
-    moved = moved[:2] / moved[2].clamp(min=1e-3)
-    moved = torch.where(seen, moved, torch.zeros_like(moved))
-    half = moved.abs().amax((0, 1)).clamp(min=1e-6)
-    return turn, half, moved / half
-
-
-def ray_rotation(ray: Tensor) -> Tensor:
-    """The smallest rotation (3, 3, n) that brings the ray (x, y, 1) of ray (2, n) onto the z axis."""
-    x, y = ray
-    length = (x * x + y * y + 1).sqrt()
-    a, b, c = x / length, y / length, 1 / length
-    f = 1 / (1 + c)
-    rows = [1 - a * a * f, -a * b * f, -a, -a * b * f, 1 - b * b * f, -b, a, b, c]
-    return torch.stack(rows).unflatten(0, (3, 3))
 
 
 def features(normal: Tensor, confidence: Tensor, half: Tensor) -> Tensor:

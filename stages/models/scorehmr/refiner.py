@@ -1,12 +1,12 @@
 """ScoreHMR as a network over rows: estimates and evidence in, refined SMPL parameters out.
 
 Knows two families of weights: the published checkpoints (conditioned on PARE or ProHMR features, with or without shape)
-and the embedded pose prior (no condition, standardised poses). Which one decides the units of the loss:
+and the embedded pose prior (no condition, standardised poses). Which one decides what happens:
 
-* published: squared full-picture pixels times (1000 / longer side of the picture)^2, 5000 px focal length unless the
-  camera is known, translation by Adam;
-* embedded: residuals relative to the size of the person in the picture, the picture's own camera, translation solved in
-  closed form at every step.
+* published: the guided loop; squared full-picture pixels times (1000 / longer side of the picture)^2, 5000 px focal
+  length unless the camera is known, translation by Adam;
+* embedded: every row is weighed against its keypoints (weigh.py), in the picture's own camera; tracks and views then go
+  through the loop, with residuals relative to the size of the person and the translation solved at every step.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from stages.errors import AssetError
 from stages.human.body import Body
 from stages.human.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
 from stages.models.scorehmr import schedule
+from stages.models.scorehmr.arms import POSE, Arms
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.features import Statistics
 from stages.models.scorehmr.fit import fit
@@ -33,6 +34,7 @@ from stages.models.scorehmr.keypoints import KeypointTerm, Observed
 from stages.models.scorehmr.loop import Codec, Plan, refine
 from stages.models.scorehmr.points import HIPS, chain_of
 from stages.models.scorehmr.travel import smooth_translations
+from stages.models.scorehmr.weigh import Weigher
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "prior.safetensors"
 REFERENCE_FOCAL = 5000.0  # px, of the published checkpoints, whatever the picture
@@ -86,12 +88,16 @@ class Evidence:
 
 @dataclass
 class Result:
-    """rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3); error (n, 2) px, mean over seen points before and after."""
+    """rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3); error (n, 2) px, mean over seen points before and after;
+    energy (n,): how unlikely, lower is better (embedded: negative log posterior; published: keypoint loss);
+    hypotheses: all of them with a second axis, if several were asked for."""
 
     rotmat: Tensor
     betas: Tensor
     transl: Tensor
     error: Tensor
+    energy: Tensor
+    hypotheses: Result | None = None
 
 
 class ScoreHmrRefiner:
@@ -107,10 +113,12 @@ class ScoreHmrRefiner:
         condition: str = "",
         statistics: Statistics | None = None,
         device: str = "cpu",
+        covariance: Tensor | None = None,
     ) -> None:
         self.denoiser = denoiser.eval().requires_grad_(False).to(device)
         self.body, self.codec, self.condition, self.statistics = body, codec, condition, statistics
         self.chain, self.schedule, self.device = chain_of(body), schedule.Schedule.cosine(), device
+        self.weigher = None if covariance is None else Weigher(covariance.to(device), Arms(self.chain))
 
     # ---- weights
 
@@ -161,23 +169,26 @@ class ScoreHmrRefiner:
     def _embedded(cls, checkpoint: Checkpoint, tensors: dict[str, Tensor], body: Body, device: str) -> ScoreHmrRefiner:
         tensors = {name: value.float() for name, value in tensors.items()}
         codec = Codec(tensors.pop("mean").to(device), tensors.pop("std").to(device))
+        covariance = tensors.pop("error_covariance", torch.zeros(0))
+        if covariance.shape != (POSE, POSE):
+            raise AssetError(f"{checkpoint.where} has no error_covariance ({POSE}, {POSE})", "make it: hmr train prior")
         blocks = 1 + max((int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")), default=0)
         hidden = tensors.get("blocks.0.block.layer_norm2.weight", torch.zeros(1024))
         net = Denoiser(0, hidden=len(hidden), blocks=blocks)
         check_keys(net.state_dict(), tensors, where=checkpoint.where)
         net.load_state_dict(tensors)
-        return cls(net, body, codec, device=device)
+        return cls(net, body, codec, device=device, covariance=covariance)
 
     @property
     def published(self) -> bool:
         return bool(self.condition)
 
-    def preset(self, name: str) -> Settings:
-        """`paper` (step 2), `fast` (step 10), or `default`: what suits the weights."""
+    def preset(self, name: str, *, alone: bool = True) -> Settings:
+        """`paper` (step 2), `fast` (step 10), `default`: what suits the weights. `alone`: neither tracks nor views."""
         if self.published:
             return Settings(Plan(step=10 if name == "fast" else 2), w_keypoints=0.003)
-        plan = {"paper": Plan(), "fast": Plan(step=10)}.get(name, EMBEDDED_PLAN)
-        return Settings(plan, w_keypoints=EMBEDDED_WEIGHT)
+        own = dataclasses.replace(EMBEDDED_PLAN, loops=0) if alone else EMBEDDED_PLAN
+        return Settings({"paper": Plan(), "fast": Plan(step=10)}.get(name, own), w_keypoints=EMBEDDED_WEIGHT)
 
     # ---- running
 
@@ -186,51 +197,66 @@ class ScoreHmrRefiner:
         """Refine n rows. Rows do not influence each other but through `linked` and `group`."""
         seen = seen.each(lambda v: v.to(self.device))
         if settings.hypotheses > 1:
-            return self._best(seen, settings)
-        pose = matrix_to_rot6d_columns(seen.rotmat).flatten(1)
-        return self._run(pose, seen, settings)
+            best, every = self._several(seen, settings)
+            return dataclasses.replace(best, hypotheses=every)
+        return self._run(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen, settings)
 
-    def _run(self, pose: Tensor, seen: Evidence, settings: Settings) -> Result:
+    def _run(self, pose: Tensor, seen: Evidence, settings: Settings, guess: Tensor | None = None) -> Result:
         before = self._error(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen.betas, seen.transl, seen)
+        energy = before
+        if self.weigher is not None and settings.method == "score":
+            shared = seen.linked is not None or seen.group is not None
+            pose, betas, transl, energy = self.weigher(
+                pose, seen.betas, seen.transl, self._used(seen, settings), seen.K, guess=guess, keep_shape=shared
+            )
+            seen = dataclasses.replace(seen, betas=betas, transl=transl)
         guidance, scene = self._guidance(seen, settings)
+        x0, betas, transl = pose, seen.betas, scene.transl
         if settings.method == "fit":
-            x0, transl = pose, scene.transl
             for x0, transl in fit(pose, guidance, settings.fit_steps, prior=settings.fit_prior):  # noqa: B007
                 pass
-            betas: Tensor | None = None
-        else:
+        elif settings.plan.loops:
             x = self.codec.encode(pose, seen.betas)
             eps = self.denoiser.condition(self._conditions(seen), settings.plan.times)
             out = refine(eps, self.schedule, x, guidance, settings.plan, self.codec)
-            x0, betas = self.codec.decode(out.x0)
+            x0, made = self.codec.decode(out.x0)
+            betas = seen.betas if made is None else made
             transl = scene.transl if out.transl is None else out.transl
-        betas = seen.betas if betas is None else betas
+        if self.published and guidance.keypoints is not None:
+            energy = guidance.losses.get("keypoints", energy)
         transl = self._back_to_scene(x0, betas, transl, scene, seen)
         if seen.linked is not None and guidance.keypoints is not None and not self.published:
             transl = smooth_translations(guidance.keypoints.information(x0), transl, seen.linked)
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
-        return Result(rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1))
+        return Result(rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1), energy)
 
-    def _best(self, seen: Evidence, settings: Settings) -> Result:
-        """Refine the estimate and `hypotheses - 1` poses that the prior draws around it; keep the best by 2D error."""
-        once = dataclasses.replace(settings, hypotheses=1)
+    def _several(self, seen: Evidence, settings: Settings) -> tuple[Result, Result]:
+        """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: (the best by energy, all with
+        a second axis)."""
         pose = matrix_to_rot6d_columns(seen.rotmat).flatten(1)
-        best = self._run(pose, seen, once)
+        made = [self._run(pose, seen, settings)]
+        for k in range(1, settings.hypotheses):
+            made.append(self._run(*self._drawn(pose, seen, settings, k)))
+        every = Result(*(torch.stack([getattr(m, f.name) for m in made], 1) for f in dataclasses.fields(Result)[:5]))
+        rows = torch.arange(len(pose), device=pose.device)
+        first = every.energy.argmin(1)
+        best = Result(*(getattr(every, f.name)[rows, first] for f in dataclasses.fields(Result)[:5]))
+        return best, every
+
+    def _drawn(self, pose: Tensor, seen: Evidence, settings: Settings, k: int) -> tuple[Any, ...]:
+        """What _run is given for the k-th hypothesis: the same noise for a row whatever its batch."""
+        if self.weigher is not None:  # an error drawn from the measured covariance
+            noise = torch.stack([_noise(int(row), k, POSE) for row in seen.row]).to(self.weigher.factor)
+            return pose, seen, settings, noise @ self.weigher.factor.t()
         times = schedule.down(settings.spread, 10)
         eps = self.denoiser.condition(self._conditions(seen), times)
-        for k in range(1, settings.hypotheses):
-            x = self.codec.encode(pose, seen.betas)
-            noise = torch.stack([_noise(int(row), k, x.shape[1]) for row in seen.row]).to(x)
-            x = self.schedule.add_noise(x, noise, torch.full((len(x),), settings.spread, device=x.device))
-            for t in times:
-                guess = eps(x, t)
-                x = self.schedule.move(self.schedule.x0(x, guess, t), guess, max(t - 10, 0))
-            other = self._run(self.codec.decode(x)[0], seen, once)
-            better = other.error[:, 1] < best.error[:, 1]
-            for name in ("rotmat", "betas", "transl", "error"):
-                a, b = getattr(best, name), getattr(other, name)
-                setattr(best, name, torch.where(better.view(-1, *[1] * (a.dim() - 1)), b, a))
-        return best
+        x = self.codec.encode(pose, seen.betas)
+        noise = torch.stack([_noise(int(row), k, x.shape[1]) for row in seen.row]).to(x)
+        x = self.schedule.add_noise(x, noise, torch.full((len(x),), settings.spread, device=x.device))
+        for t in times:
+            guess = eps(x, t)
+            x = self.schedule.move(self.schedule.x0(x, guess, t), guess, max(t - 10, 0))
+        return self.codec.decode(x)[0], seen, settings
 
     def _conditions(self, seen: Evidence) -> Tensor:
         if not self.published:
@@ -256,14 +282,19 @@ class ScoreHmrRefiner:
             guidance.smooth = SmoothTerm(seen.linked)
         if seen.group is not None:
             guidance.views = ViewTerm(seen.group, int(seen.group.max()) + 1, seen.turn)
-        confidence = scene.keypoints[..., 2].clone()
-        if not settings.use_hips:
-            confidence[:, HIPS] = 0
         guidance.keypoints = KeypointTerm(
-            self.chain, self._observed(scene, confidence), seen.betas, scene.transl,
+            self.chain, self._observed(scene, self._used(scene, settings)[..., 2]), seen.betas, scene.transl,
             camera="adam" if self.published else "solve",
         )  # fmt: skip
         return guidance, scene
+
+    def _used(self, seen: Evidence, settings: Settings) -> Tensor:
+        """The keypoints (n, 25, 3), without hips if they are not wanted."""
+        if settings.use_hips:
+            return seen.keypoints
+        keypoints = seen.keypoints.clone()
+        keypoints[:, HIPS, 2] = 0
+        return keypoints
 
     def _observed(self, scene: Evidence, confidence: Tensor) -> Observed:
         xy = scene.keypoints[..., :2]
