@@ -91,24 +91,37 @@ def _predicted(columns: dict[str, Any], body: Any, regress: regressors.Regressor
 
 # Dark blue, teal, yellow: readable in grey and to the colour-blind.
 RAMP = np.array([[48, 18, 90], [30, 110, 140], [95, 190, 100], [250, 230, 60]], float)
+COLUMNS, GAP = 4, 34
+PAPER = np.full(3, 255, np.uint8)
 
 
-def picture(found: OcclusionMap, cell: int = 22) -> np.ndarray:
-    """RGB picture (H, W, 3): one map per joint and, first, their mean; brighter is worse, all on one scale."""
+def picture(found: OcclusionMap, side: int = 230) -> np.ndarray:
+    """RGB picture (H, W, 3): how much the error grows with the square at each place, one map per joint and, first,
+    their mean, all on one scale; above each its error with nothing hidden and the most that is added to it."""
     from stages.human.draw import label
 
-    maps = np.concatenate([found.errors.mean(0, keepdims=True), found.errors])
-    low, high = float(np.nanmin(maps)), float(np.nanmax(maps))
-    place = np.nan_to_num((maps - low) / max(high - low, 1e-9)) * (len(RAMP) - 1)
-    step = np.minimum(place.astype(int), len(RAMP) - 2)
-    colour = RAMP[step] + (place - step)[..., None] * (RAMP[step + 1] - RAMP[step])
-    tiles = np.kron(colour, np.ones((1, cell, cell, 1))).astype(np.uint8)
-    side, gap = tiles.shape[1], 26
-    columns = 5
-    sheet = np.full((-(-len(tiles) // columns) * (side + gap) + gap, columns * (side + gap) + gap, 3), 255, np.uint8)
-    names = [f"mean {low:.0f}-{high:.0f} mm", *found.joints]
-    for i, (tile, name) in enumerate(zip(tiles, names, strict=True)):
-        y, x = gap + (i // columns) * (side + gap), gap + (i % columns) * (side + gap)
-        sheet[y : y + side, x : x + side] = tile
-        label(sheet, (x, y - 4), name.replace("_", " "), np.full(3, 0.9))
+    errors = np.concatenate([found.errors.mean(0, keepdims=True), found.errors])
+    plain = np.r_[found.plain.mean(), found.plain]
+    more = np.nan_to_num(errors - plain[:, None, None])
+    high = max(float(more.max()), 1.0)
+    cell = max(1, side // more.shape[1])
+    tiles = _coloured(np.kron(more / high, np.ones((1, cell, cell))))
+    step = tiles.shape[1] + GAP
+    rows = -(-len(tiles) // COLUMNS)
+    sheet = np.tile(PAPER, (rows * step + 2 * GAP, COLUMNS * step + GAP, 1))
+    for i, (tile, name) in enumerate(zip(tiles, ["mean", *found.joints], strict=True)):
+        y, x = GAP + (i // COLUMNS) * step, GAP + (i % COLUMNS) * step
+        label(sheet, (x - 3, y - 2), f"{name.replace('_', ' ')} {plain[i]:.0f} {more[i].max():+.0f}", PAPER / 255)
+        sheet[y : y + len(tile), x : x + len(tile)] = tile
+    y = rows * step + GAP // 2
+    sheet[y : y + GAP // 2, GAP:step] = _coloured(np.linspace(0, 1, step - GAP)[None, None])[0]
+    text = f"0 to +{high:.0f} mm with a square there; {found.rows} people"
+    label(sheet, (step + 4, y + GAP // 2 + 6), text, PAPER / 255)
     return sheet
+
+
+def _coloured(share: np.ndarray) -> np.ndarray:
+    """0..1 (..., H, W) -> RGB (..., H, W, 3) uint8; less than nothing is nothing."""
+    place = share.clip(0, 1) * (len(RAMP) - 1)
+    step = np.minimum(place.astype(int), len(RAMP) - 2)
+    return np.asarray((RAMP[step] + (place - step)[..., None] * (RAMP[step + 1] - RAMP[step])).astype(np.uint8))
