@@ -47,6 +47,44 @@ def test_recover_with_a_checkpoint_is_the_library(checkpoint: Path, folder: Path
             np.testing.assert_array_equal(file.read(name), library.read(name), err_msg=name)
 
 
+@pytest.mark.slow
+def test_every_step_in_a_file_is_the_same_bits(checkpoint: Path, folder: Path) -> None:
+    """heatmaps, features and recover as commands give what recover alone gives; other files are refused."""
+    from stages.artefact import open_artefact
+
+    detections, maps, seen = standin.photos(folder), folder / "p.heatmaps.h5", folder / "p.features.h5"
+    common = ("--root", standin.PHOTOS, "--device", "cpu")
+    steps: list[tuple[object, ...]] = [
+        ("heatmaps", detections, "-o", maps),
+        ("features", detections, maps, "--ckpt", checkpoint, "--precision", "float32", *common, "-o", seen),
+        ("recover", detections, "--features", seen, "--ckpt", checkpoint, *common, "-o", folder / "by_files.meshes.h5"),
+        ("recover", detections, "--heatmaps", maps, "--ckpt", checkpoint, *common, "-o", folder / "by_maps.meshes.h5"),
+        ("recover", detections, "--ckpt", checkpoint, *common, "-o", folder / "alone.meshes.h5"),
+    ]
+    for step in steps:
+        done = hmr(*step)
+        assert done.returncode == 0, done.stderr
+    with open_artefact(folder / "alone.meshes.h5") as alone:
+        for name in ("by_files", "by_maps"):
+            with open_artefact(folder / f"{name}.meshes.h5") as file:
+                for column in alone.columns():
+                    np.testing.assert_array_equal(file.read(column), alone.read(column), err_msg=f"{name} {column}")
+    other = standin.tensors()
+    other["module.kp_lifting.weight"] = other["module.kp_lifting.weight"] + 1
+    torch.save(other, folder / "other.pth")
+    done = hmr("recover", detections, "--features", seen, "--ckpt", folder / "other.pth", "-o", folder / "x.meshes.h5")
+    assert done.returncode == 3 and "made with another checkpoint" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (folder / "x.meshes.h5").exists()
+
+
+@pytest.mark.slow
+def test_attention_is_drawn(checkpoint: Path, folder: Path) -> None:
+    out = folder / "attention"
+    done = hmr("view", standin.photos(folder), "--attention", checkpoint, "--root", standin.PHOTOS, "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.glob("row_*.jpg"))) == 2
+
+
 class Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch RAN",)
