@@ -150,8 +150,10 @@ class _Rows:
                 )
 
     def vae(self) -> str:
-        """What tells autoencoders apart: a SHA-256 over the weights, whatever their names. Before the first batch, which
-        lets go of them."""
+        """What tells autoencoders apart: a SHA-256 over the weights, whatever their names.
+
+        Only before the first batch, which lets go of them.
+        """
         parts = sorted(hashlib.sha256(_bytes(p.float())).digest() for p in self.model.vae.parameters())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
