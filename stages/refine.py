@@ -27,7 +27,7 @@ from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.params import param
 from stages.people import opened
 from stages.progress import Job, Run, run_rows
-from stages.refine_rows import COLUMNS, Rows, plan_rows
+from stages.refine_rows import Rows, columns, plan_rows
 
 MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
 
@@ -48,7 +48,7 @@ class Params:
     max_gap: int = param(30, "Video: longer gaps in a track are not bridged.", unit="frames")
     fill_gaps: bool = param(False, "Video: write the filled frames as rows of their own, marked.")
     shape: str = param("track", "Betas in video and views: track (their mean over the track or the views) or row.")
-    hypotheses: int = param(1, "Refine this many poses around each estimate and keep the best.")
+    hypotheses: int = param(1, "Refine this many poses around each estimate; all are written, the likeliest is smpl/.")
     fit_steps: int = param(60, "Steps of --method fit.")
     fit_prior: float = param(0.0, "--method fit: weight of the squared distance to the start.")
     stats: str = param("", "Statistics file of the image features, if not beside the checkpoint.")
@@ -103,7 +103,7 @@ def run(
         params=params,
         inputs=tables if plan.table is start else {"meshes": plan.table},
         model=model,
-        columns=COLUMNS,
+        columns=columns(params),
         group_attrs={"smpl": attrs, "joints": {"joints": list(body.joint_names)}},
         attrs={} if plan.table is start else {"filled_rows": len(plan.filled), "unfilled": start.fingerprint},
         batch_size=128 if params.mode == "frame" else 256,

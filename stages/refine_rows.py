@@ -19,7 +19,7 @@ from stages.errors import InputError
 from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle, slerp
 from stages.kinds import K_DEFAULT, OK
 from stages.models.scorehmr.points import evidence
-from stages.models.scorehmr.refiner import Evidence, ScoreHmrRefiner, Settings
+from stages.models.scorehmr.refiner import Evidence, Result, ScoreHmrRefiner, Settings
 from stages.units import Filled, Unit, track_units, view_units
 
 if TYPE_CHECKING:
@@ -35,6 +35,20 @@ COLUMNS = (
     Column("extra/error_before", "f4", ("R",), "px", "mean distance of seen keypoints before; 0 where untouched"),
     Column("extra/error_after", "f4", ("R",), "px", "the same after"),
 )
+
+
+def columns(params: Params) -> tuple[Column, ...]:
+    """What is written; with several hypotheses, all of them too."""
+    N = params.hypotheses
+    if N == 1:
+        return COLUMNS
+    meaning = "of each hypothesis; the first begins at the estimate, the others where the prior draws them"
+    each = [
+        Column("extra/hypotheses_" + c.name.removeprefix("smpl/"), "f4", ("R", N, *c.shape[1:]), c.unit, meaning)
+        for c in SMPL_COLUMNS
+    ]
+    energy = Column("extra/hypotheses_energy", "f4", ("R", N), "", "how unlikely it is; smpl/ is the least")
+    return (*COLUMNS, *each, energy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +202,27 @@ class Rows:
             "extra/error_before": error[:, 0],
             "extra/error_after": error[:, 1],
         }
+        if self.params.hypotheses > 1:
+            values |= self._hypotheses(pose, betas, transl, at, None if made is None else made.hypotheses)
         return {name: value.numpy() for name, value in values.items()}
+
+    def _hypotheses(
+        self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, at: torch.Tensor, every: Result | None
+    ) -> dict[str, torch.Tensor]:
+        """All hypotheses of the refined rows `at`; of the others N times the same, with energy 0."""
+        N = self.params.hypotheses
+        pose, betas, transl = (v[:, None].repeat(1, N, *[1] * (v.dim() - 1)) for v in (pose, betas, transl))
+        energy = torch.zeros(pose.shape[:2])
+        if every is not None:
+            pose[at], energy[at] = matrix_to_axis_angle(every.rotmat).cpu(), every.energy.cpu()
+            betas[at], transl[at] = every.betas.cpu(), every.transl.cpu()
+        return {
+            "extra/hypotheses_global_orient": pose[:, :, 0],
+            "extra/hypotheses_body_pose": pose[:, :, 1:],
+            "extra/hypotheses_betas": betas,
+            "extra/hypotheses_transl": transl,
+            "extra/hypotheses_energy": energy,
+        }
 
     def _start(self, unit: Unit) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Rotation matrices and translations of the elements, filled ones between their neighbours; axis-angle."""

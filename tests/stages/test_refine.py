@@ -237,11 +237,33 @@ def test_views_agree_and_get_better(tmp_path: Path) -> None:
         refined(world, Params(mode="views", cameras=str(tmp_path / "rig.json")))
 
 
-def test_hypotheses_are_repeatable_and_not_worse_in_the_picture() -> None:
-    world = crowd(6, error=0.3)
-    one, four = refined(world), refined(world, Params(loops=2, hypotheses=4))
-    assert (four.read("extra/error_after") <= one.read("extra/error_after") + 1e-3).all()
-    same(four, refined(world, Params(loops=2, hypotheses=4), batch_size=2))
+def test_all_hypotheses_are_written_and_the_likeliest_is_the_result() -> None:
+    world = crowd(6, error=0.1)
+    several = Params(hypotheses=4)
+    one, four = refined(world, Params()), refined(world, several)
+    energy = four.read("extra/hypotheses_energy")
+    first = energy.argmin(1)
+    for name in ("global_orient", "body_pose", "betas", "transl"):
+        every = four.read(f"extra/hypotheses_{name}")
+        assert every.shape[:2] == (6, 4)
+        np.testing.assert_array_equal(every[np.arange(6), first], four.read(f"smpl/{name}"))
+        np.testing.assert_allclose(every[:, 0], one.read(f"smpl/{name}"), atol=1e-5)  # the first begins at the estimate
+        assert (np.ptp(every, axis=1).reshape(6, -1).max(1) > 1e-4).all()  # and the others are others
+    assert np.isfinite(energy).all()
+    same(four, refined(world, several, batch_size=2))
+    assert not one.has("extra/hypotheses_energy")
+
+
+def test_hypotheses_of_untouched_rows_are_the_row() -> None:
+    world = crowd(4)
+    xy, score = world.detections.read("keypoints/xy"), world.detections.read("keypoints/score")
+    score[1] = 0
+    world = with_keypoints(world, xy, score)
+    out = refined(world, Params(hypotheses=3))
+    assert out.read("extra/refined").tolist() == [1, 0, 1, 1]
+    np.testing.assert_array_equal(out.read("extra/hypotheses_energy")[1], 0)
+    pose = world.meshes.read("smpl/body_pose")[1]
+    np.testing.assert_array_equal(out.read("extra/hypotheses_body_pose")[1], np.stack([pose] * 3))
 
 
 def test_what_is_refused() -> None:

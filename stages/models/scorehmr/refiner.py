@@ -197,8 +197,7 @@ class ScoreHmrRefiner:
         """Refine n rows. Rows do not influence each other but through `linked` and `group`."""
         seen = seen.each(lambda v: v.to(self.device))
         if settings.hypotheses > 1:
-            best, every = self._several(seen, settings)
-            return dataclasses.replace(best, hypotheses=every)
+            return self._several(seen, settings)
         return self._run(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen, settings)
 
     def _run(self, pose: Tensor, seen: Evidence, settings: Settings, guess: Tensor | None = None) -> Result:
@@ -230,9 +229,8 @@ class ScoreHmrRefiner:
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
         return Result(rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1), energy)
 
-    def _several(self, seen: Evidence, settings: Settings) -> tuple[Result, Result]:
-        """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: (the best by energy, all with
-        a second axis)."""
+    def _several(self, seen: Evidence, settings: Settings) -> Result:
+        """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: the best by energy, and all."""
         pose = matrix_to_rot6d_columns(seen.rotmat).flatten(1)
         made = [self._run(pose, seen, settings)]
         for k in range(1, settings.hypotheses):
@@ -241,7 +239,7 @@ class ScoreHmrRefiner:
         rows = torch.arange(len(pose), device=pose.device)
         first = every.energy.argmin(1)
         best = Result(*(getattr(every, f.name)[rows, first] for f in dataclasses.fields(Result)[:5]))
-        return best, every
+        return dataclasses.replace(best, hypotheses=every)
 
     def _drawn(self, pose: Tensor, seen: Evidence, settings: Settings, k: int) -> tuple[Any, ...]:
         """What _run is given for the k-th hypothesis: the same noise for a row whatever its batch."""
