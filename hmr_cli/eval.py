@@ -88,14 +88,28 @@ def score(
     """
     from stages import evaluate as stage
     from stages import tables
+    from stages.artefact import open_artefact
     from stages.datasets import open_dataset
     from stages.datasets.protocols import protocol_of
 
     check_style(style)
+    check_place(plot, ".svg")
+    if params.protocol:
+        protocol_of(params.protocol)
+    if meshes:
+        open_artefact(meshes, "meshes").close()
+    if run.shard[1] > 1 and out is None:
+        raise UsageError("shards need a file to meet in", "give -o")
+    if run.dry_run:
+        steps = ["score"] if meshes else ["recover", *["refine"] * refine, "score"]
+        run.report.note(f"would {' and '.join(steps)} the rows of {name}" + (f" into {out}" if out else ""))
+        return out
     dataset = open_dataset(name, data, run, partial=partial)
     dataset.check(protocol_of(params.protocol or dataset.protocol))
     table = meshes or recovered(dataset, run, ckpt=ckpt, refine=refine)
     scores = stage.run(table, dataset, out, params, run)
+    if isinstance(scores, Path) and not scores.is_file():
+        return scores  # the parts of one shard
     summary = stage.mean_rows(scores)
     ours = {"method": _name(meshes, ckpt, refine), **summary}
     beside = tables.published_rows(name)
@@ -112,6 +126,14 @@ def check_style(style: str) -> None:
     """Raise UsageError for a table style that there is not."""
     if style not in ("markdown", "latex"):
         raise UsageError(f"--table {style}: no such style", "choose markdown or latex")
+
+
+def check_place(path: Path | None, *kinds: str) -> None:
+    """Raise UsageError for a picture that could not be written."""
+    if path is not None and path.suffix.lower() not in kinds:
+        raise UsageError(f"{path}: no such kind of picture", f"choose {' or '.join(kinds)}")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}", "make it, or choose another place")
 
 
 @stage_command(app, name="rows")
@@ -242,9 +264,16 @@ def table(
     from stages.synth.sets import SETS
 
     check_style(style)
+    names = sets.split(",") if sets else list(SETS)
+    for name in names:
+        if name not in SETS and not Path(name).is_file():
+            raise UsageError(f"no synthetic set {name!r}", f"choose of {', '.join(SETS)}, or files of hmr synth")
+    if run.dry_run:
+        run.report.note(f"would recover, refine and score {', '.join(names)} into {out}")
+        return out
     rows = []
     out.mkdir(parents=True, exist_ok=True)
-    for name in sets.split(",") if sets else SETS:
+    for name in names:
         dataset = open_dataset(name, None, run)
         for refine in (False, True):
             stem = Path(name).name.removesuffix(".detections.h5")
@@ -263,10 +292,12 @@ def occlusion_map(
     *,
     ckpt: Ckpt = None,
     data: Data = None,
-    grid: Annotated[int, typer.Option(help="Places along each side of the box.")] = 7,
+    grid: Annotated[int, typer.Option(min=1, help="Places along each side of the box.")] = 7,
     partial: Partial = False,
-    size: Annotated[float, typer.Option(help="Side of the square, share of the box's longer side.")] = 0.3,
-    limit: Annotated[int, typer.Option(help="How many people, spread over the set.")] = 64,
+    size: Annotated[
+        float, typer.Option(min=0, max=2, help="Side of the square, share of the box's longer side.")
+    ] = 0.3,
+    limit: Annotated[int, typer.Option(min=1, help="How many people, spread over the set.")] = 64,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write; the numbers go beside it as .npz.")],
     run: Any,
 ) -> Any:
@@ -290,6 +321,7 @@ def occlusion_map(
     from stages.recover import Params as RecoverParams
     from stages.recover import load
 
+    check_place(out, ".png", ".jpg", ".webp")
     dataset = open_dataset(name, data, run, partial=partial)
     model, _ = load(RecoverParams(), ckpt, resolve_device(run.device))
     people = PeopleOf(dataset.detections, uses=model.uses, needs_images=model.needs_images)

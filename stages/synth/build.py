@@ -64,6 +64,8 @@ def run(name: str, out: Path, params: Params, run: Any) -> Path:
     from stages.progress import Job, run_frames
 
     spec, settings = spec_of(name), dataclasses.asdict(params)
+    if params.pictures < 0:
+        raise UsageError(f"--pictures {params.pictures}: there cannot be fewer than none", "0 makes the whole set")
     count = min(params.pictures or spec.pictures, spec.pictures)
     if params.poses:
         if spec.frames > 1:

@@ -117,7 +117,34 @@ def test_wrong_words(oc: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((oc, "--protocol", "scorehmr"), 4, "thorax"),
         ((oc, "--table", "html"), 2, "markdown or latex"),
         (("rows", "synth", "-o", "x.h5"), 2, "hmr synth"),
+        (("synth-oc", "--protocol", "mine"), 2, "no protocol 'mine'"),
+        (("synth-oc", "--meshes", oc.parent / "none.meshes.h5"), 3, "no such file"),
+        ((oc, "--meshes", oc), 3, "meshes are needed"),
+        ((oc, "--plot", oc.parent / "nowhere" / "x.svg"), 2, "no folder"),
+        ((oc, "--plot", oc.parent / "x.png"), 2, ".svg"),
+        ((oc, "--shard", "0/2"), 2, "give -o"),
+        (("table", "--sets", "synth,mine"), 2, "no synthetic set 'mine'"),
+        (("compare", oc, oc), 3, "scores are needed"),
+        (("occlusion-map", oc, "--grid", 0, "-o", "x.png"), 2, "--grid"),
+        (("occlusion-map", oc, "--limit", 0, "-o", "x.png"), 2, "--limit"),
+        (("occlusion-map", oc, "-o", "x.gif"), 2, ".png"),
     ):
         got, out, err = call(capsys, "eval", *args)
         assert (got, out) == (code, ""), (args, err)
         assert say in err, err
+
+
+def test_shards_meet_and_a_dry_run_writes_nothing(
+    oc: Path, scored: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.scores.h5"
+    for args in ((oc,), ("synth-oc", "--refine"), ("table",)):
+        code, _, err = call(capsys, "eval", *args, "--dry-run", "-o", out)
+        assert code == 0 and "would recover" in err
+    assert list(tmp_path.iterdir()) == []
+    code, text, err = call(capsys, "eval", oc, "--shard", "1/2", "-o", out, "--json")
+    assert code == 0 and "parts" in text and not out.exists(), err
+    code, text, err = call(capsys, "eval", oc, "--shard", "0/2", "-o", out, "--json")
+    assert code == 0, err
+    same = ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "error_2d", "rows")
+    assert {n: json.loads(text)[n] for n in same} == {n: scored[n] for n in same}
