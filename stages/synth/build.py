@@ -137,11 +137,12 @@ def _picture(
     from stages.synth.scene import make_scene
 
     scene = make_scene(spec, number, body)
-    tensors = [torch.from_numpy(x) for x in (scene.global_orient, scene.body_pose, scene.betas, scene.transl)]
+    # copies, which torch aligns: the last bit of a product can depend on it
+    tensors = [torch.tensor(x) for x in (scene.global_orient, scene.body_pose, scene.betas, scene.transl)]
     vertices = body(*tensors).vertices
     points = body.regress(vertices, "coco17")
     picture = render(scene, body, vertices, points)
-    K = torch.from_numpy(scene.K)
+    K = torch.tensor(scene.K)
     truth, outline = project(points, K).numpy(), project(vertices, K).numpy()
 
     # Keyed apart from the scene's own numbers: other keypoints must not mean another picture.

@@ -38,7 +38,7 @@ def render(scene: Scene, body: Body, vertices: Tensor, points: Tensor) -> Pictur
     offsets = np.cumsum([0] + [len(m[0]) for m in meshes])
     faces = torch.cat([m[1] + int(o) for m, o in zip(meshes, offsets, strict=False)])
     of_face = np.repeat(np.arange(len(meshes)), [len(m[1]) for m in meshes])
-    K = torch.from_numpy(scene.K)
+    K = torch.tensor(scene.K)
     hits = rasterize(project(xyz, K), xyz[:, 2], faces, SIZE, cull=True)
     mesh = of_face[hits.face.numpy()]
 
@@ -93,7 +93,7 @@ def _thing(kind: str, size: np.ndarray, centre: np.ndarray, turn: np.ndarray) ->
     if kind == "ball":
         points /= np.linalg.norm(points, axis=1, keepdims=True)
     points = (points * size) @ turn.T + centre
-    return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(np.concatenate(faces))
+    return torch.tensor(points.astype(np.float32)), torch.from_numpy(np.concatenate(faces))
 
 
 def _clothes(at: np.ndarray, top: float, look: int) -> np.ndarray:

@@ -124,8 +124,8 @@ def _act(
 def _lowest(body: Body, pose: np.ndarray, betas: np.ndarray) -> np.ndarray:
     """Height (n,) of the lowest vertex over the pelvis, y-up world."""
     with torch.no_grad():
-        rotmat = axis_angle_to_matrix(torch.from_numpy(pose))
-        out = body.forward_rotmat(rotmat, torch.from_numpy(betas), torch.zeros(len(pose), 3))
+        rotmat = axis_angle_to_matrix(torch.tensor(pose))
+        out = body.forward_rotmat(rotmat, torch.tensor(betas), torch.zeros(len(pose), 3))
     return (out.vertices[..., 1].amin(1) - out.joints[:, 0, 1]).numpy().astype(np.float64)
 
 
@@ -133,7 +133,7 @@ def _rest_pelvis(body: Body, betas: np.ndarray) -> np.ndarray:
     """The pelvis (n, 3) of the untranslated body, which the root turns about."""
     with torch.no_grad():
         still = torch.eye(3).expand(len(betas), 24, 3, 3)
-        joints = body.joints(still, torch.from_numpy(betas), torch.zeros(len(betas), 3))
+        joints = body.joints(still, torch.tensor(betas), torch.zeros(len(betas), 3))
     return joints[:, 0].numpy().astype(np.float64)
 
 
