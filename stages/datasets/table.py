@@ -21,6 +21,7 @@ from stages.errors import AssetError, UsageError
 from stages.human import joints
 from stages.kinds import K_USER
 
+DETECTED = 0.05  # DPMesh's least confidence of a joint that was found
 SMPL = "smpl"  # name of the added bodies: hmr body-model add FILE --name smpl --gender ...
 GENDERS = {"m": "male", "f": "female", "n": "neutral", "male": "male", "female": "female", "neutral": "neutral"}
 _FILES = {
@@ -37,7 +38,8 @@ class Table:
     frames: name (F,), size (F, 2), K (F, 3, 3) and optionally time, source, view · frame, track (R,), box (R, 4) xyxy ·
     keypoints (R, J, 3) px and score, the papers' input, of `joint_set` (a name, or names) · smpl: body_pose with root
     (R, 72) in the camera frame, betas (R, 10), gender (R,) · joints (R, K, 3) metres, camera frame, NaN where not
-    annotated, of `joint_names` · labelled (R, L, 3) px and visibility of `labelled_names`: 2D truth."""
+    annotated, of `joint_names` · labelled (R, L, 3) px and visibility of `labelled_names`: 2D truth · detected: the
+    keypoints are a detector's, and a joint that it did not find counts as hidden (DPMesh's split of the joints)."""
 
     name: str
     protocol: str
@@ -54,6 +56,7 @@ class Table:
     joint_names: tuple[str, ...] = ()
     labelled: np.ndarray | None = None
     labelled_names: tuple[str, ...] = ()
+    detected: bool = False
 
 
 class TableData:
@@ -81,6 +84,9 @@ class TableData:
         found = self._posed(rows, protocol) if self.table.smpl is not None else self._annotated(rows, protocol)
         if self.table.labelled is not None:
             found.labelled, found.labelled_names = self.table.labelled[rows], self.table.labelled_names
+        if self.table.detected:
+            keypoints = joints.convert(self.table.keypoints[rows], _names(self.table), found.names)
+            found.visible = keypoints[..., 2] > DETECTED
         return found
 
     def _genders(self, protocol: Protocol) -> np.ndarray:
@@ -142,8 +148,12 @@ def _body(gender: str) -> Any:
         ) from error
 
 
+def _names(table: Table) -> tuple[str, ...]:
+    return joints.get(table.joint_set) if isinstance(table.joint_set, str) else table.joint_set
+
+
 def _detections(table: Table) -> Artefact:
-    names = joints.get(table.joint_set) if isinstance(table.joint_set, str) else table.joint_set
+    names = _names(table)
     rows: dict[str, Any] = {"frame": table.frame, "box": table.box}
     if table.track is not None:
         rows["track"] = table.track

@@ -49,6 +49,7 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
         root=root,
         joint_set="openpose18",
         input_2d="OpenPose confidence, as 3DPW gives it",
+        detected=True,
     )
 
 

@@ -100,6 +100,7 @@ def _table(name: str, part: str, path: Path, people: list[Any], poses: dict[str,
         keypoints=keypoints,
         joint_set="openpose18" if poses is None else "coco17",
         input_2d="OpenPose confidence" if poses is None else "HigherHRNet confidence (OpenPose where there is none)",
+        detected=True,
         smpl={
             "pose": np.stack([s.array("pose", (72,)) for s in smpl]),
             "betas": np.stack([s.array("shape", (10,)) for s in smpl]),

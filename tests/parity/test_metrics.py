@@ -41,6 +41,7 @@ def test_scorehmr(pytestconfig: pytest.Config) -> None:
 
 
 def test_postometro(pytestconfig: pytest.Config) -> None:
+    weights = fixtures_of(pytestconfig, "postometro").weights
     for case in load(pytestconfig, "postometro", "metrics_losses"):
         truth, has = case["gt_joints"][..., :3], case["has_3d"] == 1
         hips = [2, 3]
@@ -48,6 +49,13 @@ def test_postometro(pytestconfig: pytest.Config) -> None:
         a, b = (metrics.centred(x, x[:, hips].mean(1)) for x in (pred, truth))
         np.testing.assert_allclose(metrics.mpjpe(a[has], b[has]) / metrics.MM, case["mpjpe"], rtol=2e-5)
         np.testing.assert_allclose(metrics.pa_mpjpe(pred, truth) / metrics.MM, case["pampjpe"], rtol=2e-4)
+        mirrored = metrics.pa_mpjpe(pred * [-1, 1, 1], truth) / metrics.MM
+        np.testing.assert_allclose(mirrored, case["pampjpe_mirrored"], rtol=2e-4)
+        mesh = {side: weights.array(f"postometro/metrics/{side}_vertices", (5, 1723, 3)) for side in ("pred", "gt")}
+        pred_mesh = np.float32(0.4) * mesh["pred"]
+        has_smpl = case["has_smpl"] == 1
+        mpvpe = metrics.mpjpe(pred_mesh, pred_mesh + np.float32(0.03) * mesh["gt"])[has_smpl] / metrics.MM
+        np.testing.assert_allclose(mpvpe, case["mpvpe"], rtol=2e-5)
 
 
 def test_dpmesh(pytestconfig: pytest.Config) -> None:

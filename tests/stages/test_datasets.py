@@ -119,7 +119,7 @@ def test_what_is_missing_or_damaged_is_named(layout: str, tmp_path: Path, capsys
     tree = LAYOUTS[layout](tmp_path)
 
     def fails(*flags: str) -> str:
-        code, out, err = hmr(capsys, "eval", tree.name, "--data", tree.data, "--meshes", "none.meshes.h5", *flags)
+        code, out, err = hmr(capsys, "eval", tree.name, "--data", tree.data, *flags)
         assert (code, out) == (4, ""), err
         return err
 
@@ -306,3 +306,26 @@ def test_how_rows_can_be_refined_together(
         frame, track, status = (rows.rows[name] for name in ("frame", "track", "status"))
         units = view_units(frame, track, rows.frames["view"], rows.frames["time"], status)
         assert all(len(unit) > 1 for unit in units)
+
+
+@pytest.mark.parametrize("layout", ["3dpw", "3dpw-crowd json"])
+def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
+    layout: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    from stages.evaluate import Params, run
+    from stages.progress import Run
+
+    tree = tree_of(layout, made, tmp_path_factory)
+    rows, vertices = people(tree)
+    data = open_dataset(tree.name, tree.data, partial=tree.partial)
+    names = list(rows.group_attrs("keypoints")["joints"])
+    data.table.keypoints = data.table.keypoints.copy()
+    data.table.keypoints[0, names.index("left_knee"), 2] = 0.04
+    scores = run(trees.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, Params(), Run())
+    scored = protocol_of("dpmesh").joints
+    seen = scores.read("errors/visible").astype(bool)
+    head, knee = scored.index("head_top"), scored.index("left_knee")  # no detector gives the top of the head
+    assert not seen[:, head].any() and (~seen).sum() == len(seen) + 1 and not seen[0, knee]
+    each, occluded = scores.read("errors/per_joint"), scores.read("errors/occ_mpjpe")
+    assert occluded[0] == pytest.approx((each[0, head] + each[0, knee]) / 2, rel=1e-5)
+    np.testing.assert_allclose(occluded[1:], each[1:, head], rtol=1e-5)
