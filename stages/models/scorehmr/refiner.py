@@ -346,7 +346,7 @@ class ScoreHmrRefiner:
 # Chosen on subjects that are neither trained on nor tested on. Low noise indices in small steps: inversion and sampling
 # in large ones do not cancel, and the recoverer's estimate is better than that error.
 EMBEDDED_PLAN = Plan(loops=14, start=20, step=2)
-EMBEDDED_WEIGHT = 1e5
+EMBEDDED_WEIGHT = 2e4
 EMBEDDED_SIGMA = 0.2
 EMBEDDED_SMOOTH = 1000.0
 EMBEDDED_VIEWS = 100.0

@@ -27,7 +27,7 @@ class Trust:
     """What is believed of estimates and keypoints. px: pixels of a 256 crop. Chosen on subjects 08 and 11."""
 
     place: float = 0.04  # m that the points of an estimate may move for keypoints; keeps what is not seen in place
-    sharp: float = 1.5  # px; keypoints of less noise than this may move them further, with the inverse square
+    usual: tuple[float, float] = (1.5, 3.0)  # px; keypoints of less or more noise may move them further or less far
     aside: float = 0.3  # spread of the pelvis in half boxes: free
     depth: float = 0.2  # of the logarithm of its depth: free
     noise: tuple[float, float] = (0.5, 10.0)  # px, least and most noise of a person's keypoints
@@ -132,7 +132,8 @@ class Weigher:
                 free = torch.maximum(weight.sum(1) - spent, 0.25 * weight.sum(1)).clamp_min(1e-9)
                 noise = ((weight * off.square()).sum(1) / free).sqrt()
                 noise = noise.clamp(trust.noise[0] * PIXEL, trust.noise[1] * PIXEL)
-            stiff = (noise / (trust.sharp * PIXEL)).clamp_max(1) ** 4
+            low, high = (noise / (trust.usual[k] * PIXEL) for k in (0, 1))
+            stiff = (low.clamp_max(1) * (high / wrong).clamp_min(1)) ** 4
             prior = error_prior + stiff[:, None, None] * place_prior
             pull = J.transpose(1, 2) * (weight / noise[:, None].square())[:, None]
             spread = torch.cholesky_inverse(torch.linalg.cholesky_ex(prior + pull @ J)[0])
