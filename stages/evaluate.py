@@ -200,6 +200,8 @@ def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, P
 
     def predict(rows: np.ndarray) -> Truth:
         vertices, tree = people.posed(rows)
+        if tree is None:  # a network's own vertices: turned round once, for all the sums that follow
+            vertices = vertices.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         found = tree if protocol.joint_set == "smpl24" and tree is not None else regress(vertices)
         xyz = found.numpy().copy()
         xyz[~people.ok[rows]] = np.nan
