@@ -147,7 +147,9 @@ class _FastBlock:
     """One block with its condition folded in.
 
     With z = [h, c], mean m and deviation s of z, A and B the pose and condition columns of W1 * gamma1:
-    W1 norm(z) = (A (h - m) + B (c - mc) + (mc - m) B 1) / s + (W1 beta1 + b1), where mc is the mean of c.
+    W1 norm(z) = (A (h - m) + B (c - mc) + (mc - m) B 1) / s + (W1 beta1 + b1), where mc is the mean of c. With mh the
+    mean of h and p its share of z, m = mh + (1 - p) (mc - mh), so the first and the last term are
+    A (h - mh) + (mc - mh) (p B 1 - (1 - p) A 1). The second norm is folded in the same way.
     """
 
     def __init__(self, block: Block, c: Tensor, times: dict[int, Tensor]) -> None:
@@ -156,17 +158,17 @@ class _FastBlock:
         self.A = weight[:, :size].t().contiguous()
         B = weight[:, size:]
         self.v = F.linear(layers.layer_norm1.bias, layers.linear_layer1.weight, layers.linear_layer1.bias)
-        self.b_sum = B.sum(1)
         mc = c.sum(1, keepdim=True) / max(c.shape[1], 1)  # an unconditional prior has no c at all
         centred = c - mc
         self.C = centred @ B.t()
         self.mc = mc
         self.total = size + c.shape[1]
         self.share = size / self.total
+        self.by_gap = self.share * B.sum(1) - (1 - self.share) * self.A.sum(0)
         self.ss = centred.square().sum(1, keepdim=True) / self.total + layers.layer_norm1.eps
         self.W2 = (layers.linear_layer2.weight * layers.layer_norm2.weight).t().contiguous()
         self.v2 = F.linear(layers.layer_norm2.bias, layers.linear_layer2.weight, layers.linear_layer2.bias)
-        self.hidden, self.eps = (self.W2.shape[0],), layers.layer_norm2.eps
+        self.hidden, self.eps, self.by_mean = self.W2.shape[0], layers.layer_norm2.eps, self.W2.sum(0)
         self.modulation = {
             t: tuple(m.contiguous() for m in block.mlp(time).chunk(2, dim=-1)) for t, time in times.items()
         }
@@ -181,12 +183,12 @@ class _FastBlock:
         # var(z) = (ss_h + ss_c) / total + share (1 - share) (mc - mh)^2
         var = torch.addcmul(self.ss, gap, gap, value=self.share * (1 - self.share))
         var = torch.add(var, torch.linalg.vecdot(zero, zero).unsqueeze(1), alpha=1 / self.total)
-        r = torch.rsqrt(var)
-        m_gap = gap * (1 - self.share)  # m - mh
-        out = torch.addmm(self.v, (zero - m_gap) * r, self.A)
-        out = torch.addcmul(out, self.C, r).addcmul_(gap * r * self.share, self.b_sum)
-        out = F.layer_norm(F.gelu(out), self.hidden, eps=self.eps)
-        return h + F.gelu(torch.addmm(self.v2, out, self.W2))
+        out = torch.addmm(self.C, zero, self.A).addcmul_(gap, self.by_gap)
+        out = F.gelu(torch.addcmul(self.v, out, torch.rsqrt(var)))
+        mean = out.mean(1, keepdim=True)
+        var = torch.linalg.vecdot(out, out).unsqueeze(1) / self.hidden - mean.square() + self.eps
+        change = (out @ self.W2).addcmul_(mean, self.by_mean, value=-1)
+        return h + F.gelu(torch.addcmul(self.v2, change, torch.rsqrt(var)))
 
 
 class _FastStack:
