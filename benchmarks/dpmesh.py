@@ -161,7 +161,8 @@ def joints_of(out: dict[str, Tensor]) -> Tensor:
 def off(out: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
     """How far joints move, in mm."""
     error = 1000 * (joints_of(out) - joints_of(exact)).norm(dim=-1)
-    return {"joints mean mm": round(float(error.mean()), 3), "joints most mm": round(float(error.max()), 2)}
+    found = {"mean": error.mean(), "median": error.median(), "most": error.max()}
+    return {f"joints {name} mm": round(float(value), 3) for name, value in found.items()}
 
 
 def flops(config: Config) -> dict[str, float]:

@@ -47,7 +47,8 @@ def convert(source: Path, out: Path, params: Params = Params(), *, force: bool =
         )
     tensors, header = loader.compact(checkpoint, fold=params.fold, dtype=DTYPES[params.dtype])
     if out.exists() and not force:
-        if all(_header(out).get(key) == value for key, value in header.items()):
+        have = _header(out)
+        if all(have.get(key) == value for key, value in header.items()):
             return out
         raise InputError(f"{out} is there already, made from another file or otherwise", "--force replaces it")
     return write_checkpoint(out, tensors, header)

@@ -171,8 +171,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     with meta():
         model = DPMesh(config)
     check_keys(model.state_dict(), fold_lora(tensors) if ranks else tensors, where=checkpoint.where, finite=False)
-    known = checkpoint.metadata
-    folded = f"folded (rank {known['lora_rank']}, {known['lora_layers']} layers)" if "lora_rank" in known else "none"
+    rank, layers = (checkpoint.metadata.get(f"lora_{n}", "unknown") for n in ("rank", "layers"))
+    folded = f"folded (rank {rank}, {layers} layers)" if checkpoint.metadata.get("lora") == "folded" else "none"
     return {
         "architecture": dataclasses.asdict(config),
         "millions": {part: round(count / 1e6, 2) for part, count in sorted(parts.items())},
