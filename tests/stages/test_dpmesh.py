@@ -186,7 +186,7 @@ def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshR
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_a_whole_file_in_half_precision(
     tensors: Tensors, dtype: torch.dtype, recoverer: DPMeshRecoverer, detections: Path
 ) -> None:

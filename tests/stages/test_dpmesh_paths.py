@@ -141,6 +141,7 @@ def test_features_of_another_checkpoint_are_refused(
     bodies(features=exact)  # what was converted from the same file is the same network
 
 
+@pytest.mark.slow
 def test_latents_of_another_autoencoder_are_refused(
     detections: Path, dpmesh_checkpoint: Path, dpmesh_tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
