@@ -55,8 +55,17 @@ def embedded(*, poses: Poses, out: Path, params: EmbeddedParams, device: Device 
 
 
 @stage_command(app, PriorParams, name="prior")
-def prior(*, poses: Poses, out: Path, params: PriorParams, report: Any) -> Any:
-    """The embedded pose prior, for `hmr refine`.
+def prior(
+    *,
+    poses: Poses,
+    out: Path,
+    params: PriorParams,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="The prior of the embedded recoverer: the only one.")
+    ] = True,
+    report: Any,
+) -> Any:
+    """The embedded pose prior, for `hmr refine`. The state is kept beside the target; the same command resumes.
 
     Examples:
 

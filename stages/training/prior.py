@@ -41,7 +41,6 @@ from stages.training.views import Camera, Defects, draw_batch, draw_rotation
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
 SAVE_SECONDS = 60
-PEOPLE = 30_000  # whose errors are measured
 NOISY = Defects(clean=0, gauss=1, pixels=5.5, told=0, scattered=0, grouped=0, focal=0)
 
 
@@ -56,6 +55,7 @@ class Params:
     blocks: int = param(4, "Number of blocks.")
     rate: float = param(1e-3, "Largest learning rate of AdamW.")
     low: float = param(0.7, "Share of noise indices drawn below 150 of 1000.")
+    people: int = param(30_000, "People on whom the recoverer's error is measured.")
     seed: int = param(0, "Of poses, noise and initial weights.")
 
 
@@ -64,13 +64,18 @@ def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT)
 
     Raises AssetError (motion file), UsageError (impossible settings), ArtefactError (a state made otherwise is there).
     """
-    if min(params.batch, params.hidden, params.blocks) < 1 or not 0 < params.rate < 1 or not 0 <= params.low <= 1:
-        raise UsageError("batch, hidden and blocks must be at least 1, rate and low between 0 and 1")
+    if (
+        min(params.batch, params.hidden, params.blocks, params.people) < 1
+        or not 0 < params.rate < 1
+        or not 0 <= params.low <= 1
+    ):
+        raise UsageError("batch, hidden, blocks and people must be at least 1, rate and low between 0 and 1")
     if params.steps <= 0 and params.max_minutes <= 0:
         raise UsageError("nothing to train: --max-minutes and --steps are both 0")
     bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
     watched = load_poses(poses, subjects=VALIDATION, without=HELD_OUT)
     trainer = Trainer(bank, params)
+    report.note(f"learning from {len(bank)} poses")
     state = out.with_name(out.name + ".state")
     if state.exists():
         trainer.load(state)
@@ -94,10 +99,15 @@ def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT)
         trainer.save(state)
         raise Interrupted(f"stopped; {out} is not finished", "the same command resumes") from None
     report.finish()
+    trainer.save(state)
     errors = validate(trainer.average, watched, trainer.mean, trainer.std)
     report.note(f"{trainer.status()}, noise error of unseen subjects {errors}")
     tensors = {name: value.half() for name, value in trainer.average.state_dict().items()}
-    tensors |= {"mean": trainer.mean, "std": trainer.std, "error_covariance": error_covariance(bank, params.seed)}
+    tensors |= {
+        "mean": trainer.mean,
+        "std": trainer.std,
+        "error_covariance": error_covariance(bank, params.people, params.seed),
+    }
     words = {
         "model": "hmr pose prior",
         "licence": LICENCE,
@@ -108,13 +118,11 @@ def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT)
         "validation": str(errors),
         "params": to_json(params),
     }
-    write_checkpoint(out, tensors, words)
-    state.unlink(missing_ok=True)
-    return out
+    return write_checkpoint(out, tensors, words)
 
 
 @torch.no_grad()
-def error_covariance(bank: PoseBank, seed: int = 0, people: int = PEOPLE) -> Tensor:
+def error_covariance(bank: PoseBank, people: int = 30_000, seed: int = 0) -> Tensor:
     """Covariance (82, 82) of the embedded recoverer's error on noisy keypoints of the poses: 24 rotation vectors (rad,
     axes of the camera that looks at the person) from estimated to true orientation of the bones, 10 betas."""
     network = EmbeddedRecoverer.load().network
@@ -122,7 +130,7 @@ def error_covariance(bank: PoseBank, seed: int = 0, people: int = PEOPLE) -> Ten
     total = torch.zeros(82, 82, dtype=torch.float64)
     done = 0
     while done < people:
-        batch = draw_batch(2048, bank, network.skeleton, generator, augment=NOTHING, defects=NOISY)
+        batch = draw_batch(min(2048, people), bank, network.skeleton, generator, augment=NOTHING, defects=NOISY)
         last = network(batch.inputs, batch.half)[0][-1]
         true, found = (_orientations(network, r) for r in (batch.rotation, last.rotation))
         turned = matrix_to_axis_angle(true @ found.transpose(-1, -2)).flatten(1)
@@ -195,7 +203,7 @@ class Trainer:
 
     def fingerprint(self) -> str:
         """Of what a state must agree on to be continued (not of the length of the training)."""
-        kept = dataclasses.replace(self.params, max_minutes=0, steps=0)
+        kept = dataclasses.replace(self.params, max_minutes=0, steps=0, people=0)
         return hashlib.sha256((to_json(kept) + self.bank.sha256).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
