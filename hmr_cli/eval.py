@@ -111,7 +111,7 @@ def score(
     if isinstance(scores, Path) and not scores.is_file():
         return scores  # the parts of one shard
     summary = stage.mean_rows(scores)
-    ours = {"method": _name(meshes, ckpt, refine), **summary}
+    ours = {"method": _name(meshes or ckpt, refine_mode(dataset.detections) if refine else ""), **summary}
     beside = tables.published_rows(name)
     source = f"\npublished rows: {tables.source(name)}" if beside else ""
     text = f"{tables.table([*beside, ours], style)}\n\n{counts(summary)}\n{summary['line']}{source}"
@@ -180,9 +180,8 @@ class Scores(dict[str, Any]):
         return self.text
 
 
-def _name(meshes: Path | None, ckpt: Path | None, refine: bool) -> str:
-    source = meshes or ckpt
-    return (source.name.split(".")[0] if source else "embedded") + (" + refine" if refine else "")
+def _name(source: Path | None, refined: str) -> str:
+    return (source.name.split(".")[0] if source else "embedded") + (f" + refine, {refined}" if refined else "")
 
 
 def counts(summary: dict[str, Any]) -> str:
@@ -277,7 +276,7 @@ def table(
         dataset = open_dataset(name, None, run)
         for refine in (False, True):
             stem = Path(name).name.removesuffix(".detections.h5")
-            method = f"{stem}, {_name(None, ckpt, refine)}"
+            method = f"{stem}, {_name(ckpt, refine_mode(dataset.detections) if refine else '')}"
             target = out / f"{stem}{'-refined' if refine else ''}.scores.h5"
             meshes = recovered(dataset, run, ckpt=ckpt, refine=refine)
             rows.append({"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, Params(), run))})

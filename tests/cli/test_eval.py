@@ -72,7 +72,7 @@ def test_compare_and_table_of_both_rows(
 ) -> None:
     code, out, err = call(capsys, "eval", "table", "--sets", oc, "-o", tmp_path)
     assert code == 0, err
-    assert "| synth-oc, embedded  " in out and "synth-oc, embedded + refine |" in out
+    assert "| synth-oc, embedded  " in out and "synth-oc, embedded + refine, frame |" in out
     assert (tmp_path / "table.md").read_text().strip() in out
     files = [tmp_path / f"synth-oc{part}.scores.h5" for part in ("", "-refined")]
     code, out, err = call(capsys, "eval", "compare", scored["file"], files[1], "--json")
