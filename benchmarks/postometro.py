@@ -158,6 +158,13 @@ def main() -> None:
         "ratio_to_plain": ratio,
         "relative_difference": difference,
     }
+    if options.device == "cpu":
+        there = (
+            "not run: --device cuda --dtype bfloat16 --batch 128"
+            if torch.cuda.is_available()
+            else "unmeasured: none here"
+        )
+        result["on a GPU"] = there
     if options.parts:
         table = {}
         for (name, part), reference in zip(parts(ours, images).items(), parts(network, images).values(), strict=True):

@@ -8,6 +8,9 @@ Training scenes and test scenes share no subject, no picture and no pose. First 
 capture; then, for each seed, two mesh networks on the same 64-pixel crops with the same initial weights where both
 have them, order, augmentation and losses: one with the tokens of the (disturbed) given keypoints, one without
 (FastMETRO). Printed: losses, and PA-MPJPE on the test scenes beside that of the mean body of the training scenes.
+
+`--only classifier`: PCT's classifier of those tokens, with a small Swin that learns too, on 256-pixel crops; token
+accuracy beside that of each position's most frequent code, distance of keypoints beside that of their mean place.
 The folder `trained` keeps the state of each training: stopped, the same command goes on.
 """
 
@@ -37,9 +40,10 @@ from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.models.postometro.transformer import Attention
 from stages.training.postometro import Alone, Params, begin, train
 from stages.training.postometro_data import Examples, Keypoints
-from stages.training.postometro_steps import Trainer, mesh_errors, tokenizer_error
+from stages.training.postometro_steps import Trainer, classifier_scores, mesh_errors, tokenizer_error
 
 SIDE, WIDTHS, COUNTS = 64, (64, 64), (431, 108)
+TOKENS = ("keypoints", "none")
 say: Any = functools.partial(print, flush=True)
 
 
@@ -58,9 +62,11 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--poses", type=Path, required=True, help="motion file that the tokenizer learns from")
     parser.add_argument("-o", "--out", type=Path, default=Path("trained"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--tokenizer-steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", choices=(*TOKENS, "classifier"), help="one network, so that processes share the work")
+    parser.add_argument("--classifier-steps", type=int, default=200)
     parser.add_argument("--recipe", default="paper")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -80,8 +86,12 @@ def main() -> None:
     tokenizer.eval()
     result["tokenizer"]["px of 256, test scenes"] = tokenizer_error(tokenizer.keypoint_head.tokenizer, keypoints)
     say(json.dumps(result["tokenizer"]))
+    if options.only == "classifier":
+        pair = [Examples(each.people.detections, body, levels, PostoMetro.side) for each in (seen, unseen)]
+        say(json.dumps(classifier(pair[0], pair[1], tokenizer, options.classifier_steps, options.out)))
+        return
     for seed in range(options.seeds):
-        for tokens in ("keypoints", "none"):
+        for tokens in (options.only,) if options.only else TOKENS:
             network = small(tokens, tokenizer, seed)
             begin(network, body, levels)
             before = float(mesh_errors(network, unseen, tokens).mean())
@@ -114,6 +124,25 @@ def small(tokens: str, tokenizer: Alone, seed: int) -> FastMetro:
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
     return network
+
+
+def classifier(seen: Examples, unseen: Examples, tokenizer: Alone, steps: int, out: Path) -> dict[str, Any]:
+    """Train PCT's classifier; (token accuracy, pixels of 256) on unseen crops, and of what needs no picture."""
+    torch.manual_seed(0)
+    network = PCT(32, (1, 1, 1, 1), guided=False)
+    inner = network.keypoint_head.tokenizer
+    inner.load_state_dict(tokenizer.keypoint_head.tokenizer.state_dict())
+    part = Params(part="classifier", thaw=True, steps=steps, batch=8, rate=5e-4)
+    result = finish(Trainer(network, seen, part), out / "classifier.state")
+    result["unseen crops"] = classifier_scores(network, unseen)
+    learnt, asked = (e.batch(range(len(e)), pictures=False).keypoints for e in (seen, unseen))
+    with torch.no_grad():
+        codes, wanted = inner.quantise(inner.encode(learnt)), inner.quantise(inner.encode(asked))
+    given = learnt[..., 2:]
+    mean = (learnt[..., :2] * given).sum(0) / given.sum(0)
+    away = (asked[..., :2] - mean).norm(dim=-1)[asked[..., 2] > 0].mean()
+    result["without pictures"] = float((wanted == codes.mode(0).values).float().mean()), float(away)
+    return result
 
 
 def finish(trainer: Trainer, state: Path) -> dict[str, Any]:

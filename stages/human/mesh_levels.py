@@ -14,6 +14,7 @@ import io
 import itertools
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,19 +94,39 @@ def build(vertices: np.ndarray, faces: np.ndarray, counts: tuple[int, ...] = ())
     return MeshLevels(tuple(all_faces), tuple(keeps), tuple(columns), tuple(weights))
 
 
-def of_body(body: Body, counts: tuple[int, ...] = ()) -> MeshLevels:
+def of_body(body: Body, counts: tuple[int, ...] = (), *, own: bool = False) -> MeshLevels:
     """The levels of a body, derived once and kept in the cache folder ($HMR_CACHE). `counts` as in `build`.
 
-    For SMPL's topology the authors' `mesh_downsampling.npz` is used where a user has put it there, into `mesh_levels`:
-    another template (gender, version) gives another selection of vertices, and published weights know theirs alone.
+    Published weights know one selection of SMPL's vertices alone, and another template (gender, version) gives another
+    one. So for SMPL's topology, unless `own`, the authors' `mesh_downsampling.npz` is used where a user has put it
+    there, into `mesh_levels`; else the added SMPL body whose template gives the published selection, if any does.
     """
     template, faces = body.v_template.double().cpu().numpy(), body.faces.cpu().numpy()
     folder = cache_dir() / "mesh_levels"
-    if body.topology == "smpl":
-        if (folder / PUBLISHED).is_file() and not counts:
-            return read_published(folder / PUBLISHED)
-        template = template - template.mean(0)  # where the published template stands
-    return load(template, faces, folder, counts)
+    if body.topology != "smpl":
+        return load(template, faces, folder, counts)
+    if not own and not counts and (folder / PUBLISHED).is_file():
+        return read_published(folder / PUBLISHED)
+    levels = load(template - template.mean(0), faces, folder, counts)  # where the published template stands
+    if own or counts or is_published(levels):
+        return levels
+    return next(filter(is_published, _of_added_bodies(folder)), levels)
+
+
+def _of_added_bodies(folder: Path) -> Iterator[MeshLevels]:
+    """The levels of every SMPL body that `hmr body-model add` has stored."""
+    from stages.human.body_file import listed, read_arrays
+
+    for row in listed():
+        if row["topology"] == "smpl" and not row["error"]:
+            arrays = read_arrays(Path(row["path"]))
+            template = np.asarray(arrays["v_template"], np.float64)
+            yield load(template - template.mean(0), arrays["f"], folder)
+
+
+def selection(levels: MeshLevels) -> str:
+    """A fingerprint of which vertices are kept: what a network's weights are tied to."""
+    return hashlib.sha256(b"".join(keep.astype("<i4").tobytes() for keep in levels.keep)).hexdigest()[:16]
 
 
 def is_published(levels: MeshLevels) -> bool:

@@ -30,7 +30,7 @@ from stages.artefact import Artefact, open_artefact
 from stages.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from stages.errors import AssetError, Interrupted, UsageError
 from stages.human.body import Body, load_body
-from stages.human.mesh_levels import MeshLevels, of_body
+from stages.human.mesh_levels import MeshLevels, of_body, selection
 from stages.models import pct
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro.loading import renamed
@@ -84,10 +84,13 @@ def run(
     Raises UsageError (settings), AssetError (checkpoints, body), ArtefactError (data without truth, foreign state).
     """
     check(params)
-    torch.manual_seed(params.seed)
+    if (params.part == "classifier" or (params.part == "mesh" and params.tokens != "none")) and not init:
+        raise lacking(params, ["PCT's tensors"])
     body = load_body(params.body)
+    people = examples_of(data, params, body, root)
     given = [read_checkpoint(path) for path in init]
     guided = any(name.endswith("tokenizer.start_img_embed.weight") for c in given for name in c.names)
+    torch.manual_seed(params.seed)
     network = build(params, body, guided)
     taken: set[str] = set()
     for checkpoint in given:
@@ -97,17 +100,14 @@ def run(
                 f"{checkpoint.where} has no tensor that the {params.part} could begin with", "is it of another size?"
             )
         taken |= fitting
-    missing = [name for name in frozen(network.state_dict(), params) if name not in taken]
-    if missing:
-        raise AssetError(
-            f"{missing[0]} and {len(missing) - 1} more stay as they are in this training, but no --init has them",
-            "give --init a PCT pose model, or what the earlier parts made; docs/postometro.md shows the order",
-        )
-    trainer = Trainer(network.to(device), examples_of(data, params, body, network, root), params)
+    if missing := [name for name in frozen(network.state_dict(), params) if name not in taken]:
+        raise lacking(params, missing)
+    trainer = Trainer(network.to(device), people, params)
     state = out.with_name(out.name + ".state")
     train(trainer, state, report)
     card = {
         "body": body.name,
+        "levels": selection(of_body(body)),
         "tokens": params.tokens if params.part == "mesh" else "",
         "recipe": f"{params.part} {params.recipe} {params.tokens} {params.steps} x {params.batch}",
         "loss": f"{np.mean(trainer.losses[:50]):.4g} to {np.mean(trainer.losses[-50:]):.4g}",
@@ -118,12 +118,23 @@ def run(
     return out
 
 
+def lacking(params: Params, names: Sequence[str]) -> AssetError:
+    """What to say when tensors that training does not change come from nowhere."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return AssetError(
+        f"the {params.part} takes {names[0]}{more} as they are, but no --init has them",
+        "give --init a PCT pose model, or what the earlier parts made; docs/postometro.md shows the order",
+    )
+
+
 def train(trainer: Trainer, state: Path, report: Any = SILENT) -> None:
     """All steps that are left. The state is saved every two minutes and when stopped, and continued if there is one."""
     if state.exists():
         trainer.load(state)
         report.note(f"resumed after step {trainer.step_number}")
     steps, saved = trainer.params.steps, time.monotonic()
+    learned = sum(p.numel() for p in trainer.learned) / 1e6
+    report.note(f"{trainer.params.part}: {learned:.1f} million parameters learn from {len(trainer.examples)} examples")
     report.start("training", steps, unit="steps", done=trainer.step_number)
     try:
         while trainer.step_number < steps:
@@ -139,16 +150,14 @@ def train(trainer: Trainer, state: Path, report: Any = SILENT) -> None:
     report.finish()
 
 
-def examples_of(
-    data: Path | Artefact, params: Params, body: Body, network: nn.Module, root: Path | None
-) -> Examples | Keypoints:
+def examples_of(data: Path | Artefact, params: Params, body: Body, root: Path | None) -> Examples | Keypoints:
     """What a part learns from. Raises UsageError for a motion file where pictures are needed."""
     if not isinstance(data, Artefact) and Path(data).suffix == ".npz":
         if params.part != "tokenizer":
             raise UsageError(f"the {params.part} learns from pictures", "give --data what hmr synth --poses writes")
         return Keypoints(Path(data), body)
     table = data if isinstance(data, Artefact) else open_artefact(data, "detections")
-    side = network.side if isinstance(network, FastMetro) else PostoMetro.side
+    side = FastMetro.side if params.part == "mesh" and params.tokens == "none" else PostoMetro.side
     return Examples(table, body, of_body(body), side, root)
 
 

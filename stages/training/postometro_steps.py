@@ -49,7 +49,7 @@ class Trainer:
         self.learned = [p for p in network.parameters() if p.requires_grad]
         rate, decay = RATES[params.part]
         self.rate = params.rate or rate
-        self.optimiser = torch.optim.AdamW(self.learned, self.rate, weight_decay=decay)
+        self.optimiser = torch.optim.AdamW(self.learned, self.rate, weight_decay=decay, fused=True)
         self.loss = {"tokenizer": tokenizer_loss, "classifier": classifier_loss, "mesh": mesh_loss}[params.part]
         network.train()
         branch = network.pct if isinstance(network, PostoMetro) else network

@@ -12,7 +12,7 @@ from stages import recover
 from stages.artefact import memory
 from stages.checkpoints import find_loader, read_checkpoint, write_checkpoint
 from stages.errors import AssetError
-from stages.human import cameras
+from stages.human import cameras, mesh_levels
 from stages.human.body import load_body
 from stages.human.joints import SETS
 from stages.kinds import OK
@@ -137,6 +137,16 @@ def test_a_network_of_another_body_is_refused(tmp_path: Path, checkpoint: Path) 
     )
     with pytest.raises(AssetError, match="was trained on the body"):
         FastMetroRecoverer.load(read_checkpoint(checkpoint), body=other)
+
+
+def test_a_network_of_another_selection_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    network, metadata = read_checkpoint(checkpoint).tensors, {"body": load_body().name}
+    kept = mesh_levels.selection(mesh_levels.of_body(load_body()))
+    good = write_checkpoint(tmp_path / "good.safetensors", network, metadata | {"levels": kept})
+    assert FastMetroRecoverer.load(read_checkpoint(good)).remark == ""
+    bad = write_checkpoint(tmp_path / "bad.safetensors", network, metadata | {"levels": "0" * 16})
+    with pytest.raises(AssetError, match="another selection"):
+        FastMetroRecoverer.load(read_checkpoint(bad))
 
 
 def test_no_checkpoint_is_an_asset_error() -> None:

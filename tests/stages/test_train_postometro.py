@@ -14,7 +14,7 @@ from torch import nn
 
 from stages.artefact import memory
 from stages.checkpoints import read_checkpoint, write_checkpoint
-from stages.errors import ArtefactError, UsageError
+from stages.errors import ArtefactError, AssetError, UsageError
 from stages.human import crops
 from stages.human.body import load_body
 from stages.human.cameras import project
@@ -29,6 +29,7 @@ from stages.training.postometro import Alone, Params, begin, check, initialise
 from stages.training.postometro_data import Batch, Change, Examples
 from stages.training.postometro_steps import Trainer, fit, mesh_loss
 from tests.tables import COCO
+from tests.unit.test_training_people import motion_file
 
 COUNTS = (431, 108)  # of coarser vertices: small networks
 N, K = 6, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
@@ -233,6 +234,27 @@ def test_a_new_network_begins_as_the_body_at_rest(examples: Examples) -> None:
     template = examples.body.v_template * torch.tensor([1.0, -1, -1])
     template = template - examples.body.regress(template[None], "h36m17")[0, :1]
     assert (first - template).norm(dim=-1).mean() < 0.12
+
+
+def test_what_a_training_lacks_is_said(tmp_path: Path) -> None:
+    poses = motion_file(tmp_path / "motion.npz", 20)
+    for settings, error, words in (
+        (Params(tokens="keypoints"), AssetError, "no --init has them"),
+        (Params(part="classifier"), AssetError, "no --init has them"),
+        (Params(tokens="none"), UsageError, "learns from pictures"),
+        (Params(part="all"), UsageError, "one of tokenizer"),
+    ):
+        with pytest.raises(error, match=words):
+            training.run(poses, tmp_path / "x.safetensors", settings)
+
+
+def test_a_tokenizer_learns_from_motion_alone(tmp_path: Path) -> None:
+    poses, out = motion_file(tmp_path / "motion.npz", 20), tmp_path / "tokens.safetensors"
+    training.run(poses, out, Params(part="tokenizer", steps=3, batch=2, rate=1e-3))
+    assert {"keypoint_head.tokenizer.codebook", "keypoint_head.tokenizer.start_embed.weight"} <= read_checkpoint(
+        out
+    ).names
+    assert not (tmp_path / "tokens.safetensors.state").exists()
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not(examples: Examples, network: PostoMetro, tmp_path: Path) -> None:

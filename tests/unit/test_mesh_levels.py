@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from scipy import sparse
 
 from stages.errors import AssetError
-from stages.human import mesh_levels
+from stages.human import body_file, mesh_levels
 from stages.human.body import load_body
 from stages.human.mesh_levels import MeshLevels
 
@@ -57,6 +60,33 @@ def test_the_cache_gives_the_same(tmp_path: Path) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(getattr(first, field), getattr(again, field), strict=True))
     stored.write_bytes(b"cut")
     assert mesh_levels.load(*given, tmp_path).counts == first.counts
+
+
+def test_the_added_body_with_the_published_selection_serves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gender's template selects other vertices, which no published weights know."""
+    ball = trimesh.creation.icosphere(3)
+    faces, rng = np.asarray(ball.faces, np.int64), np.random.default_rng(0)
+    templates = [(ball.vertices + rng.normal(0, 0.03, ball.vertices.shape)).astype(np.float32) for _ in range(2)]
+    mine, theirs = (
+        SimpleNamespace(v_template=torch.from_numpy(t), faces=torch.from_numpy(faces), topology="smpl")
+        for t in templates
+    )
+    monkeypatch.setenv("HMR_CACHE", str(tmp_path))
+    plain, published = (mesh_levels.of_body(body) for body in (mine, theirs))  # type: ignore[arg-type]
+    assert not np.array_equal(plain.keep[0], published.keep[0])
+    monkeypatch.setattr(
+        mesh_levels, "PUBLISHED_SHA256", hashlib.sha256(published.keep[0].astype("<i4").tobytes()).hexdigest()
+    )
+    rows = [{"topology": "free", "error": ""}, {"topology": "smpl", "error": "", "path": "a"}]
+    monkeypatch.setattr(body_file, "listed", lambda: rows)
+    monkeypatch.setattr(body_file, "read_arrays", lambda path: {"v_template": templates[1], "f": faces})
+    assert mesh_levels.selection(mesh_levels.of_body(mine)) == mesh_levels.selection(published)  # type: ignore[arg-type]
+    own = mesh_levels.of_body(mine, own=True)  # type: ignore[arg-type]
+    assert mesh_levels.selection(own) == mesh_levels.selection(plain)
+    coarser = mesh_levels.of_body(mine, (100, 30))  # type: ignore[arg-type]
+    assert coarser.counts == (642, 100, 30)
 
 
 def write_published(path: Path, levels: MeshLevels, extra: object = None) -> None:

@@ -70,6 +70,14 @@ class _MeshRecoverer:
         network, layout = loading.load_mesh_network(checkpoint.without(*pct.PREFIXES), checkpoint.where)
         body = body or load_body("embedded")
         levels = mesh_levels.of_body(body)
+        trained_on = checkpoint.metadata.get("levels", "")
+        if trained_on and mesh_levels.selection(levels) != trained_on:
+            levels = mesh_levels.of_body(body, own=True)
+        if trained_on and mesh_levels.selection(levels) != trained_on:
+            raise AssetError(
+                f"{checkpoint.where} was trained on another selection of the vertices of {body.name}",
+                f"a {mesh_levels.PUBLISHED} was there then, or is now; see docs/postometro.md",
+            )
         if levels.counts[1:] != layout.counts:
             raise AssetError(
                 f"{checkpoint.where} is for meshes of {layout.counts}, the body {body.name} has {levels.counts[1:]}",
