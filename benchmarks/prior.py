@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +145,12 @@ def main() -> None:
     parser.add_argument("--recoverer", type=Path, default=RECOVERER)
     parser.add_argument("--prior", type=Path, default=EMBEDDED)
     parser.add_argument("--people", type=int, default=300)
-    parser.add_argument("--weight", type=float, default=0.0, help="of the keypoint term; 0: the default")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     body = load_body("embedded")
     refiner = ScoreHmrRefiner.load(read_checkpoint(options.prior), body=body)
     settings = refiner.preset("default")
-    if options.weight:
-        settings = replace(settings, w_keypoints=options.weight)
     network = network_of(options.recoverer, body)
     table = {}
     for name, source, subjects, missing, px in CASES:

@@ -2,8 +2,9 @@
 
 In: SMPL estimates, 2D keypoints of the same rows, and for published weights the image features they are conditioned on.
 Out: the same kind of file. Method: ScoreHMR (Stathopoulos et al. 2024): invert the estimate into a diffusion prior over
-poses, sample back under the gradient of the evidence. `--mode video` adds smoothness along tracks, `--mode views`
-agreement between cameras; `--method fit` is plain gradient fitting of the same loss, for comparison.
+poses, sample back under the gradient of the evidence. With the embedded prior, estimates are first weighed against
+their keypoints (models/scorehmr/weigh.py), and single rows need no more. `--mode video` adds smoothness along tracks,
+`--mode views` agreement between cameras; `--method fit` is plain gradient fitting of the same loss, for comparison.
 
     hmr refine people.meshes.h5 --detections people.detections.h5 -o refined.meshes.h5
 """
@@ -37,11 +38,13 @@ class Params:
     """Settings of `hmr refine`; step sizes and counts are the paper's for its weights."""
 
     mode: str = param("frame", "frame (each row alone), video (tracks, smooth in time) or views (cameras agree).")
-    method: str = param("score", "score (diffusion prior) or fit (plain gradient fitting of the same loss).")
-    preset: str = param("default", "Step of the noise index: paper 2, fast 10; default: what suits the weights.")
+    method: str = param("score", "score (the prior) or fit (plain gradient fitting of the same loss).")
+    preset: str = param(
+        "default", "Step of the noise index: paper 2, fast 10; default: what suits the weights and the mode."
+    )
     smooth: float = param(30.0, "Weight of smoothness in --mode video; 10 to 70 are useful.")
     keypoint_weight: float = param(0.0, "Step size of the keypoint term; 0: what suits the weights.")
-    loops: int = param(0, "Times up into noise and back; 0: what suits the weights (published: 10).")
+    loops: int = param(0, "Times up into noise and back; 0: what suits the weights and the mode.")
     min_score: float = param(0.0, "Keypoints with a lower score are not used.")
     min_joints: int = param(3, "Rows with fewer usable keypoints stay as they are (in video: only smoothness).")
     hips: bool = param(True, "Use the hip keypoints.")
@@ -93,6 +96,10 @@ def run(
             f"{checkpoint.where} is conditioned on {kind} features, and none are given",
             f"hmr features DETECTIONS --model {kind} --ckpt FILE -o F.h5, then --features F.h5",
         )
+    no_loop = not kind and params.mode == "frame" and params.preset == "default" and not params.loops
+    if no_loop and params.keypoint_weight:
+        text = "--keypoint-weight is of the diffusion loop, which the embedded prior does not need for single rows"
+        raise UsageError(text, "add --loops 10 to run it as well, or leave it out")
     model = None
     if params.method == "score":
         model = {"name": "scorehmr", "sha256": checkpoint.sha256, "licence": checkpoint.licence}

@@ -270,7 +270,7 @@ def test_what_is_refused() -> None:
     world = crowd(4)
     for wrong in (
         Params(mode="sideways"), Params(method="luck"), Params(preset="x"), Params(loops=-1), Params(fill_gaps=True),
-        Params(mode="video", hypotheses=2), Params(smooth=-1.0),
+        Params(mode="video", hypotheses=2), Params(smooth=-1.0), Params(keypoint_weight=1.0),
     ):  # fmt: skip
         with pytest.raises(UsageError):
             refined(world, wrong)

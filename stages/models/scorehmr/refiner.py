@@ -230,16 +230,16 @@ class ScoreHmrRefiner:
         return Result(rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1), energy)
 
     def _several(self, seen: Evidence, settings: Settings) -> Result:
-        """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: the best by energy, and all."""
+        """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: the likeliest, and all."""
         pose = matrix_to_rot6d_columns(seen.rotmat).flatten(1)
         made = [self._run(pose, seen, settings)]
         for k in range(1, settings.hypotheses):
             made.append(self._run(*self._drawn(pose, seen, settings, k)))
-        every = Result(*(torch.stack([getattr(m, f.name) for m in made], 1) for f in dataclasses.fields(Result)[:5]))
-        rows = torch.arange(len(pose), device=pose.device)
-        first = every.energy.argmin(1)
-        best = Result(*(getattr(every, f.name)[rows, first] for f in dataclasses.fields(Result)[:5]))
-        return dataclasses.replace(best, hypotheses=every)
+        names = ("rotmat", "betas", "transl", "error", "energy")
+        stacked: dict[str, Any] = {name: torch.stack([getattr(m, name) for m in made], 1) for name in names}
+        rows, best = torch.arange(len(pose), device=pose.device), stacked["energy"].argmin(1)
+        chosen: dict[str, Any] = {name: value[rows, best] for name, value in stacked.items()}
+        return Result(**chosen, hypotheses=Result(**stacked))
 
     def _drawn(self, pose: Tensor, seen: Evidence, settings: Settings, k: int) -> tuple[Any, ...]:
         """What _run is given for the k-th hypothesis: the same noise for a row whatever its batch."""
