@@ -96,6 +96,11 @@ def score(
     check_place(plot, ".svg")
     if params.protocol:
         protocol_of(params.protocol)
+    if meshes and (ckpt or refine):
+        raise UsageError(
+            f"--meshes is scored as it is; {'--ckpt' if ckpt else '--refine'} has nothing to do",
+            "leave one away, or make the meshes with hmr recover and hmr refine",
+        )
     if meshes:
         open_artefact(meshes, "meshes").close()
     if run.shard[1] > 1 and out is None:

@@ -120,6 +120,7 @@ def test_wrong_words(oc: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("synth-oc", "--protocol", "mine"), 2, "no protocol 'mine'"),
         (("synth-oc", "--meshes", oc.parent / "none.meshes.h5"), 3, "no such file"),
         ((oc, "--meshes", oc), 3, "meshes are needed"),
+        ((oc, "--meshes", oc, "--refine"), 2, "scored as it is"),
         ((oc, "--plot", oc.parent / "nowhere" / "x.svg"), 2, "no folder"),
         ((oc, "--plot", oc.parent / "x.png"), 2, ".svg"),
         ((oc, "--shard", "0/2"), 2, "give -o"),
