@@ -21,13 +21,12 @@ def test_refinement_from_the_embedded_recoverer() -> None:
     body = load_body("embedded")
     refiner = ScoreHmrRefiner.load(read_checkpoint(EMBEDDED), body=body)
     network = network_of(RECOVERER, body)
-    for missing, px, gain in ((0.0, 0.0, 0.25), (0.0, 3.0, 0.10), (0.32, 3.0, 0.22)):
-        batch = draw(body, POSES, "cmu", ("cmu14",), missing, px, 150)
+    for missing, px in ((0.0, 0.0), (0.0, 3.0), (0.32, 3.0)):
+        batch = draw(body, POSES, "cmu", ("cmu14",), missing, px, 300)
         with torch.no_grad():
             truth = batch.joints.permute(2, 1, 0).numpy()[:, FOURTEEN]
             row = compare(refiner, refiner.preset("default"), recovered(network, body, batch), truth)
-        assert row["score"][0] < (1 - gain) * row["start"][0]
-        assert row["score"][2] < row["start"][2] + 0.3
-        if px:  # with exact keypoints plain fitting needs no prior
-            assert row["score"][2] < row["fit"][2]
-        assert row["ms"] < 40 * 3  # a shared machine; the card's figure is 22
+        assert row["score"][0] <= 0.75 * row["start"][0]
+        assert row["score"][2] <= row["start"][2] + 0.3
+        assert row["score"][2] < row["fit"][2]
+        assert row["ms"] < 40
