@@ -25,7 +25,6 @@ from stages.human.rotations import axis_angle_to_matrix
 _CLICKED = {"coco17", "body25", "openpose18", "blazepose33"}
 CACHED = 32_768  # vertices skinned at a time: more leave the processor's cache
 STEADY = 16  # in multiples of so many bodies every row of a product is the same sum, wherever it stands
-POSES = 23 * 9  # pose blend shapes: one for each entry of a rotation matrix, but the root's
 
 
 class BodyOutput(NamedTuple):
