@@ -112,8 +112,9 @@ class Weigher:
         wrong = (_median_square(xy - drawn, there[..., 0]).sqrt() / (trust.wrong * PIXEL)).clamp(1, trust.most)
         error_prior, place_prior = self._priors(lever, swell, wrong.double(), keep_shape)
         expected = xy.new_zeros(len(xy), POSE + 3, dtype=torch.float64)
-        if guess is not None:
-            expected[:, :POSE] = guess
+        held = place_prior
+        if guess is not None:  # a sample goes where the keypoints want it
+            expected[:, :POSE], held = guess, torch.zeros_like(place_prior)
         noise = torch.full_like(expected[:, 0], trust.begin * PIXEL)
         error, spread, prior = expected, None, error_prior
         for _ in range(trust.rounds):
@@ -134,13 +135,13 @@ class Weigher:
                 noise = noise.clamp(trust.noise[0] * PIXEL, trust.noise[1] * PIXEL)
             low, high = (noise / (trust.usual[k] * PIXEL) for k in (0, 1))
             stiff = (low.clamp_max(1) * (high / wrong).clamp_min(1)) ** 4
-            prior = error_prior + stiff[:, None, None] * place_prior
+            prior = error_prior + stiff[:, None, None] * held
             pull = J.transpose(1, 2) * (weight / noise[:, None].square())[:, None]
             spread = torch.cholesky_inverse(torch.linalg.cholesky_ex(prior + pull @ J)[0])
             wanted = off + (J @ (error - expected)[..., None])[..., 0]
             error = expected + (spread @ (pull @ wanted[..., None]))[..., 0]
         left = off - (J @ (error - last)[..., None])[..., 0]
-        surprise = ((prior @ error[..., None])[..., 0] * error).sum(1)
+        surprise = (((error_prior + stiff[:, None, None] * place_prior) @ error[..., None])[..., 0] * error).sum(1)
         surprise = (surprise + (weight * (left / noise[:, None]).square()).sum(1)) / 2
         return Weighed(scene.moved(error.to(xy)), surprise.to(xy))
 
