@@ -101,22 +101,27 @@ class TableData:
         from stages.human.body import STEADY
 
         assert self.table.smpl is not None
-        names, n = joints.get(protocol.joint_set), len(rows)
         pose, betas = (self.table.smpl[k][rows].astype(np.float32) for k in ("pose", "betas"))
         gender = self._genders(protocol)[rows]
-        xyz, vertices = np.empty((n, len(names), 3), np.float32), np.empty((6890, 3, n), np.float32).transpose(2, 0, 1)
-        for each in np.unique(gender):
-            mine, body = np.flatnonzero(gender == each), _body(str(each))
-            filled = np.resize(mine, -(-len(mine) // STEADY) * STEADY)
-            orient, turns, shape = (torch.tensor(x[filled]) for x in (pose[:, :3], pose[:, 3:], betas))
-            with torch.no_grad():
+        groups = [np.flatnonzero(gender == each) for each in np.unique(gender)]
+        meshes, points = [], []
+        with torch.no_grad():
+            for mine in groups:
+                body = _body(str(gender[mine[0]]))
+                filled = np.resize(mine, -(-len(mine) // STEADY) * STEADY)
+                orient, turns, shape = (torch.tensor(x[filled]) for x in (pose[:, :3], pose[:, 3:], betas))
                 found, tree = body.posed(body.rotmat(orient, turns), shape)
                 regress = regressors.find(body, protocol.joint_set, self.data)
-                points = tree if protocol.joint_set == "smpl24" else regress(found)
-            xyz[mine], vertices[mine] = points[: len(mine)].numpy(), found[: len(mine)].numpy()
-        # The neutral regressor on every mesh, as in the programs of 3DCrowdNet, JOTR and DPMesh.
-        pelvis = regressors.pelvis(_body("neutral"))(torch.from_numpy(vertices))[:, 0]
-        return Truth(xyz, names, vertices, pelvis.numpy())
+                points.append((tree if protocol.joint_set == "smpl24" else regress(found))[: len(mine)])
+                meshes.append(found[: len(mine)].permute(1, 2, 0))
+            vertices, xyz = meshes[0], points[0]
+            if len(groups) > 1:
+                order = torch.from_numpy(np.argsort(np.concatenate(groups)))
+                vertices, xyz = torch.cat(meshes, 2).index_select(2, order), torch.cat(points)[order]
+            vertices = vertices.permute(2, 0, 1)
+            # The neutral regressor on every mesh, as in the programs of 3DCrowdNet, JOTR and DPMesh.
+            pelvis = regressors.pelvis(_body("neutral"))(vertices)[:, 0]
+        return Truth(xyz.numpy(), joints.get(protocol.joint_set), vertices.numpy(), pelvis.numpy())
 
     def _annotated(self, rows: np.ndarray, protocol: Protocol) -> Truth:
         """Joints by name; those that the data set does not have are NaN and are not scored."""
