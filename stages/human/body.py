@@ -56,6 +56,7 @@ class Body(nn.Module):
         self.vertex_ids: dict[str, int] = {}
         self._given: set[str] = set()
         self._levels = _levels(self.parents)
+        self._moved: dict[Any, tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def from_arrays(
@@ -193,15 +194,17 @@ class Body(nn.Module):
         )
 
         def group(part: slice) -> Tensor:
+            joints, own = self._moving(part) if which is None else (slice(None), weights[part])
             rest = torch.addmm(template[part].reshape(-1, 1), directions[part].flatten(0, 1), blends)
             rest = rest.unflatten(0, (-1, 3, 1))
-            moves = (weights[part] @ turns).unflatten(1, (4, 3, n))
+            moves = (own @ turns[joints]).unflatten(1, (4, 3, n))
             out = moves[:, 3]
             for axis in range(3):
                 out = torch.addcmul(out, moves[:, axis], rest[:, axis])
             return out
 
-        size = max(1, CACHED // max(n, 1)) if weights.device.type == "cpu" else len(weights)
+        fitting = 1 << (CACHED // max(n, 1) | 1).bit_length() - 1  # a power of two, so that there are few of them
+        size = max(64, fitting) if weights.device.type == "cpu" else len(weights)
         parts = [slice(i, i + size) for i in range(0, len(weights), size)]
         if torch.is_grad_enabled():
             return torch.cat([group(part) for part in parts])
@@ -209,6 +212,15 @@ class Body(nn.Module):
         for part in parts:
             found[part] = group(part)
         return found
+
+    def _moving(self, part: slice) -> tuple[Tensor, Tensor]:
+        """The joints that move any of these vertices (neighbours share most: a quarter of all), and their weights."""
+        key = part.start, part.stop, self.device, self.dtype
+        if key not in self._moved:
+            own = self.weights[part]
+            joints = torch.nonzero((own != 0).any(0))[:, 0]
+            self._moved[key] = joints, own[:, joints].contiguous()
+        return self._moved[key]
 
     def _kinematics(self, rotmat: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
         """Posed joints (n, 24, 3) and the transforms of skinning (n, 24, 3, 4): rest place -> posed place."""
