@@ -56,7 +56,7 @@ class Arms:
         share = chain.from_vertices[:, self.vertex] * chain.weights[self.vertex, on]
         self.mix = torch.cat([chain.carried, share], 1)
         by_bone = torch.zeros(count, len(self.bone)).to(self.mix)
-        by_bone[self.bone, torch.arange(len(self.bone))] = 1
+        by_bone[self.bone, torch.arange(len(self.bone), device=self.bone.device)] = 1
         self.by_bone = (self.mix[:, None] * by_bone).flatten(0, 1)  # (K * 24, I)
 
     def linearise(self, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:

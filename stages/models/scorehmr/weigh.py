@@ -20,6 +20,7 @@ from stages.models.scorehmr.arms import POSE, Arms, Scene, in_picture, in_space
 
 PIXEL = 2 * 1.2 / 256  # a pixel of a 256 crop (box with a margin of 1.2) in half boxes
 FEWEST = 3  # keypoints; rows with fewer stay
+NOT_WEIGHED = 1e30  # surprise of what stayed as it was: never the likeliest of several
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Weigher:
             found.surprise[:, None],
         )
         able &= torch.isfinite(torch.cat(better, 1)).all(1)
-        as_it_was = (pose, betas, transl, torch.zeros_like(better[3]))
+        as_it_was = (pose, betas, transl, torch.full_like(better[3], NOT_WEIGHED))
         out = [torch.where(able[:, None], new, old) for new, old in zip(better, as_it_was, strict=True)]
         return out[0], out[1], out[2], out[3][:, 0]
 
@@ -122,10 +123,8 @@ class Weigher:
             points, lever, swell = self.arms.linearise(now)
             drawn, J = in_picture(now, points, lever, swell)
             off = torch.where(there, xy - drawn, torch.zeros_like(xy))
-            usual = trust.unusual**2 * _median_square(off, there[..., 0])
-            bent = 1 / (
-                1 + off.square().sum(-1) / usual.clamp_min((trust.outlier * PIXEL) ** 2)[:, None]
-            )  # Geman-McClure
+            cut = (trust.unusual**2 * _median_square(off, there[..., 0])).clamp_min((trust.outlier * PIXEL) ** 2)
+            bent = 1 / (1 + off.square().sum(-1) / cut[:, None])  # Geman-McClure
             weight = (seen * bent.square()).repeat_interleave(2, 1).double()
             J, off = J.double(), off.flatten(1).double()
             if spread is not None:  # numbers seen less numbers fitted are left to tell the noise
