@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("trained"))
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--tokenizer-steps", type=int, default=4000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", choices=(*TOKENS, "classifier"), help="one network, so that processes share the work")
     parser.add_argument("--classifier-steps", type=int, default=200)
     parser.add_argument("--recipe", default="paper")
@@ -90,7 +90,7 @@ def main() -> None:
         pair = [Examples(each.people.detections, body, levels, PostoMetro.side) for each in (seen, unseen)]
         say(json.dumps(classifier(pair[0], pair[1], tokenizer, options.classifier_steps, options.out)))
         return
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for tokens in (options.only,) if options.only else TOKENS:
             network = small(tokens, tokenizer, seed)
             begin(network, body, levels)
@@ -132,7 +132,7 @@ def classifier(seen: Examples, unseen: Examples, tokenizer: Alone, steps: int, o
     network = PCT(32, (1, 1, 1, 1), guided=False)
     inner = network.keypoint_head.tokenizer
     inner.load_state_dict(tokenizer.keypoint_head.tokenizer.state_dict())
-    part = Params(part="classifier", thaw=True, steps=steps, batch=8, rate=5e-4)
+    part = Params(part="classifier", thaw=True, steps=steps, batch=8, rate=1e-3)
     result = finish(Trainer(network, seen, part), out / "classifier.state")
     result["unseen crops"] = classifier_scores(network, unseen)
     learnt, asked = (e.batch(range(len(e)), pictures=False).keypoints for e in (seen, unseen))

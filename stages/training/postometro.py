@@ -235,7 +235,7 @@ def begin(network: FastMetro, body: Body, levels: MeshLevels) -> FastMetro:
 
 
 def waves(places: Tensor, width: int) -> Tensor:
-    """Random Fourier features (n, width) of places (n, 3) in metres; wavelengths of about half a metre and more."""
+    """Random Fourier features (n, width) of places (n, 3) in metres; wavelengths of a metre or so and more."""
     generator = torch.Generator().manual_seed(0)
     frequency = torch.randn(3, width, generator=generator) * 2 * math.pi / WAVELENGTH
     phase = torch.rand(width, generator=generator) * 2 * math.pi

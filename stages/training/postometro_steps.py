@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from stages.errors import ArtefactError
 from stages.human import metrics
-from stages.models.pct import CODES, PCT, Tokenizer
+from stages.models.pct import CODES, PCT, PIXELS, Tokenizer
 from stages.models.postometro.network import Mesh, PostoMetro
 from stages.params import to_json
 from stages.training import postometro_losses as losses
@@ -220,7 +220,10 @@ def tokenizer_error(tokenizer: Tokenizer, keypoints: Tensor) -> float:
 
 
 def classifier_loss(network: nn.Module, batch: Batch, params: Any, examples: Any, step: int = 0) -> Tensor:
-    """Cross-entropy with the encoder's codes, and smooth L1 of the pose that the soft tokens decode to."""
+    """Cross-entropy with the encoder's codes, and smooth L1 of the pose that the soft tokens decode to.
+
+    The pose counts in cells of the map: in pixels it drowns the codes, and the classifier only learns the mean pose.
+    """
     assert isinstance(network, PCT)
     head, tokenizer = network.keypoint_head, network.keypoint_head.tokenizer
     with torch.set_grad_enabled(bool(params.thaw)):
@@ -229,7 +232,7 @@ def classifier_loss(network: nn.Module, batch: Batch, params: Any, examples: Any
         code = tokenizer.quantise(tokenizer.encode(batch.keypoints, features.detach()))
     logits = head.logits(head.mixer_input(head.conv_head(head.conv_trans(features))))
     decoded = tokenizer.decode(head.tokens(logits).soft)
-    return F.cross_entropy(logits.flatten(0, 1), code.flatten()) + distance(decoded, batch.keypoints)
+    return F.cross_entropy(logits.flatten(0, 1), code.flatten()) + distance(decoded, batch.keypoints) / PIXELS
 
 
 @torch.no_grad()

@@ -157,6 +157,25 @@ def test_the_tokenizer_learns(examples: Examples) -> None:
     assert tokenizer.keypoint_head.tokenizer.ema_cluster_size.sum() > 0
 
 
+@pytest.mark.slow
+def test_the_classifier_learns_the_tokens_of_crops(examples: Examples) -> None:
+    torch.manual_seed(0)
+    crops256 = Examples(
+        examples.people.detections,
+        examples.body,
+        examples.levels,
+        256,
+        examples.people.source.roots[0],  # type: ignore[union-attr]
+    )
+    network = PCT(32, (1, 1, 1, 1), guided=False)
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    history = fit(network, crops256, Params(part="classifier", thaw=True, steps=20, batch=6, rate=1e-3), augment=False)
+    assert np.mean(history[-3:]) < np.mean(history[:3]) - 1
+    assert steps.classifier_scores(network, crops256)[0] > 0.3  # chance: 1 of 2048
+    changed = {name for name, t in network.state_dict().items() if not torch.equal(t, before[name])}
+    assert not any(".tokenizer." in name for name in changed) and any(n.startswith("backbone.") for n in changed)
+
+
 def test_fastmetro_and_pct_begin_a_postometro(tmp_path: Path, network: PostoMetro, examples: Examples) -> None:
     torch.manual_seed(9)
     fast = FastMetro(Small(), 1, COUNTS, widths=(64, 32))
