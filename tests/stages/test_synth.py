@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stages.artefact import open_artefact
+from stages.errors import UsageError
 from stages.human.body import load_body
 from stages.human.cameras import project
 from stages.progress import Run
@@ -17,6 +18,7 @@ from stages.synth.build import Params
 from stages.synth.render import render
 from stages.synth.scene import make_scene
 from stages.synth.sets import SETS, SIZE
+from tests.unit.test_training_people import motion_file
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,17 @@ def test_a_video_moves_smoothly_and_views_see_the_same_person() -> None:
         return (body(*smpl).joints[0].numpy() - camera[:3, 3]) @ camera[:3, :3]
 
     np.testing.assert_allclose(world(a), world(b), atol=1e-4)
+
+
+def test_training_scenes_show_other_poses_and_are_no_benchmark(tmp_path: Path) -> None:
+    motion = str(motion_file(tmp_path / "motion.npz", 20))
+    out = build.run("synth-oc", tmp_path / "train.detections.h5", Params(pictures=2, poses=motion), Run())
+    plain = make_scene(SETS["synth-oc"], 0, load_body("embedded"))
+    with open_artefact(out, "detections") as table:
+        assert not table.attrs["benchmark"]["whole"]
+        assert np.abs(table.read("extra/body_pose")[0] - plain.body_pose[0]).max() > 0.1
+    with pytest.raises(UsageError, match="shows motion"):
+        build.run("synth-video", tmp_path / "x.h5", Params(poses=motion), Run())
 
 
 @pytest.mark.slow
