@@ -25,7 +25,7 @@ demo: setup
 	$(HMR) run demo/photos -o demo/photos-out
 	$(HMR) synth synth-pc --pictures 12 -o demo/scenes/synth-pc.detections.h5
 	$(HMR) run --detections demo/scenes/synth-pc.detections.h5 -o demo/scenes-out
-	$(HMR) eval demo/scenes/synth-pc.detections.h5 --meshes demo/scenes-out/people.meshes.h5 -o demo/scenes-out/people.scores.h5
+	$(HMR) eval demo/scenes/synth-pc.detections.h5 --meshes demo/scenes-out/people.refined.meshes.h5 -o demo/scenes-out/people.scores.h5
 	@echo "look at demo/photos-out/report.html and demo/scenes-out/report.html"
 
 test: lint

@@ -116,7 +116,7 @@ def score(
     if isinstance(scores, Path) and not scores.is_file():
         return scores  # the parts of one shard
     summary = stage.mean_rows(scores)
-    ours = {"method": _name(meshes or ckpt, refine_mode(dataset.detections) if refine else ""), **summary}
+    ours = {"method": _name(meshes or ckpt, dataset, refine), **summary}
     beside = tables.published_rows(name)
     source = f"\npublished rows: {tables.source(name)}" if beside else ""
     text = f"{tables.table([*beside, ours], style)}\n\n{counts(summary)}\n{summary['line']}{source}"
@@ -185,8 +185,11 @@ class Scores(dict[str, Any]):
         return self.text
 
 
-def _name(source: Path | None, refined: str) -> str:
-    return (source.name.split(".")[0] if source else "embedded") + (f" + refine, {refined}" if refined else "")
+def _name(source: Path | None, dataset: Any, refine: bool) -> str:
+    from stages.refine import mode_of
+
+    how = f" + refine, {mode_of(dataset.detections)}" if refine else ""
+    return (source.name.split(".")[0] if source else "embedded") + how
 
 
 def counts(summary: dict[str, Any]) -> str:
@@ -211,15 +214,8 @@ def recovered(dataset: Any, run: Any, *, ckpt: Path | None = None, refine: bool 
     meshes = recovery.run(dataset.detections, None, recovery.Params(), quick, ckpt=ckpt)
     if not refine:
         return meshes
-    params = refinement.Params(mode=refine_mode(dataset.detections))
+    params = refinement.Params(mode=refinement.mode_of(dataset.detections))
     return refinement.run(meshes, dataset.detections, None, params, quick)
-
-
-def refine_mode(detections: Any) -> str:
-    """What the rows allow: views of one moment, tracks in time, or each row alone."""
-    if len(set(detections.frames["view"].tolist())) > 1:
-        return "views"
-    return "video" if (detections.rows["track"] >= 0).any() else "frame"
 
 
 @stage_command(app, name="compare")
@@ -281,7 +277,7 @@ def table(
         dataset = open_dataset(name, None, run)
         for refine in (False, True):
             stem = Path(name).name.removesuffix(".detections.h5")
-            method = f"{stem}, {_name(ckpt, refine_mode(dataset.detections) if refine else '')}"
+            method = f"{stem}, {_name(ckpt, dataset, refine)}"
             target = out / f"{stem}{'-refined' if refine else ''}.scores.h5"
             meshes = recovered(dataset, run, ckpt=ckpt, refine=refine)
             rows.append({"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, Params(), run))})

@@ -20,9 +20,10 @@ Detector = Annotated[str, typer.Option(help="As in hmr detect.")]
 Focal = Annotated[Optional[float], typer.Option(help="Focal length of all pictures in px; default: EXIF or a guess.")]
 Model = Annotated[str, typer.Option(help="As in hmr recover.")]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
-# Measured on synth-video and synth-oc, where keypoints have a detector's worst errors: along tracks refining takes
-# PA-MPJPE from 80 to 64 mm; alone they pull the pose away from the truth, from 85 to 93 mm.
-Refine = Annotated[Optional[bool], typer.Option(help="Refine with the pose prior. [default: where people have tracks]")]
+# The embedded prior knows how the embedded recoverer errs; other estimates are left as they are unless asked for.
+Refine = Annotated[
+    Optional[bool], typer.Option(help="Refine with the pose prior. [default: what the embedded recoverer gives]")
+]
 Turn = Annotated[bool, typer.Option("--turn", help="Also short videos that walk round the people.")]
 Formats = Annotated[str, typer.Option(help="What to export: glb, npz, obj, several with commas, or none.")]
 
@@ -78,10 +79,9 @@ def run_chain(
     done["meshes"] = recovery.run(
         done["detections"], out / "people.meshes.h5", recovery.Params(model=model), run, ckpt=ckpt
     )
-    with open_artefact(done["detections"]) as table:
-        tracked = bool((table.rows["track"] >= 0).any())
-    if tracked if refine is None else refine:
-        settings = refinement.Params(mode="video" if tracked else "frame")
+    if not (ckpt or model) if refine is None else refine:
+        with open_artefact(done["detections"]) as table:
+            settings = refinement.Params(mode=refinement.mode_of(table))
         target = out / "people.refined.meshes.h5"
         done["refined"] = refinement.run(done["meshes"], done["detections"], target, settings, run)
     best = done.get("refined") or done["meshes"]

@@ -59,6 +59,13 @@ class Params:
     body: str = param("", "Body model; empty: the one that the meshes name.")
 
 
+def mode_of(detections: Artefact) -> str:
+    """What the rows allow: views of one moment, tracks in time, or each row alone."""
+    if len(set(detections.frames["view"].tolist())) > 1:
+        return "views"
+    return "video" if (detections.rows["track"] >= 0).any() else "frame"
+
+
 def run(
     meshes: Path | Artefact,
     detections: Path | Artefact,

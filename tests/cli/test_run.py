@@ -33,6 +33,8 @@ def test_the_chain_from_given_people(scenes: Path, tmp_path: Path) -> None:
     with open_artefact(result["meshes"], "meshes") as meshes, open_artefact(scenes) as detections:
         assert meshes.n_rows == detections.n_rows >= 4
         assert meshes.rows_fingerprint == detections.rows_fingerprint
+    with open_artefact(result["refined"], "meshes") as refined:
+        assert refined.read("extra/refined").any() and (refined.rows["status"] == 0).all()
     report = Path(result["report"]).read_text()
     assert report.count("<img") >= 2 and "http://" not in report.replace("http://www.w3.org", "")
     assert list((tmp_path / "out" / "models").glob("*.glb"))
@@ -42,6 +44,7 @@ def test_the_chain_from_given_people(scenes: Path, tmp_path: Path) -> None:
 
 def test_the_same_as_stage_by_stage(scenes: Path, tmp_path: Path) -> None:
     assert hmr("run", "--detections", scenes, "-o", tmp_path / "out", "--no-refine", "--export", "none").returncode == 0
+    assert not (tmp_path / "out" / "people.refined.meshes.h5").exists()
     assert hmr("recover", scenes, "-o", tmp_path / "meshes.h5").returncode == 0
     with open_artefact(tmp_path / "out" / "people.meshes.h5") as a, open_artefact(tmp_path / "meshes.h5") as b:
         for name in a.columns():
