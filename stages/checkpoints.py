@@ -111,9 +111,12 @@ def write_checkpoint(
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's files have; safetensors makes a new one, for its owner alone
         save_file(
             {k: v.detach().contiguous() for k, v in tensors.items()}, partial, {k: str(v) for k, v in metadata.items()}
         )
+        partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise MachineError(

@@ -293,7 +293,7 @@ RUNNERS: dict[str, Callable[[Case], dict[str, Any]]] = {
     "controlnet": controlnet, "unet": unet, "merge": merge, "regressor": regressor, "smpl": smpl, "full": full,
     "metrics": metrics_case, "losses": losses_case, "vqvae": vqvae,
 }  # fmt: skip
-LARGE = {"vae", "controlnet", "unet", "full"}
+LARGE = "vae", "controlnet", "unet", "full"
 
 
 def runner_of(name: str) -> str:
@@ -303,12 +303,14 @@ def runner_of(name: str) -> str:
 
 
 def cases_of(fixtures: Fixtures) -> dict[str, dict[str, Any]]:
-    """The cases that the folder's index names; without one, the files there that are siblings of shared cases."""
-    known = fixtures.index("fixtures.json")["cases"] if fixtures.held else {}
-    if (fixtures.folder / "fixtures.json").exists():
-        return known
-    names = {path.stem: sibling_of(path.stem, known) for path in sorted(fixtures.folder.glob("*.npz"))}
-    return {stem: known[name] for stem, name in names.items() if name and fixtures.held}
+    """The cases of the folder's index, and files there that continue the name of a known case (full_small_2.npz)."""
+    if not fixtures.held:
+        return {}
+    known = fixtures.index("fixtures.json")["cases"]
+    own = known if (fixtures.folder / "fixtures.json").exists() else {}
+    listed = {spec["file"] for spec in own.values()}
+    names = {p.stem: sibling_of(p.stem, known) for p in sorted(fixtures.folder.glob("*.npz")) if p.name not in listed}
+    return own | {stem: known[name] for stem, name in names.items() if name}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -319,7 +321,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not cases:
         metafunc.parametrize("case_name", [pytest.param("", marks=pytest.mark.skip("no case of DPMesh there"))])
         return
-    big = {n for n, spec in cases.items() if spec["manifest"] == "manifest.json" and runner_of(n) in LARGE}
+    big = {n for n, spec in cases.items() if spec["manifest"] == "manifest.json" and n.startswith(LARGE)}
     metafunc.parametrize("case_name", [pytest.param(n, marks=pytest.mark.full) if n in big else n for n in cases])
 
 

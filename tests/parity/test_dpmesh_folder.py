@@ -94,6 +94,16 @@ def test_a_folder_without_an_index(folder: Path, tmp_path: Path) -> None:
         run(fixtures, name)
 
 
+def test_files_beside_an_index_that_does_not_name_them_are_run(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "dpmesh"
+    root.mkdir()
+    (root / "fixtures.json").write_bytes((OURS / "fixtures.json").read_bytes())
+    (root / "heatmap_7.npz").write_bytes((folder / "heatmap_two.npz").read_bytes())
+    fixtures = Fixtures("dpmesh", root)
+    assert set(cases_of(fixtures)) - set(fixtures.index("fixtures.json")["cases"]) == {"heatmap_7"}
+    run(fixtures, "heatmap_7")
+
+
 def test_wrong_outputs_do_not_pass(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "dpmesh"
     bare.mkdir()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ class _Rows:
         if LATENT in people.columns:
             return torch.from_numpy(np.asarray(people.columns[LATENT], np.float32)).to(self.device)
         image = crop_images(people.images, people.frame, condition.affine).to(self.device)
-        return self.model.latent(image.to(self.model.dtype))
+        return self.by_row(self.model.latent, image.to(self.model.dtype))
 
     def diffusion(self, people: People, condition: Condition) -> dict[str, Tensor]:
         """Maps, attention and merged features (n, 2048, 8, 8).
@@ -181,7 +181,20 @@ class _Rows:
             theirs = torch.from_numpy(np.asarray(given, np.float32)).to(self.device)
             own = ((theirs - maps).abs() < 1e-3).all(dim=(1, 2, 3), keepdim=True)  # rounding: 2.5e-4 of a peak of 1
             maps = torch.where(own, maps, theirs)
-        return self.model.features(self.latent(people, condition), joints, mask, maps)
+        return self.by_row(self.model.features, self.latent(people, condition), joints, mask, maps)
+
+    def by_row(self, work: Callable[..., Any], *given: Tensor) -> Any:
+        """`work` on tensors of n rows; on a CPU row by row, which is as fast there.
+
+        oneDNN takes other kernels for other batch sizes. Their rounding, 1e-7, can come out of a badly conditioned
+        rotation as 1e-4; so results do not depend on who else is in a batch.
+        """
+        if self.device != "cpu" or len(given[0]) < 2:
+            return work(*given)
+        found = [work(*(x[i : i + 1].clone() for x in given)) for i in range(len(given[0]))]
+        if isinstance(found[0], Tensor):
+            return torch.cat(found)
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
     @torch.no_grad()
     def attention(self, people: People) -> dict[str, np.ndarray]:
@@ -298,7 +311,7 @@ class DPMeshRecoverer(_Rows):
             merged = torch.from_numpy(np.asarray(people.columns[FEATURES], np.float32)).to(self.device)
         else:
             merged = self.diffusion(people, condition)["merged"]
-        out = self.model.regress(merged)
+        out = self.by_row(self.model.regress, merged)
         back = crops.invert(np.where(condition.seen[:, None, None], condition.affine, np.eye(2, 3)))
         center = torch.from_numpy(crops.apply(back, np.full((len(people), 1, 2), CROP / 2))[:, 0]).float()
         side = torch.from_numpy(back[:, 0, 0] * CROP).float()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.checkpoints import AGAIN, Checkpoint, check_finite, check_keys
-from stages.errors import AssetError
+from stages.errors import AssetError, UsageError
 from stages.models.dpmesh.diffusion import GROUPS
 from stages.models.dpmesh.names import LICENCE, check_body, convert_names, published
 from stages.models.dpmesh.network import Config, DPMesh
@@ -129,18 +129,20 @@ def compact(checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype) -> tuple[
     """The tensors of `hmr convert`, by this package's names and without what inference does not use, and its header.
 
     `dtype` is that of the diffusion networks; the regressor and the pose head (16 of 1303 million numbers) stay in
-    float32. Raises AssetError like `load`.
+    float32. Raises AssetError like `load`, UsageError when LoRA should be apart and is not.
     """
     tensors, bodies = read(checkpoint)
     where = checkpoint.where
     config = config_of(tensors, where)
     ranks = check_lora(tensors, where)
     check_body(bodies, where)
+    before = checkpoint.metadata
+    if before.get("lora") == "folded" and not fold:
+        raise UsageError(f"{where} has LoRA folded in, which cannot be undone", "convert the file that it was made of")
     folded = fold_lora(tensors)
     with meta():
         model = DPMesh(config)
     check_keys(model.state_dict(), folded, where=where)
-    before = checkpoint.metadata
     header = {
         "model": "dpmesh",
         "licence": LICENCE if checkpoint.licence == "unknown" else checkpoint.licence,
