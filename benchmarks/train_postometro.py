@@ -38,7 +38,8 @@ from stages.models.hrnet import convolution
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.models.postometro.transformer import Attention
-from stages.training.postometro import Alone, Params, begin, train
+from stages.training.loop import train
+from stages.training.postometro import Alone, Params, begin
 from stages.training.postometro_data import Examples, Keypoints
 from stages.training.postometro_steps import Trainer, classifier_scores, mesh_errors, tokenizer_error
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--tokenizer-steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", choices=(*TOKENS, "classifier"), help="one network, so that processes share the work")
-    parser.add_argument("--classifier-steps", type=int, default=120)
+    parser.add_argument("--classifier-steps", type=int, default=900)
     parser.add_argument("--recipe", default="paper")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -132,7 +133,7 @@ def classifier(seen: Examples, unseen: Examples, tokenizer: Alone, steps: int, o
     network = PCT(32, (1, 1, 1, 1), guided=False)
     inner = network.keypoint_head.tokenizer
     inner.load_state_dict(tokenizer.keypoint_head.tokenizer.state_dict())
-    part = Params(part="classifier", thaw=True, steps=steps, batch=8, rate=1e-3)
+    part = Params(part="classifier", thaw=True, steps=steps, batch=8, rate=3e-3)
     result = finish(Trainer(network, seen, part), out / "classifier.state")
     result["unseen crops"] = classifier_scores(network, unseen)
     learnt, asked = (e.batch(range(len(e)), pictures=False).keypoints for e in (seen, unseen))
@@ -147,13 +148,12 @@ def classifier(seen: Examples, unseen: Examples, tokenizer: Alone, steps: int, o
 
 def finish(trainer: Trainer, state: Path) -> dict[str, Any]:
     """Train to the end, or read the end: mean loss of the first and last tenth, CPU seconds a step of what was left."""
-    already, start = trainer.step_number, time.process_time()
+    already, start = trainer.done, time.process_time()
     train(trainer, state)
-    trainer.save(state)
     tenth = max(1, len(trainer.losses) // 10)
     ends = [round(float(np.mean(part)), 3) for part in (trainer.losses[:tenth], trainer.losses[-tenth:])]
-    ms = 1000 * (time.process_time() - start) / max(1, trainer.step_number - already)
-    return {"loss": ends, "steps": trainer.step_number, "CPU ms a step": round(ms, 1)}
+    ms = 1000 * (time.process_time() - start) / max(1, trainer.done - already)
+    return {"loss": ends, "steps": trainer.done, "CPU ms a step": round(ms, 1)}
 
 
 def mean_body(seen: Examples, unseen: Examples) -> float:

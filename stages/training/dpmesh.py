@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from stages.artefact import Artefact
 from stages.checkpoints import read_checkpoint, write_checkpoint
-from stages.errors import ArtefactError, AssetError, UsageError
+from stages.errors import AssetError, UsageError
 from stages.human.body import Body, load_body
 from stages.human.rotations import axis_angle_to_matrix
 from stages.models.dpmesh import losses
@@ -41,7 +40,7 @@ from stages.params import param, to_json
 from stages.people import opened
 from stages.progress import SILENT
 from stages.training.dpmesh_data import Batch, Examples
-from stages.training.postometro import train
+from stages.training.loop import train
 
 CLIP = 10.0
 TERMS = 6
@@ -99,7 +98,7 @@ def run(
     examples = Examples(opened(data, "detections"), body, root)
     trainer = Trainer(network.to(device), guide and guide.to(device), examples, params, pose_head=init is None)
     state = out.with_name(out.name + ".state")
-    train(trainer, state, report)  # type: ignore[arg-type]
+    train(trainer, state, report)
     header = {
         "model": "dpmesh",
         "licence": f"{LICENCE}; as its training data",
@@ -127,6 +126,8 @@ class Trainer:
     """A network in training. A step's random numbers follow from the seed and the step's number alone, so a training
     that was stopped and continued is the same training. `guide` None: no distillation. `pose_head`: learned too."""
 
+    unit = "steps"
+
     def __init__(
         self, network: DPMesh, guide: DPMesh | None, examples: Examples, params: Params, *, pose_head: bool = False
     ) -> None:
@@ -148,12 +149,22 @@ class Trainer:
         network.train()
 
     @property
-    def step_number(self) -> int:
+    def done(self) -> int:
+        """Steps."""
         return len(self.losses)
+
+    @property
+    def total(self) -> int:
+        """Steps."""
+        return self.params.steps
+
+    def status(self) -> str:
+        """One line on how the training stands."""
+        return f"step {self.done}" + (f", loss {np.mean(self.losses[-50:]):.4g}" if self.losses else "")
 
     def step(self) -> float:
         """One step; its loss, the learned weights' share left out."""
-        rng = np.random.default_rng([self.params.seed, self.step_number])
+        rng = np.random.default_rng([self.params.seed, self.done])
         torch.manual_seed(int(rng.integers(2**62)))
         which = rng.integers(0, len(self.examples), self.params.batch)
         batch = self.examples.batch(which, rng, augment=self.params.augment).to(self.device)
@@ -190,30 +201,17 @@ class Trainer:
         text = f"{to_json(self.params)} {self.examples.fingerprint} {sorted(sizes.items())} {self.guide is not None}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """What is learned and where it stands, replaced at once; what is frozen is in the files it began with."""
-        partial = path.with_name(path.name + ".part")
-        state = {
-            "fingerprint": self.fingerprint(),
+    def state(self) -> dict[str, Any]:
+        """All that changes; what is frozen is in the files that it began with."""
+        return {
             "losses": self.losses,
             "learned": dict(self.learned),
             "weighting": self.weighting.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        torch.save(state, partial)
-        os.replace(partial, path)
 
-    def load(self, path: Path) -> None:
-        """Continue a saved state. Raises ArtefactError when it was made with other settings or data."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            found = state["fingerprint"]
-        except Exception as error:
-            raise ArtefactError(f"{path} is no state of a training: {error}", "delete it to start again") from error
-        if found != self.fingerprint():
-            raise ArtefactError(
-                f"{path} was made with other settings or data", "use them again, or delete it to start again"
-            )
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where `state` was taken."""
         with torch.no_grad():
             for name, p in self.learned.items():
                 p.copy_(state["learned"][name])

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,19 @@ import torch
 from torch import Tensor
 
 from stages.checkpoints import write_checkpoint
-from stages.errors import ArtefactError, Interrupted, UsageError
+from stages.errors import UsageError
 from stages.human.body import Body, load_body
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
 from stages.params import param, to_json
 from stages.progress import SILENT
 from stages.training.data import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
+from stages.training.loop import train
 from stages.training.views import Batch, Camera, Defects, draw_batch
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
 EVERY = 4  # steps between two updates of the averaged weights
 NEAR = 0.1  # metres within which a joint counts as found
-SAVE_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,40 +63,26 @@ def run(poses: Path, out: Path, params: Params = Params(), device: str = "cpu", 
     bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
     watched = load_poses(poses, subjects=VALIDATION)
     bank, watched = bank.to(device), watched.to(device)
-    trainer = Trainer(load_body("embedded", device=device), bank, params, device)
-    state = out.with_name(out.name + ".state")
-    if state.exists():
-        trainer.load(state)
-        report.note(f"resumed after {trainer.steps * params.batch / 1e6:.2f}M people, {trainer.seconds / 60:.1f} min")
-    begun, saved, before = time.monotonic(), time.monotonic(), trainer.seconds
-    told = int(1000 * trainer.progress())
-    report.start("training", 1000, unit="permille", done=told)
-    try:
-        while trainer.progress() < 1:
-            trainer.step()
-            now = time.monotonic()
-            trainer.seconds = before + now - begun
-            done = min(1000, int(1000 * trainer.progress()))
-            report.advance(done - told)
-            told = done
-            if now - saved > SAVE_SECONDS:
-                trainer.save(state)
-                report.note(trainer.status(watched))
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        trainer.save(state)
-        raise Interrupted(f"stopped; {out} is not finished", "the same command resumes") from None
-    report.finish()
-    trainer.save(state)
-    report.note(trainer.status(watched))
-    return write_checkpoint(out, trainer.weights(), trainer.card(watched))
+    trainer = Trainer(load_body("embedded", device=device), bank, params, device, watched)
+    train(trainer, out.with_name(out.name + ".state"), report)
+    report.note(trainer.status())
+    return write_checkpoint(out, trainer.weights(), trainer.card())
 
 
 class Trainer:
-    """Network, optimiser, averaged weights and the stream of people; all of it can be saved and continued."""
+    """Network, optimiser, averaged weights and the stream of people; all of it can be saved and continued.
 
-    def __init__(self, body: Body, bank: PoseBank, params: Params, device: str = "cpu") -> None:
+    `watched`: poses of subjects that are never trained on, else none are measured.
+    """
+
+    unit = "permille"
+    total = 1000
+
+    def __init__(
+        self, body: Body, bank: PoseBank, params: Params, device: str = "cpu", watched: PoseBank | None = None
+    ) -> None:
         torch.manual_seed(params.seed)
+        self.watched = watched
         self.params, self.bank, self.body, self.device = params, bank, body, torch.device(device)
         self.skeleton = Skeleton.from_body(body).to(device)
         self.network = Network(self.skeleton, params.width, tuple(params.blocks)).to(device)
@@ -115,8 +100,14 @@ class Trainer:
             return self.steps * self.params.batch / self.params.samples
         return self.seconds / (60 * self.params.max_minutes)
 
+    @property
+    def done(self) -> int:
+        """Of 1000."""
+        return min(1000, int(1000 * self.progress()))
+
     def step(self) -> None:
         """One step on fresh people."""
+        begun = time.monotonic()
         warm = min(1.0, (self.steps + 1) / 200)
         rate = self.params.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress()))) + 1e-6
         for group in self.optimiser.param_groups:
@@ -136,24 +127,28 @@ class Trainer:
             current = list(self.network.state_dict().values())
             torch._foreach_lerp_(list(self.mean.values()), current, 1 - keep)
         self.losses.append(total.item())
+        self.seconds += time.monotonic() - begun
 
-    def status(self, watched: PoseBank) -> str:
+    def status(self) -> str:
         """One line on how the training stands."""
         recent = self.losses[-200:]
+        unseen = f", held-out subjects {self.validate():.1f} mm (3 px noise)" if self.watched else ""
         return (
             f"{self.steps * self.params.batch / 1e6:.2f}M people, {self.seconds / 60:.1f} min, loss "
-            f"{sum(recent) / max(1, len(recent)):.3f}, held-out subjects {self.validate(watched):.1f} mm (3 px noise)"
+            f"{sum(recent) / max(1, len(recent)):.3f}{unseen}"
         )
 
     @torch.no_grad()
-    def validate(self, watched: PoseBank, n: int = 1024) -> float:
-        """MPJPE in mm of the averaged weights on n poses of subjects that are never trained on, 3 px noise untold."""
+    def validate(self, n: int = 1024) -> float:
+        """MPJPE in mm of the averaged weights on n of the watched poses, 3 px noise untold; NaN without any."""
+        if self.watched is None:
+            return math.nan
         network = Network(self.skeleton, self.params.width, tuple(self.params.blocks)).to(self.device)
         network.load_state_dict(self.mean)
         generator = torch.Generator(self.device).manual_seed(1)
         noisy = Defects(clean=0, gauss=1, pixels=3, told=0, scattered=0, grouped=0, focal=0)
         batch = draw_batch(
-            n, watched, self.skeleton, generator, augment=NOTHING, camera=Camera(even=True), defects=noisy
+            n, self.watched, self.skeleton, generator, augment=NOTHING, camera=Camera(even=True), defects=noisy
         )
         last = network(batch.inputs, batch.half)[0][-1]
         return 1000 * float(
@@ -164,7 +159,7 @@ class Trainer:
         """The averaged weights in half precision."""
         return {f"embedded.{name}": value.half().cpu() for name, value in self.mean.items()}
 
-    def card(self, watched: PoseBank) -> dict[str, str]:
+    def card(self) -> dict[str, str]:
         """What the weights file says of itself."""
         return {
             "model": "embedded",
@@ -177,7 +172,7 @@ class Trainer:
             "seconds": f"{self.seconds:.0f}",
             "first_loss": f"{sum(self.losses[:20]) / max(1, len(self.losses[:20])):.4f}",
             "last_loss": f"{sum(self.losses[-20:]) / max(1, len(self.losses[-20:])):.4f}",
-            "validation_mm": f"{self.validate(watched):.1f}",
+            "validation_mm": f"{self.validate():.1f}",
         }
 
     def fingerprint(self) -> str:
@@ -189,11 +184,9 @@ class Trainer:
             digest.update(array.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, path: Path) -> None:
-        """The whole state, replaced at once."""
-        partial = path.with_name(path.name + ".part")
-        state = {
-            "fingerprint": self.fingerprint(),
+    def state(self) -> dict[str, Any]:
+        """All that changes."""
+        return {
             "steps": self.steps,
             "seconds": self.seconds,
             "losses": self.losses,
@@ -202,24 +195,13 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
         }
-        torch.save(state, partial)
-        os.replace(partial, path)
 
-    def load(self, path: Path) -> None:
-        """Continue a saved state. Raises ArtefactError when it was made with other settings, poses or body."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            found = state["fingerprint"]
-        except Exception as error:
-            raise ArtefactError(f"{path} is no state of a training: {error}", "delete it to start again") from error
-        if found != self.fingerprint():
-            raise ArtefactError(
-                f"{path} was made with other settings, poses or body", "use them again, or delete it to start again"
-            )
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where `state` was taken."""
         self.network.load_state_dict(state["network"])
-        self.mean = state["mean"]
+        self.mean = {name: value.to(self.device) for name, value in state["mean"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"])
         self.steps, self.seconds, self.losses = state["steps"], state["seconds"], state["losses"]
 
 

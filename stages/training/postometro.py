@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 
 from stages.artefact import Artefact, open_artefact
 from stages.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from stages.errors import AssetError, Interrupted, UsageError
+from stages.errors import AssetError, UsageError
 from stages.human.body import Body, load_body
 from stages.human.mesh_levels import MeshLevels, of_body, selection
 from stages.models import pct
@@ -39,10 +38,10 @@ from stages.models.swin_v2 import DEPTHS, WIDTHS
 from stages.params import param
 from stages.progress import SILENT
 from stages.training import postometro_losses as losses
+from stages.training.loop import train
 from stages.training.postometro_data import Examples, Keypoints
 from stages.training.postometro_steps import Trainer, frozen
 
-SAVE_SECONDS = 120
 WAVELENGTH = 2.0  # metres
 RIDGE = 1e-3
 FAINT = 0.1  # how loud the memory is among new queries, which would else be lost in what is the same for all
@@ -104,6 +103,8 @@ def run(
         raise lacking(params, missing)
     trainer = Trainer(network.to(device), people, params)
     state = out.with_name(out.name + ".state")
+    learned = sum(p.numel() for p in trainer.learned) / 1e6
+    report.note(f"{params.part}: {learned:.1f} million parameters learn from {len(people)} examples")
     train(trainer, state, report)
     card = {
         "body": body.name,
@@ -125,29 +126,6 @@ def lacking(params: Params, names: Sequence[str]) -> AssetError:
         f"the {params.part} takes {names[0]}{more} as they are, but no --init has them",
         "give --init a PCT pose model, or what the earlier parts made; docs/postometro.md shows the order",
     )
-
-
-def train(trainer: Trainer, state: Path, report: Any = SILENT) -> None:
-    """All steps that are left. The state is saved every two minutes and when stopped, and continued if there is one."""
-    if state.exists():
-        trainer.load(state)
-        report.note(f"resumed after step {trainer.step_number}")
-    steps, saved = trainer.params.steps, time.monotonic()
-    learned = sum(p.numel() for p in trainer.learned) / 1e6
-    report.note(f"{trainer.params.part}: {learned:.1f} million parameters learn from {len(trainer.examples)} examples")
-    report.start("training", steps, unit="steps", done=trainer.step_number)
-    try:
-        while trainer.step_number < steps:
-            trainer.step()
-            report.advance(1)
-            if time.monotonic() - saved > SAVE_SECONDS:
-                trainer.save(state)
-                report.note(f"step {trainer.step_number}: loss {np.mean(trainer.losses[-50:]):.4g}")
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        trainer.save(state)
-        raise Interrupted(f"stopped after step {trainer.step_number}", "the same command resumes") from None
-    report.finish()
 
 
 def examples_of(data: Path | Artefact, params: Params, body: Body, root: Path | None) -> Examples | Keypoints:

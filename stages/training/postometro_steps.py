@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.errors import ArtefactError
 from stages.human import metrics
 from stages.models.pct import CODES, PCT, PIXELS, Tokenizer
 from stages.models.postometro.network import Mesh, PostoMetro
@@ -38,6 +35,8 @@ class Trainer:
     `params` are stages.training.postometro.Params; `examples` need pictures for all parts but the tokenizer.
     """
 
+    unit = "steps"
+
     def __init__(
         self, network: nn.Module, examples: Examples | Keypoints, params: Any, *, augment: bool = True
     ) -> None:
@@ -58,12 +57,22 @@ class Trainer:
             branch.backbone.prepare()
 
     @property
-    def step_number(self) -> int:
+    def done(self) -> int:
+        """Steps."""
         return len(self.losses)
+
+    @property
+    def total(self) -> int:
+        """Steps."""
+        return self.params.steps
+
+    def status(self) -> str:
+        """One line on how the training stands."""
+        return f"step {self.done}" + (f", loss {np.mean(self.losses[-50:]):.4g}" if self.losses else "")
 
     def step(self) -> float:
         """One step; its loss."""
-        k, steps = self.step_number, self.params.steps
+        k, steps = self.done, self.params.steps
         warm = max(1, round(WARM * steps))
         falling = 0.5 * (1 + math.cos(math.pi * k / steps))
         for group in self.optimiser.param_groups:
@@ -88,29 +97,16 @@ class Trainer:
         text = f"{to_json(self.params)} {self.examples.fingerprint} {sorted(sizes.items())}"
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """The whole state, replaced at once."""
-        partial = path.with_name(path.name + ".part")
-        state = {
-            "fingerprint": self.fingerprint(),
+    def state(self) -> dict[str, Any]:
+        """All that changes."""
+        return {
             "losses": self.losses,
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        torch.save(state, partial)
-        os.replace(partial, path)
 
-    def load(self, path: Path) -> None:
-        """Continue a saved state. Raises ArtefactError when it was made with other settings or data."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            found = state["fingerprint"]
-        except Exception as error:
-            raise ArtefactError(f"{path} is no state of a training: {error}", "delete it to start again") from error
-        if found != self.fingerprint():
-            raise ArtefactError(
-                f"{path} was made with other settings or data", "use them again, or delete it to start again"
-            )
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where `state` was taken."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.losses = state["losses"]
@@ -119,7 +115,7 @@ class Trainer:
 def fit(network: nn.Module, examples: Examples | Keypoints, params: Any, *, augment: bool = True) -> list[float]:
     """Train in place, all steps; the loss of each. `network` as from `postometro.build`, or smaller."""
     trainer = Trainer(network, examples, params, augment=augment)
-    while trainer.step_number < params.steps:
+    while trainer.done < params.steps:
         trainer.step()
     network.eval()
     return trainer.losses

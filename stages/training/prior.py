@@ -20,7 +20,6 @@ import copy
 import dataclasses
 import hashlib
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import torch
 from torch import Generator, Tensor
 
 from stages.checkpoints import write_checkpoint
-from stages.errors import ArtefactError, Interrupted, UsageError
+from stages.errors import UsageError
 from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d_columns
 from stages.models.embedded.network import Network
 from stages.models.embedded.rows import EmbeddedRecoverer
@@ -37,10 +36,10 @@ from stages.models.scorehmr.denoiser import Denoiser, noise_loss
 from stages.params import param, to_json
 from stages.progress import SILENT
 from stages.training.data import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
+from stages.training.loop import train
 from stages.training.views import Camera, Defects, draw_batch, draw_rotation
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
-SAVE_SECONDS = 60
 NOISY = Defects(clean=0, gauss=1, pixels=5.5, told=0, scattered=0, grouped=0, focal=0)
 
 
@@ -76,30 +75,7 @@ def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT)
     watched = load_poses(poses, subjects=VALIDATION, without=HELD_OUT)
     trainer = Trainer(bank, params)
     report.note(f"learning from {len(bank)} poses")
-    state = out.with_name(out.name + ".state")
-    if state.exists():
-        trainer.load(state)
-        report.note(f"resumed after step {trainer.steps}, {trainer.seconds / 60:.1f} min")
-    begun, saved, before = time.monotonic(), time.monotonic(), trainer.seconds
-    told = int(1000 * trainer.progress())
-    report.start("training the prior", 1000, unit="permille", done=told)
-    try:
-        while trainer.progress() < 1:
-            trainer.step()
-            now = time.monotonic()
-            trainer.seconds = before + now - begun
-            done = min(1000, int(1000 * trainer.progress()))
-            report.advance(done - told)
-            told = done
-            if now - saved > SAVE_SECONDS:
-                trainer.save(state)
-                report.note(trainer.status())
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        trainer.save(state)
-        raise Interrupted(f"stopped; {out} is not finished", "the same command resumes") from None
-    report.finish()
-    trainer.save(state)
+    train(trainer, out.with_name(out.name + ".state"), report)
     errors = validate(trainer.average, watched, trainer.mean, trainer.std)
     report.note(f"{trainer.status()}, noise error of unseen subjects {errors}")
     tensors = {name: value.half() for name, value in trainer.average.state_dict().items()}
@@ -160,6 +136,9 @@ def draw(n: int, bank: PoseBank, generator: Generator, augment: Augment = Augmen
 class Trainer:
     """Denoiser, optimiser, averaged weights and the stream of poses; all of it can be saved and continued."""
 
+    unit = "permille"
+    total = 1000
+
     def __init__(self, bank: PoseBank, params: Params) -> None:
         torch.manual_seed(params.seed)
         self.bank, self.params = bank, params
@@ -177,8 +156,14 @@ class Trainer:
             return self.steps / self.params.steps
         return self.seconds / (60 * self.params.max_minutes)
 
+    @property
+    def done(self) -> int:
+        """Of 1000."""
+        return min(1000, int(1000 * self.progress()))
+
     def step(self) -> None:
         """One step on fresh poses."""
+        begun = time.monotonic()
         params, done = self.params, min(1.0, self.progress())
         for group in self.optimiser.param_groups:
             group["lr"] = params.rate * min(1, (self.steps + 1) / 200) * 0.5 * (1 + math.cos(math.pi * done))
@@ -195,6 +180,7 @@ class Trainer:
         for slow, fast in zip(self.average.parameters(), self.net.parameters(), strict=True):
             slow.lerp_(fast.detach(), 1 - decay)
         self.losses = [*self.losses[-499:], loss.item()]
+        self.seconds += time.monotonic() - begun
 
     def status(self) -> str:
         """One line on how the training stands."""
@@ -206,11 +192,9 @@ class Trainer:
         kept = dataclasses.replace(self.params, max_minutes=0, steps=0, people=0)
         return hashlib.sha256((to_json(kept) + self.bank.sha256).encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """The whole state, replaced at once."""
-        partial = path.with_name(path.name + ".part")
-        state = {
-            "fingerprint": self.fingerprint(),
+    def state(self) -> dict[str, Any]:
+        """All that changes."""
+        return {
             "steps": self.steps,
             "seconds": self.seconds,
             "losses": self.losses,
@@ -219,20 +203,9 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
         }
-        torch.save(state, partial)
-        os.replace(partial, path)
 
-    def load(self, path: Path) -> None:
-        """Continue a saved state. Raises ArtefactError when it is none or was made with other settings or poses."""
-        try:
-            state = torch.load(path, weights_only=True)
-            found = state["fingerprint"]
-        except Exception as error:
-            raise ArtefactError(f"{path} is no state of a training: {error}", "delete it to start again") from error
-        if found != self.fingerprint():
-            raise ArtefactError(
-                f"{path} was made with other settings or poses", "use them again, or delete it to start again"
-            )
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where `state` was taken."""
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])

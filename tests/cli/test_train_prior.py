@@ -16,6 +16,7 @@ from stages.checkpoints import read_checkpoint
 from stages.errors import ArtefactError, UsageError
 from stages.human.body import load_body
 from stages.models.scorehmr.refiner import ScoreHmrRefiner
+from stages.training import loop
 from stages.training.data import load_poses
 from stages.training.prior import Params, Trainer, run
 from tests.cli.runner import hmr
@@ -50,7 +51,7 @@ def test_a_stopped_training_goes_on_and_its_file_refines(tmp_path: Path) -> None
     assert child.wait(60) == 130 and "the same command resumes" in told and not out.exists()
     state = torch.load(tmp_path / "mine.safetensors.state", weights_only=True)
     done = hmr("train", "prior", "--poses", poses, "-o", out, *SMALL, "--steps", state["steps"] + 5)
-    assert done.returncode == 0 and f"resumed after step {state['steps']}" in done.stderr, done.stderr
+    assert done.returncode == 0 and f"resumed: step {state['steps']}" in done.stderr, done.stderr
     file = read_checkpoint(out)
     assert file.metadata["steps"] == str(state["steps"] + 5)
     covariance = file.tensors["error_covariance"]
@@ -70,9 +71,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         whole.step()
     for _ in range(3):
         first.step()
-    first.save(tmp_path / "state")
+    loop.save(first, tmp_path / "state")
     second = Trainer(bank, params)
-    second.load(tmp_path / "state")
+    loop.load(second, tmp_path / "state")
     for _ in range(3):
         second.step()
     assert second.steps == 6 and second.losses == whole.losses
@@ -80,4 +81,4 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(value, second.average.state_dict()[name]), name
     (tmp_path / "state").write_bytes(b"junk")
     with pytest.raises(ArtefactError, match="no state of a training"):
-        second.load(tmp_path / "state")
+        loop.load(second, tmp_path / "state")

@@ -22,6 +22,7 @@ from stages.models.dpmesh import DPMeshRecoverer
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import add_lora, own_names
 from stages.training import dpmesh as training
+from stages.training import loop
 from stages.training.dpmesh import Params, Trainer, begin
 from stages.training.dpmesh_data import Change, Examples
 from tests.tables import COCO
@@ -126,7 +127,7 @@ def test_loss_falls(examples: Examples, dpmesh_checkpoint: Path) -> None:
     """The small manifest's network on four people: every term is finite, the sum halves."""
     network = begin(dpmesh_checkpoint)
     trainer = Trainer(network, copy.deepcopy(network), examples, Params(steps=10, batch=2, rate=2e-4, augment=False))
-    while trainer.step_number < 10:
+    while trainer.done < 10:
         trainer.step()
         assert np.isfinite(list(trainer.terms.values())).all()
     assert np.mean(trainer.losses[-3:]) < 0.7 * np.mean(trainer.losses[:3]), trainer.losses
@@ -171,15 +172,15 @@ def test_a_stopped_training_is_the_same_training(examples: Examples, tiny: Path,
         whole.step()
     for _ in range(2):
         first.step()
-    first.save(tmp_path / "state")
-    second.load(tmp_path / "state")
-    assert second.step_number == 2
+    loop.save(first, tmp_path / "state")
+    loop.load(second, tmp_path / "state")
+    assert second.done == 2
     for _ in range(2):
         second.step()
     np.testing.assert_allclose(second.losses, whole.losses, rtol=1e-5)
     other = Trainer(begin(tiny), None, examples, params)
     with pytest.raises(ArtefactError, match="other settings"):
-        other.load(tmp_path / "state")
+        loop.load(other, tmp_path / "state")
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from stages.models.hrnet import convolution
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro import PostoMetroRecoverer, rows
 from stages.models.postometro.network import FastMetro, PostoMetro
+from stages.training import loop
 from stages.training import postometro as training
 from stages.training import postometro_steps as steps
 from stages.training.postometro import Alone, Params, begin, check, initialise
@@ -284,18 +285,18 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(examples: Examples, network
     first = Trainer(copy.deepcopy(network), examples, settings)
     for _ in range(3):
         first.step()
-    first.save(tmp_path / "state")
+    loop.save(first, tmp_path / "state")
     second = Trainer(copy.deepcopy(network), examples, settings)
-    training.train(second, tmp_path / "state")
+    loop.train(second, tmp_path / "state")
     assert second.losses == whole.losses
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(tensor, second.network.state_dict()[name]), name
     other = Trainer(copy.deepcopy(network), examples, dataclasses.replace(settings, batch=3))
     with pytest.raises(ArtefactError, match="other settings or data"):
-        other.load(tmp_path / "state")
+        loop.load(other, tmp_path / "state")
     (tmp_path / "state").write_bytes(b"cut")
     with pytest.raises(ArtefactError, match="no state"):
-        second.load(tmp_path / "state")
+        loop.load(second, tmp_path / "state")
 
 
 def test_kept_crops_change_nothing(examples: Examples) -> None:

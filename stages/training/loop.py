@@ -1,0 +1,86 @@
+"""The loop of every training: step after step, a state beside the target, Ctrl-C; the same command resumes."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from stages.disk import disk
+from stages.errors import ArtefactError, Interrupted
+from stages.progress import SILENT, interruptible
+
+SAVE_SECONDS = 60
+
+
+class Trainer(Protocol):
+    """What is trained. `done` counts up to `total`; the unit is what the progress bar shows."""
+
+    unit: str
+
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    def step(self) -> Any:
+        """One step."""
+
+    def status(self) -> str:
+        """One line on how the training stands."""
+
+    def fingerprint(self) -> str:
+        """Of all that a state must agree on to be continued: settings, data, sizes."""
+
+    def state(self) -> dict[str, Any]:
+        """All that changes; tensors, numbers, lists and dictionaries."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where `state` was taken."""
+
+
+def train(trainer: Trainer, path: Path, report: Any = SILENT) -> None:
+    """All steps that are left, after those of the state `path` if there is one. The state is saved every minute, when
+    stopped and at the end. Raises Interrupted (after Ctrl-C or SIGTERM), ArtefactError (the state is another's)."""
+    if path.exists():
+        load(trainer, path)
+        report.note(f"resumed: {trainer.status()}")
+    report.start("training", trainer.total, unit=trainer.unit, done=trainer.done)
+    saved = time.monotonic()
+    with interruptible(report) as stopped:
+        while (before := trainer.done) < trainer.total and not stopped:
+            trainer.step()
+            report.advance(trainer.done - before)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save(trainer, path)
+                report.note(trainer.status())
+                saved = time.monotonic()
+        save(trainer, path)
+    if trainer.done < trainer.total:
+        raise Interrupted(f"stopped: {trainer.status()}", "the same command resumes", stopped[0])
+    report.finish()
+
+
+def save(trainer: Trainer, path: Path) -> None:
+    """The whole state, replaced at once. Raises MachineError when the disk does not take it."""
+    partial = path.with_name(path.name + ".part")
+    with disk(path):
+        with open(partial, "wb") as file:
+            torch.save({"fingerprint": trainer.fingerprint(), **trainer.state()}, file)
+        os.replace(partial, path)
+
+
+def load(trainer: Trainer, path: Path) -> None:
+    """Continue a saved state. Raises ArtefactError when it is none or was made with other settings or data."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state.pop("fingerprint")
+    except Exception as error:
+        raise ArtefactError(f"{path} is no state of a training: {error}", "delete it to start again") from error
+    if found != trainer.fingerprint():
+        raise ArtefactError(
+            f"{path} was made with other settings or data", "use them again, or delete it to start again"
+        )
+    trainer.restore(state)
