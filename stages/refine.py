@@ -12,6 +12,7 @@ their keypoints (models/scorehmr/weigh.py), and single rows need no more. `--mod
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.params import param
 from stages.people import opened
 from stages.progress import Job, Run, run_rows
-from stages.refine_rows import Rows, columns, plan_rows
+from stages.refine_rows import Rows, camera_turns, columns, plan_rows, usable
 
 MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
 
@@ -110,7 +111,7 @@ def run(
     model = None
     if params.method == "score":
         model = {"name": "scorehmr", "sha256": checkpoint.sha256, "licence": checkpoint.licence}
-    plan = plan_rows(start, params)
+    plan = plan_rows(start, params, usable(start, tables["features"] if kind else None))
     job = Job(
         stage="refine",
         kind="meshes",
@@ -147,9 +148,15 @@ def _check(params: Params) -> None:
     ):
         if value not in choices:
             raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(choices)}")
-    if params.loops < 0 or params.hypotheses < 1 or params.fit_steps < 0 or params.max_gap < 0 or params.smooth < 0:
-        raise UsageError("counts and weights of refine must not be negative, hypotheses at least 1")
+    weights = (params.smooth, params.keypoint_weight, params.fit_prior)
+    if min(params.loops, params.fit_steps, params.max_gap) < 0 or not all(0 <= w < math.inf for w in weights):
+        raise UsageError("counts and weights of refine must be numbers, and not negative")
+    if params.hypotheses < 1 or params.min_joints < 1:
+        raise UsageError("--hypotheses and --min-joints are at least 1")
     if params.hypotheses > 1 and (params.mode != "frame" or params.method == "fit"):
         raise UsageError("--hypotheses is for --mode frame --method score")
     if params.fill_gaps and params.mode != "video":
         raise UsageError("--fill-gaps is for --mode video")
+    if params.cameras and params.mode != "views":
+        raise UsageError("--cameras is for --mode views")
+    camera_turns(params.cameras)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,10 @@ from stages.artefact import Artefact, memory
 from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS, Column
 from stages.errors import InputError
 from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle, slerp
-from stages.kinds import K_DEFAULT, OK
+from stages.kinds import FAILED, K_DEFAULT, OK
 from stages.models.scorehmr.points import evidence
 from stages.models.scorehmr.refiner import Evidence, Result, ScoreHmrRefiner, Settings
+from stages.models.scorehmr.weigh import NOT_WEIGHED
 from stages.units import Filled, Unit, track_units, view_units
 
 if TYPE_CHECKING:
@@ -53,29 +55,42 @@ def columns(params: Params) -> tuple[Column, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """`table` gives the rows to write; element[r] is what row r is: a row of the meshes, or -1 - k of `filled`."""
+    """`table` gives the rows to write; element[r] is what row r is: a row of the meshes, or -1 - k of `filled`. Rows of
+    the meshes that are not `usable` stand alone."""
 
     table: Artefact
     element: np.ndarray
     units: list[Unit]
     filled: Filled
+    usable: np.ndarray
 
 
-def plan_rows(meshes: Artefact, params: Params) -> Plan:
+def usable(meshes: Artefact, features: Artefact | None) -> np.ndarray:
+    """Which rows (R,) have finite SMPL parameters and, if the weights need them, features."""
+    good = np.ones(meshes.n_rows, bool)
+    for name in ("global_orient", "body_pose", "betas", "transl"):
+        value = np.isfinite(meshes.read(f"smpl/{name}"))
+        good &= value.all(tuple(range(1, value.ndim)))
+    return good if features is None else good & (features.rows["status"] == OK)
+
+
+def plan_rows(meshes: Artefact, params: Params, usable: np.ndarray) -> Plan:
     """What is computed together, and, with `fill_gaps`, the table with rows for the filled frames."""
     rows, frames = meshes.rows, meshes.frames
+    status = np.where(usable, rows["status"], FAILED)
     none = np.zeros(0, int)
     units, filled = [], Filled(none, none, none, np.zeros(0))
     element = np.arange(meshes.n_rows)
     if params.mode == "views":
-        units = view_units(rows["frame"], rows["track"], frames["view"], frames["time"], rows["status"])
+        units = view_units(rows["frame"], rows["track"], frames["view"], frames["time"], status)
     elif params.mode == "video":
         units, filled = track_units(
-            rows["frame"], rows["track"], frames["source"], rows["status"],
+            rows["frame"], rows["track"], frames["source"], status,
             max_gap=params.max_gap, window=WINDOW, margin=MARGIN,
         )  # fmt: skip
+    units += [Unit.plain(row) for row in np.argwhere(~usable & (rows["status"] == OK))]
     if not (params.fill_gaps and len(filled)):
-        return Plan(meshes, element, units, filled)
+        return Plan(meshes, element, units, filled, usable)
     # A failed row in a gap gives way to the filled one.
     taken = set(zip(filled.frame.tolist(), rows["track"][filled.before].tolist(), strict=True))
     stays = [
@@ -91,7 +106,7 @@ def plan_rows(meshes: Artefact, params: Params) -> Plan:
     made = {name: np.concatenate([rows[name][stays], rows[name][filled.before]])[order] for name in rows}
     made["frame"], made["box"] = frame[order], np.concatenate([rows["box"][stays], box])[order]
     made["score"][element[order] < 0] = 0
-    return Plan(memory("meshes", frames=frames, rows=made, columns={}), element[order], units, filled)
+    return Plan(memory("meshes", frames=frames, rows=made, columns={}), element[order], units, filled, usable)
 
 
 def settings(refiner: ScoreHmrRefiner, params: Params) -> Settings:
@@ -117,7 +132,7 @@ class Rows:
         self.meshes, self.detections, self.features = tables["meshes"], tables["detections"], tables.get("features")
         self.refiner, self.params, self.plan, self.settings = refiner, params, plan, settings(refiner, params)
         self.names = tuple(self.detections.group_attrs("keypoints")["joints"])
-        self.turns = _camera_turns(params.cameras) if params.cameras else {}
+        self.turns = camera_turns(params.cameras)
         self.betas = self._shared_betas()
         self.unit_of = {int(e): k for k, unit in enumerate(plan.units) for e in unit.row[unit.own]}
         self.last = np.full(len(plan.units), -1)
@@ -160,7 +175,7 @@ class Rows:
         else:
             source = self.meshes.frames["source"][rows["frame"]].astype(np.int64)
             key = np.where(rows["track"] >= 0, rows["track"] + ((source + 1) << 32), -1)
-        chosen = (rows["status"] == OK) & (key >= 0)
+        chosen = (rows["status"] == OK) & self.plan.usable & (key >= 0)
         _, group = np.unique(key[chosen], return_inverse=True)
         total = np.zeros((group.max(initial=-1) + 1, betas.shape[1]))
         np.add.at(total, group, betas[chosen])
@@ -177,9 +192,10 @@ class Rows:
         seen.keypoints[~enough] = 0
         # Frame by frame, too little evidence means no change; a track or another view may still say something.
         use = enough if self.params.mode == "frame" else torch.ones_like(enough)
+        use &= torch.from_numpy(self.plan.usable[unit.before])
         at = torch.nonzero(use)[:, 0]
         made = self.refiner(seen.each(lambda v: v[at]), self.settings) if len(at) else None
-        pose, betas, transl = axis, seen.betas.clone(), seen.transl.clone()
+        pose, betas, transl = axis.clone(), seen.betas.clone(), seen.transl.clone()
         error, rotmat = torch.zeros(len(use), 2), seen.rotmat.clone()
         if made is not None:
             pose[at], betas[at], transl[at] = (
@@ -188,6 +204,13 @@ class Rows:
                 made.transl.cpu(),
             )
             rotmat[at], error[at] = made.rotmat.cpu(), made.error.cpu()
+            if not self.settings.plan.loops:  # what could not be weighed stayed
+                use[at] = made.energy.cpu() < NOT_WEIGHED
+                pose, betas, transl = (
+                    torch.where(use.view(-1, *[1] * (new.dim() - 1)), new, old)
+                    for new, old in ((pose, axis), (betas, seen.betas), (transl, seen.transl))
+                )
+                error[~use] = 0
         body = self.refiner.body
         joints = body.joints(rotmat.to(body.device), betas.to(body.device), transl.to(body.device)).cpu()
         refined = np.where(unit.row < 0, FILLED, np.where(use.numpy(), REFINED, UNTOUCHED))
@@ -240,8 +263,7 @@ class Rows:
             ]
             goal = axis_angle_to_matrix(torch.cat([rows[0][:, None], rows[1]], 1))
             part = torch.from_numpy(unit.fraction[gap]).float()
-            for i, place in enumerate(gap.tolist()):
-                rotmat[place] = slerp(rotmat[place], goal[i], part[i : i + 1])[0]
+            rotmat[gap] = slerp(rotmat[gap], goal, part[:, None])
             axis[gap] = matrix_to_axis_angle(rotmat[gap])
             transl[gap] = torch.lerp(transl[gap], rows[2], part[:, None])
         return (rotmat, transl), axis
@@ -262,7 +284,7 @@ class Rows:
             K=torch.from_numpy(frames["K"][frame]).float(),
             size=torch.from_numpy(frames["size"][frame]).float(),
             known=torch.from_numpy(frames["K_source"][frame] != K_DEFAULT),
-            row=torch.from_numpy(np.asarray(unit.row, np.int64)),
+            seed=torch.tensor([zlib.crc32(points.tobytes()) for points in xy], dtype=torch.long),  # whatever the order
             features=self._features(unit),
             linked=torch.from_numpy(unit.linked) if video else None,
             group=torch.from_numpy(group) if views else None,
@@ -297,8 +319,11 @@ class Rows:
         return value
 
 
-def _camera_turns(path: str) -> dict[int, torch.Tensor]:
-    """Camera-to-world rotations by view number, from a JSON file of world-to-camera poses. Raises InputError."""
+def camera_turns(path: str) -> dict[int, torch.Tensor]:
+    """Camera-to-world rotations by view number, from a JSON file of world-to-camera poses; none without a path. Raises
+    InputError."""
+    if not path:
+        return {}
     try:
         table = json.loads(Path(path).read_text())
         turns = {int(view): torch.tensor(entry["R"], dtype=torch.float32) for view, entry in table.items()}

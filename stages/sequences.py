@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+from stages.human.rotations import axis_angle_to_matrix, slerp
 from stages.mesh_rows import MeshRows, stems
 
 
@@ -99,9 +99,7 @@ def _fill(moved: Motion, fps: float) -> Motion:
     fraction = (at - tick[before]) / np.maximum(tick[after] - tick[before], 1)
     a, b = first[before], first[after]
     f = torch.from_numpy(fraction).float()
-    start = moved.rotmat[a]
-    way = matrix_to_axis_angle(start.transpose(-1, -2) @ moved.rotmat[b])  # the shorter way
-    turned = start @ axis_angle_to_matrix(way * f[:, None, None])
+    turned = slerp(moved.rotmat[a], moved.rotmat[b], f[:, None])
     mix = lambda x: torch.lerp(x[a], x[b], f[:, None])  # noqa: E731
     rows = np.where(np.isin(at, tick), moved.rows[a], -1)
     return Motion(turned, mix(moved.betas), mix(moved.transl), moved.time[0] + at / fps, rows)

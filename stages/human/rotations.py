@@ -55,10 +55,9 @@ def geodesic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, fraction: Tensor) -> Tensor:
-    """Between a (..., 3, 3) at fraction 0 and b at fraction 1, for each of fraction (m,): (m, ..., 3, 3)."""
-    return roma.unitquat_to_rotmat(
-        roma.unitquat_slerp(roma.rotmat_to_unitquat(a), roma.rotmat_to_unitquat(b), fraction, shortest_arc=True)
-    )
+    """Between a (..., 3, 3) at fraction 0 and b at fraction 1, the shorter way; fraction (...) may be broadcast."""
+    way = matrix_to_axis_angle(a.transpose(-1, -2) @ b)
+    return a @ axis_angle_to_matrix(way * fraction[..., None])
 
 
 def about(axis: str, angle: Tensor | float, *, degrees: bool = False) -> Tensor:

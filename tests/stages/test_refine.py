@@ -118,6 +118,35 @@ def test_failed_rows_stay_failed() -> None:
         assert np.isfinite(out.read("smpl/body_pose")[[0, 1, 3, 4, 5]]).all()
 
 
+@pytest.mark.parametrize(
+    "params", [FEW, Params(mode="video", loops=1), Params(mode="video", method="fit", fit_steps=3)]
+)
+def test_a_body_that_is_not_finite_is_nobodys_neighbour(params: Params) -> None:
+    world = walk(9, 2)
+    bodies = {name: world.meshes.read(name).copy() for name in SMPL}
+    bodies["smpl/transl"][8] = np.nan  # its status says ok
+    table = world.meshes
+    world.meshes = memory(
+        "meshes", frames=table.frames, rows=table.rows, columns=bodies, group_attrs={"smpl": table.group_attrs("smpl")}
+    )
+    out = refined(world, params)
+    assert np.flatnonzero(out.rows["status"]).tolist() == [8] and "non-finite" in out.rows["error"][8]
+    others = np.r_[:8, 9:18]
+    assert all(np.isfinite(out.read(name)[others]).all() for name in SMPL)
+    assert (out.read("extra/refined")[others] == 1).all()
+
+
+def test_what_cannot_be_weighed_is_marked() -> None:
+    world = crowd(6)
+    xy, score = world.detections.read("keypoints/xy").copy(), world.detections.read("keypoints/score").copy()
+    score[1, 2:] = 0
+    xy[4] = 100.0  # all in one place
+    out = refined(with_keypoints(world, xy, score), Params(min_joints=1))
+    assert out.read("extra/refined").tolist() == [1, 0, 1, 1, 0, 1]
+    for name in SMPL:
+        np.testing.assert_array_equal(out.read(name)[[1, 4]], world.meshes.read(name)[[1, 4]])
+
+
 @pytest.mark.parametrize("mode", ["frame", "video"])
 def test_batches_shards_and_order_change_nothing(mode: str, tmp_path: Path) -> None:
     world = crowd(23) if mode == "frame" else walk(20, 2, drop=(7, 8))
@@ -251,6 +280,10 @@ def test_all_hypotheses_are_written_and_the_likeliest_is_the_result() -> None:
         assert (np.ptp(every, axis=1).reshape(6, -1).max(1) > 1e-4).all()  # and the others are others
     assert np.isfinite(energy).all()
     same(four, refined(world, several, batch_size=2))
+    order = np.array([3, 0, 5, 1, 4, 2])
+    mixed = refined(subset(world, order), several)
+    for name in ("extra/hypotheses_body_pose", "extra/hypotheses_betas"):
+        np.testing.assert_allclose(mixed.read(name), four.read(name)[order], atol=1e-5)
     assert not one.has("extra/hypotheses_energy")
 
 
@@ -270,7 +303,8 @@ def test_what_is_refused() -> None:
     world = crowd(4)
     for wrong in (
         Params(mode="sideways"), Params(method="luck"), Params(preset="x"), Params(loops=-1), Params(fill_gaps=True),
-        Params(mode="video", hypotheses=2), Params(smooth=-1.0), Params(keypoint_weight=1.0),
+        Params(mode="video", hypotheses=2), Params(smooth=-1.0), Params(keypoint_weight=1.0), Params(min_joints=0),
+        Params(smooth=float("nan")), Params(loops=1, keypoint_weight=-1.0), Params(cameras="rig.json"),
     ):  # fmt: skip
         with pytest.raises(UsageError):
             refined(world, wrong)

@@ -51,8 +51,8 @@ def test_slerp_and_geodesic():
         rot.about("x", torch.tensor([0.0, 20.0]), degrees=True),
         rot.about("x", torch.tensor([40.0, 80.0]), degrees=True),
     )
-    middle = rot.slerp(a, b, torch.tensor([0.0, 0.5]))
-    assert torch.allclose(middle[1], rot.about("x", torch.tensor([20.0, 50.0]), degrees=True), atol=1e-6)
+    middle = rot.slerp(a, b, torch.tensor([0.25, 0.5]))
+    assert torch.allclose(middle, rot.about("x", torch.tensor([10.0, 50.0]), degrees=True), atol=1e-6)
     assert torch.allclose(rot.geodesic(a, b) * 180 / torch.pi, torch.tensor([40.0, 60.0]), atol=1e-3)
 
 

@@ -29,6 +29,9 @@ class Scene:
     pelvis: Tensor
     half: Tensor
 
+    def to(self, dtype: torch.dtype) -> Scene:
+        return Scene(*(getattr(self, f.name).to(dtype) for f in dataclasses.fields(self)))
+
     def moved(self, error: Tensor) -> Scene:
         """The scene of which this one is off by error (n, 85): the pose's 82 numbers, then the pelvis sideways (2, in
         half boxes) and the logarithm of its depth."""
@@ -41,7 +44,8 @@ class Scene:
 
 
 class Arms:
-    """Point k = pelvis + sum_i mix[k, i] R[bone_i] (rest_i + shape_i betas), for the points of a chain."""
+    """Point k = pelvis + sum_i mix[k, i] R[bone_i] (rest_i + shape_i betas), for the points of a chain. In double
+    precision: batches are summed in different orders, and the update makes more of the differences."""
 
     def __init__(self, chain: Chain) -> None:
         self.chain, count = chain, len(chain.parents)
@@ -50,11 +54,11 @@ class Arms:
         joint_dirs = chain.joint_dirs.view(count, 3, -1)
         to_child = chain.joints - chain.joints[chain.parent_index]
         to_child_dirs = joint_dirs - joint_dirs[chain.parent_index]  # the root's arm is zero: it is its own parent
-        self.rest = torch.cat([to_child, chain.vertices[self.vertex] - chain.joints[on]])
+        self.rest = torch.cat([to_child, chain.vertices[self.vertex] - chain.joints[on]]).double()
         vertex_dirs = chain.vertex_dirs.view(len(chain.vertices), 3, -1)
-        self.shape = torch.cat([to_child_dirs, vertex_dirs[self.vertex] - joint_dirs[on]])
+        self.shape = torch.cat([to_child_dirs, vertex_dirs[self.vertex] - joint_dirs[on]]).double()
         share = chain.from_vertices[:, self.vertex] * chain.weights[self.vertex, on]
-        self.mix = torch.cat([chain.carried, share], 1)
+        self.mix = torch.cat([chain.carried, share], 1).double()
         by_bone = torch.zeros(count, len(self.bone)).to(self.mix)
         by_bone[self.bone, torch.arange(len(self.bone), device=self.bone.device)] = 1
         self.by_bone = (self.mix[:, None] * by_bone).flatten(0, 1)  # (K * 24, I)
@@ -80,7 +84,7 @@ class Arms:
         assert chain.pose_dirs is not None
         local = rotation[:, chain.parent_index[1:]].transpose(-1, -2) @ rotation[:, 1:]
         feature = (local - torch.eye(3).to(local)).reshape(n, -1).t()
-        moved = (chain.pose_dirs @ feature).view(-1, 3, n)[self.vertex]
+        moved = (chain.pose_dirs.double() @ feature).view(-1, 3, n)[self.vertex]
         return torch.cat([moved.new_zeros(len(chain.parents), 3, n), moved])
 
 

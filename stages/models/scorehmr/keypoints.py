@@ -129,7 +129,7 @@ class KeypointTerm:
         # A pinch of the present translation keeps badly conditioned depth (two points on a line of sight).
         damp = 1e-6 * A.diagonal(dim1=1, dim2=2).amax(1, keepdim=True).clamp_min(1e-12)
         now = self.transl.t().double()
-        found = torch.linalg.solve(A + torch.diag_embed(damp.expand(-1, 3)), b + damp * now)
+        found = torch.linalg.solve_ex(A + torch.diag_embed(damp.expand(-1, 3)), b + damp * now)[0]
         good = ((self.trust[:, 0] > 0).sum(0) >= 2) & torch.isfinite(found).all(1) & (found[:, 2] > 0.2)
         self.transl = torch.where(good[:, None], found, now).t().to(self.transl.dtype).contiguous()
 

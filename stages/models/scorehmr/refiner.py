@@ -63,7 +63,7 @@ class Evidence:
     """n estimates and what is seen of them. rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3) m; keypoints (n, 25, 3)
     px, confidence 0 = unseen; K (n, 3, 3), size (n, 2) px; features (n, C) raw. For video, linked (n,): row i is one
     frame after row i - 1 of its track. For views, group (n,) person numbers and, if known, turn (n, 3, 3) camera to
-    world. known (n,): the intrinsics are measured, not a default. row (n,): what seeds a row's further hypotheses.
+    world. known (n,): the intrinsics are measured, not a default. seed (n,) int64 of a row's further hypotheses.
     """
 
     rotmat: Tensor
@@ -73,7 +73,7 @@ class Evidence:
     K: Tensor
     size: Tensor
     known: Tensor
-    row: Tensor
+    seed: Tensor
     features: Tensor | None = None
     linked: Tensor | None = None
     group: Tensor | None = None
@@ -172,6 +172,8 @@ class ScoreHmrRefiner:
         covariance = tensors.pop("error_covariance", torch.zeros(0))
         if covariance.shape != (POSE, POSE):
             raise AssetError(f"{checkpoint.where} has no error_covariance ({POSE}, {POSE})", "make it: hmr train prior")
+        if torch.linalg.cholesky_ex(covariance.double())[1]:
+            raise AssetError(f"error_covariance of {checkpoint.where} is not positive definite", "is the file whole?")
         blocks = 1 + max((int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")), default=0)
         hidden = tensors.get("blocks.0.block.layer_norm2.weight", torch.zeros(1024))
         net = Denoiser(0, hidden=len(hidden), blocks=blocks)
@@ -223,7 +225,7 @@ class ScoreHmrRefiner:
             transl = scene.transl if out.transl is None else out.transl
         if self.published and guidance.keypoints is not None:
             energy = guidance.losses.get("keypoints", energy)
-        transl = self._back_to_scene(x0, betas, transl, scene, seen)
+        transl = self._back_to_scene(x0, betas, transl, scene, seen, settings)
         if seen.linked is not None and guidance.keypoints is not None and not self.published:
             transl = smooth_translations(guidance.keypoints.information(x0), transl, seen.linked)
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
@@ -244,12 +246,12 @@ class ScoreHmrRefiner:
     def _drawn(self, pose: Tensor, seen: Evidence, settings: Settings, k: int) -> tuple[Any, ...]:
         """What _run is given for the k-th hypothesis: the same noise for a row whatever its batch."""
         if self.weigher is not None:  # an error drawn from the measured covariance
-            noise = torch.stack([_noise(int(row), k, POSE) for row in seen.row]).to(self.weigher.factor)
+            noise = _noise(seen.seed, k, POSE).to(self.weigher.factor)
             return pose, seen, settings, noise @ self.weigher.factor.t()
         times = schedule.down(settings.spread, 10)
         eps = self.denoiser.condition(self._conditions(seen), times)
         x = self.codec.encode(pose, seen.betas)
-        noise = torch.stack([_noise(int(row), k, x.shape[1]) for row in seen.row]).to(x)
+        noise = _noise(seen.seed, k, x.shape[1]).to(x)
         x = self.schedule.add_noise(x, noise, torch.full((len(x),), settings.spread, device=x.device))
         for t in times:
             guess = eps(x, t)
@@ -319,7 +321,9 @@ class ScoreHmrRefiner:
         transl = torch.cat([(place - K[:, :2, 2]) / focal * z[:, None], z[:, None]], -1)
         return dataclasses.replace(seen, K=K, transl=torch.where(guess[:, None], transl, seen.transl))
 
-    def _back_to_scene(self, x0: Tensor, betas: Tensor, transl: Tensor, scene: Evidence, seen: Evidence) -> Tensor:
+    def _back_to_scene(
+        self, x0: Tensor, betas: Tensor, transl: Tensor, scene: Evidence, seen: Evidence, settings: Settings
+    ) -> Tensor:
         """The translation in the rows' own cameras: rescaled, then solved for the points seen."""
         if scene is seen:
             return transl
@@ -328,7 +332,7 @@ class ScoreHmrRefiner:
         place = transl[:, :2] / transl[:, 2:] * scene.K[:, [0, 1], [0, 1]] + scene.K[:, :2, 2]
         xy = (place - seen.K[:, :2, 2]) / seen.K[:, [0, 1], [0, 1]] * z[:, None]
         begin = torch.where(moved[:, None], torch.cat([xy, z[:, None]], -1), transl)
-        observed = self._observed(seen, seen.keypoints[..., 2])
+        observed = self._observed(seen, self._used(seen, settings)[..., 2])
         term = KeypointTerm(self.chain, observed, betas, begin, camera="solve")
         term.solve_camera(x0, rounds=3)
         return torch.where(moved[:, None], term.transl.t(), transl)
@@ -361,9 +365,10 @@ def _side(xy: Tensor, confidence: Tensor) -> Tensor:
     return torch.where(torch.isfinite(side), side, torch.ones_like(side)).clamp_min(1)
 
 
-def _noise(row: int, which: int, size: int) -> Tensor:
-    """Noise of a row's hypothesis: the same whatever the batch."""
-    return torch.randn(size, generator=torch.Generator().manual_seed(1_000_003 * row + which))
+def _noise(seed: Tensor, which: int, size: int) -> Tensor:
+    """Noise (n, size) of the rows' hypotheses: the same whatever the batch."""
+    generators = (torch.Generator().manual_seed(1_000_003 * row + which) for row in seed.tolist())
+    return torch.stack([torch.randn(size, generator=g) for g in generators])
 
 
 def _check_schedule(checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ from what the pose cannot explain (residuals over degrees of freedom), and singl
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from stages.models.scorehmr.arms import POSE, Arms, Scene, in_picture, in_space
 
 PIXEL = 2 * 1.2 / 256  # a pixel of a 256 crop (box with a margin of 1.2) in half boxes
 FEWEST = 3  # keypoints; rows with fewer stay
+NEAREST = 0.1  # m; somebody nearer than that, or behind the camera, is not where the estimate says
 NOT_WEIGHED = 1e30  # surprise of what stayed as it was: never the likeliest of several
 
 
@@ -74,7 +76,7 @@ class Weigher:
         -> better pose, betas and transl, and the surprise (n,). Rows with fewer than three keypoints stay. `guess`
         (n, 82): the error that is expected, else none (a sample of it makes the result a sample).
         """
-        chain, seen = self.arms.chain, keypoints[..., 2]
+        chain, seen = self.arms.chain, keypoints[..., 2].clamp_max(1)  # some detectors' scores have no bound
         tangent = (keypoints[..., :2] - K[:, None, :2, 2]) / K[:, None, [0, 1], [0, 1]]
         turn, half, xy = (v.movedim(-1, 0) for v in look_at(tangent.permute(2, 1, 0), seen.t()))
         able = ((seen > 0).sum(1) >= FEWEST) & (half > 1e-4)
@@ -107,26 +109,31 @@ class Weigher:
         self, scene: Scene, xy: Tensor, seen: Tensor, *, guess: Tensor | None = None, keep_shape: bool = False
     ) -> Weighed:
         """The likeliest scene, given an estimate and keypoints xy (n, K, 2) in half boxes with scores seen (n, K)."""
-        trust, there = self.trust, (seen > 0)[..., None]
+        trust, there, kind = self.trust, (seen > 0)[..., None], xy.dtype
+        scene, xy, seen = scene.to(torch.float64), xy.double(), seen.double()
         points, lever, swell = self.arms.linearise(scene)
         drawn, _ = in_picture(scene, points, lever, swell)
+        lost = (_median_square(xy - drawn, there[..., 0]) > 1) | (scene.pelvis[:, 2] < NEAREST)
+        placed = _placed(points, xy * scene.half[:, None, None], there, scene.pelvis)
+        scene = dataclasses.replace(scene, pelvis=torch.where(lost[:, None], placed, scene.pelvis))
+        drawn, _ = in_picture(scene, points, lever, swell)
         wrong = (_median_square(xy - drawn, there[..., 0]).sqrt() / (trust.wrong * PIXEL)).clamp(1, trust.most)
-        error_prior, place_prior = self._priors(lever, swell, wrong.double(), keep_shape)
-        expected = xy.new_zeros(len(xy), POSE + 3, dtype=torch.float64)
+        error_prior, place_prior = self._priors(lever, swell, wrong, keep_shape)
+        expected = xy.new_zeros(len(xy), POSE + 3)
         held = place_prior
         if guess is not None:  # a sample goes where the keypoints want it
             expected[:, :POSE], held = guess, torch.zeros_like(place_prior)
         noise = torch.full_like(expected[:, 0], trust.begin * PIXEL)
         error, spread, prior = expected, None, error_prior
         for _ in range(trust.rounds):
-            now, last = scene.moved(error.to(xy)), error
+            now, last = scene.moved(error), error
             points, lever, swell = self.arms.linearise(now)
             drawn, J = in_picture(now, points, lever, swell)
             off = torch.where(there, xy - drawn, torch.zeros_like(xy))
             cut = (trust.unusual**2 * _median_square(off, there[..., 0])).clamp_min((trust.outlier * PIXEL) ** 2)
             bent = 1 / (1 + off.square().sum(-1) / cut[:, None])  # Geman-McClure
-            weight = (seen * bent.square()).repeat_interleave(2, 1).double()
-            J, off = J.double(), off.flatten(1).double()
+            weight = (seen * bent.square()).repeat_interleave(2, 1)
+            off = off.flatten(1)
             if spread is not None:  # numbers seen less numbers fitted are left to tell the noise
                 spent = POSE + 3 - (spread * prior).sum((1, 2))
                 free = torch.maximum(weight.sum(1) - spent, 0.25 * weight.sum(1)).clamp_min(1e-9)
@@ -142,19 +149,19 @@ class Weigher:
         left = off - (J @ (error - last)[..., None])[..., 0]
         surprise = (((error_prior + stiff[:, None, None] * place_prior) @ error[..., None])[..., 0] * error).sum(1)
         surprise = (surprise + (weight * (left / noise[:, None]).square()).sum(1)) / 2
-        return Weighed(scene.moved(error.to(xy)), surprise.to(xy))
+        return Weighed(scene.moved(error).to(kind), surprise.to(kind))
 
     def _priors(self, lever: Tensor, swell: Tensor, wrong: Tensor, keep_shape: bool) -> tuple[Tensor, Tensor]:
         """Precisions (n, 85, 85) of the error: as measured, and of the points about their middle; for an estimate that
         is `wrong` (n,) times worse than usual."""
         trust, n, K = self.trust, len(lever), lever.shape[1]
-        G = in_space(lever, swell).double()
+        G = in_space(lever, swell)
         G = torch.nn.functional.pad(G - G.unflatten(1, (K, 3)).mean(1).repeat(1, K, 1), (0, 3))
         G = G / (trust.place * wrong)[:, None, None]
         error = G.new_zeros(n, POSE + 3, POSE + 3)
         error[:, :POSE, :POSE] = self.precision / wrong.square()[:, None, None]
         if keep_shape:
-            error[:, range(72, POSE), range(72, POSE)] = 1e12
+            error.diagonal(dim1=1, dim2=2)[:, 72:POSE] = 1e12
         for at, spread in ((POSE, trust.aside), (POSE + 1, trust.aside), (POSE + 2, trust.depth)):
             error[:, at, at] = 1 / spread**2
         return error, G.transpose(1, 2) @ G
@@ -164,3 +171,17 @@ def _median_square(off: Tensor, there: Tensor) -> Tensor:
     """Median (n,) of the squared lengths of off (n, K, 2) over the points that are there (n, K); 0 without any."""
     square = torch.where(there, off.square().sum(-1), torch.nan)
     return square.nanmedian(1).values.nan_to_num()
+
+
+def _placed(points: Tensor, ray: Tensor, there: Tensor, pelvis: Tensor) -> Tensor:
+    """The pelvis (n, 3) that brings points (n, K, 3) closest to their lines of sight, tangents ray (n, K, 2), where
+    they are there (n, K, 1): linear least squares. Rows for which that is not before the camera keep their `pelvis`."""
+    on = there.to(points)
+    off = (ray * points[..., 2:] - points[..., :2]) * on  # x + X = u (z + Z)
+    A = points.new_zeros(len(points), 3, 3)
+    A[:, 0, 0] = A[:, 1, 1] = on.sum((1, 2))
+    A[:, 2, :2] = A[:, :2, 2] = -(ray * on).sum(1)
+    A[:, 2, 2] = (ray.square() * on).sum((1, 2))
+    b = torch.cat([off.sum(1), -(ray * off).sum((1, 2))[:, None]], 1)
+    found = torch.linalg.solve_ex(A, b)[0]
+    return torch.where((found[:, 2:] > NEAREST) & torch.isfinite(found).all(1, keepdim=True), found, pelvis)
