@@ -114,6 +114,11 @@ def test_batch_size_changes_no_bit_of_the_network(bodies: Any, direct: dict[str,
         np.testing.assert_allclose(other[name], direct[name], rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
+def test_features_are_no_latents(detections: Path, exact: Path, dpmesh_checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="features of dpmesh, not latents"):
+        features.run(detections, None, features.Params(), run(), ckpt=dpmesh_checkpoint, latents=exact)
+
+
 def test_heatmaps_of_other_keypoints_are_used_as_they_are(bodies: Any, direct: Any, maps: Path) -> None:
     with open_artefact(maps) as made:
         columns = {n: made.read(n) for n in made.columns()}

@@ -136,6 +136,10 @@ class _Rows:
             odd = [f"{n} {params[n]}, not {v}" for n, v in wanted.items() if params.get(n, v) != v]
             if odd:
                 raise InputError(f"these heatmaps were made with {'; '.join(odd)}", "hmr heatmaps without such flags")
+        elif role == "latents" and model.get("name", "dpmesh-latents") != "dpmesh-latents":
+            raise InputError(
+                f"these are features of {model['name']}, not latents", "make them: hmr features --model dpmesh-latents"
+            )
         elif role == "latents" and model.get("vae") and model["vae"] != self.vae():
             raise InputError(
                 "these latents were made by another autoencoder than the checkpoint's",
