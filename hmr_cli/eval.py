@@ -141,6 +141,12 @@ def check_place(path: Path | None, *kinds: str) -> None:
         raise UsageError(f"{path}: there is no folder {path.parent}", "make it, or choose another place")
 
 
+def check_whole(run: Any) -> None:
+    """Raise UsageError for --shard where there is nothing to share out."""
+    if run.shard[1] > 1:
+        raise UsageError("this is made in one piece, without --shard", "hmr eval NAME -o FILE --shard I/N shares rows")
+
+
 @stage_command(app, name="rows")
 def rows(
     name: Annotated[str, typer.Argument(help="A licensed data set.", show_default=False)],
@@ -264,6 +270,7 @@ def table(
     from stages.synth.sets import SETS
 
     check_style(style)
+    check_whole(run)
     names = sets.split(",") if sets else list(SETS)
     for name in names:
         if name not in SETS and not Path(name).is_file():
@@ -322,6 +329,10 @@ def occlusion_map(
     from stages.recover import load
 
     check_place(out, ".png", ".jpg", ".webp")
+    check_whole(run)
+    if run.dry_run:
+        run.report.note(f"would hide parts of {limit} people of {name} in {grid} x {grid} places, into {out}")
+        return out
     dataset = open_dataset(name, data, run, partial=partial)
     model, _ = load(RecoverParams(), ckpt, resolve_device(run.device))
     people = PeopleOf(dataset.detections, uses=model.uses, needs_images=model.needs_images)
@@ -331,5 +342,5 @@ def occlusion_map(
     found = stage(model, people, dataset, rows, grid=grid, size=size, body=body)
     write_image(out, picture(found))
     np.savez(out.with_suffix(".npz"), errors=found.errors, plain=found.plain, joints=np.array(found.joints))
-    worst = found.errors.mean((1, 2)) - found.plain
+    worst = np.nan_to_num(found.errors - found.plain[:, None, None]).mean((1, 2))
     return {"out": out, "rows": found.rows, "hurt_most": found.joints[int(worst.argmax())], "by_mm": float(worst.max())}

@@ -89,9 +89,9 @@ def threads() -> Iterator[ThreadPoolExecutor]:
     import torch
 
     count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.empty(31 << 20, dtype=torch.uint8)  # once so much was freed, glibc keeps pages instead of handing them back
     try:
+        torch.set_num_threads(1)
+        torch.empty(31 << 20, dtype=torch.uint8)  # once so much was freed, glibc keeps pages and hands none back
         with ThreadPoolExecutor(count) as pool:
             yield pool
     finally:
@@ -188,13 +188,9 @@ def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, P
     from stages.human import joints
     from stages.mesh_rows import MeshRows
 
-    people, topology = MeshRows(meshes), dataset.topology
+    people = MeshRows(meshes)
     body = people.body
-    if topology and body.topology != topology:
-        raise ArtefactError(
-            f"{meshes.path or 'the meshes'} are {body.topology} bodies, the data set's are {topology}",
-            "errors between different bodies mean nothing: recover with --body",
-        )
+    check_body(body, dataset, str(meshes.path or "the meshes"))
     regress = regressors.find(body, protocol.joint_set, dataset.data)
     pelvis_of, names = regressors.pelvis(body), joints.get(protocol.joint_set)
 
@@ -208,6 +204,15 @@ def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, P
         return Truth(xyz, names, vertices.numpy(), pelvis_of(vertices)[:, 0].numpy())
 
     return predict, Points2D(body), regress.about
+
+
+def check_body(body: Any, dataset: Dataset, meshes: str) -> None:
+    """Raise ArtefactError for meshes of another body than the data set's."""
+    if dataset.topology and body.topology != dataset.topology:
+        raise ArtefactError(
+            f"{meshes} are {body.topology} bodies, the data set's are {dataset.topology}",
+            "errors between different bodies mean nothing: recover with --ckpt or --body of the same",
+        )
 
 
 class Points2D:

@@ -15,7 +15,8 @@ import numpy as np
 from stages.datasets import regressors
 from stages.datasets.protocols import protocol_of
 from stages.datasets.truth import Dataset, Truth
-from stages.evaluate import relative
+from stages.errors import InputError, UsageError
+from stages.evaluate import check_body, relative
 from stages.human import metrics
 from stages.models import People
 
@@ -39,20 +40,31 @@ def occlusion_map(
     """Slide a square of `size` (share of the box's longer side) over grid x grid places of the people of `rows`.
 
     model: a RowModel that gives SMPL parameters or vertices · people_of(rows) -> People · body: of its meshes.
+    Joints that the data set does not annotate are left out. Raises UsageError without 3D truth, ArtefactError for
+    another body than the data set's, InputError when not even the people as they are can be recovered.
     """
     protocol = protocol_of(dataset.protocol)
-    people: People = people_of(rows)
+    if not protocol.joints:
+        raise UsageError(f"{dataset.name} has no joints in space, whose errors could be mapped", "choose another set")
+    check_body(body, dataset, "the recovered meshes")
     dataset.check(protocol)
-    truth = dataset.truth(rows, protocol)
+    people: People = people_of(rows)
+    truth = relative(dataset.truth(rows, protocol), protocol)
+    known = np.isfinite(truth).all(-1).any(0)
+    names = tuple(name for name, have in zip(protocol.joints, known, strict=True) if have)
     regress = regressors.find(body, protocol.joint_set, dataset.data)
 
     def errors(seen: People) -> np.ndarray:
-        a, b = relative(_predicted(model(seen), body, regress, protocol.joint_set), protocol), relative(truth, protocol)
-        return np.nanmean(metrics.per_joint_error(a, b), axis=0)
+        found = relative(_predicted(model(seen), body, regress, protocol.joint_set), protocol)
+        each = metrics.per_joint_error(found, truth)[:, known].T
+        return metrics.masked_mean(each, np.isfinite(each))
 
+    plain = errors(people)
+    if not len(plain) or not np.isfinite(plain).all():
+        raise InputError(f"nobody of {dataset.name} whose joints are annotated was recovered", "raise --limit")
     places = [(y, x) for y in range(grid) for x in range(grid)]
     found = np.stack([errors(hide(people, (x + 0.5) / grid, (y + 0.5) / grid, size)) for y, x in places], 1)
-    return OcclusionMap(found.reshape(-1, grid, grid), errors(people), protocol.joints, len(rows))
+    return OcclusionMap(found.reshape(-1, grid, grid), plain, names, len(rows))
 
 
 def hide(people: People, x: float, y: float, size: float) -> People:

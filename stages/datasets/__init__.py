@@ -59,6 +59,7 @@ def _licensed(name: str, data: Path | None, partial: bool) -> Any:
     import importlib
 
     from stages.datasets import prohmr, threedpw_json
+    from stages.datasets.files import contents
     from stages.datasets.table import TableData
 
     if data is None:
@@ -67,12 +68,14 @@ def _licensed(name: str, data: Path | None, partial: bool) -> Any:
         raise AssetError(f"{data}: no such file or folder", "--data FOLDER says where the data set is")
     given = data if data.is_file() else None
     if name in threedpw_json.FILES and (path := given or threedpw_json.file_of(name, data)) and path.suffix == ".json":
-        return TableData(threedpw_json.read(name, path, partial), data)
+        with contents(path, threedpw_json.SOURCE):
+            return TableData(threedpw_json.read(name, path, partial), data)
     if name in prohmr.FILES:
         # 3DPW's files are ScoreHMR's protocol; beside the original ones they are used only when named.
         path = given or (None if name == "3dpw" and _has_poses(data) else prohmr.file_of(name, data))
         if path is not None:
-            return TableData(prohmr.read(name, path, partial), data)
+            with contents(path, prohmr.SOURCE):
+                return TableData(prohmr.read(name, path, partial), data)
         if name == "mannequin":
             raise AssetError(f"{data / prohmr.FILES[name][0]}: no such file", prohmr.SOURCE.hint(prohmr.FILES[name][0]))
     module = importlib.import_module(f"stages.datasets.{LAYOUTS[name]}")

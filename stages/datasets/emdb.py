@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, need, need_pictures, read_pickle
+from stages.datasets.files import Entry, Source, contents, need, need_pictures, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.datasets.table import GENDERS, Table, of_sequences, turned
 from stages.errors import AssetError
@@ -34,7 +34,8 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
         if partial and not path.exists():
             continue
         need(path, SOURCE, root)
-        parts.append(_sequence(path, folder, root, sequence, number))
+        with contents(path, SOURCE):
+            parts.append(_sequence(path, folder, root, sequence, number))
         found[sequence] = len(parts[-1]["frame"])
     most = {key: value["good"] for key, value in wanted.items()}
     part = check_count(name, root, found, facts()["emdb"]["rows"], most, partial)
@@ -64,7 +65,7 @@ def _sequence(path: Path, folder: Path, root: Path, sequence: str, number: int) 
     keypoints = np.concatenate([file.array("kp2d", (n, 24, 2))[good], np.ones((len(good), 24, 1))], -1)
     return {
         "names": np.array([f"{stem}/images/{name}" for name in names], object),
-        "size": np.full((n, 2), [int(camera["width"]), int(camera["height"])]),
+        "size": np.full((n, 2), np.array([camera["width"], camera["height"]], int)),
         "K": np.repeat(camera.array("intrinsics", (3, 3))[None], n, 0),
         "time": np.arange(n) / 30.0,
         "frame": good,

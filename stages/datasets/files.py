@@ -6,9 +6,10 @@ exact file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def first(root: Path, names: tuple[str, ...], source: Source) -> Path:
 def damaged(path: Path, why: Any, source: Source) -> AssetError:
     text = " ".join(str(why).split())[:160]
     return AssetError(f"{path} is damaged: {text}", f"get it again; {source.hint()}")
+
+
+@contextlib.contextmanager
+def contents(path: Path, source: Source) -> Iterator[None]:
+    """Inside, whatever a reader stumbles over is damage of this file: a text for a number, a list that is too short."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}", source) from error
 
 
 def _bytes(path: Path, source: Source) -> bytes:

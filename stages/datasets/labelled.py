@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, damaged, missing_pictures, need, read_json
+from stages.datasets.files import Entry, Source, contents, damaged, missing_pictures, need, read_json
 from stages.datasets.table import Table, box_of
 from stages.errors import AssetError
 from stages.human import joints
@@ -51,6 +51,11 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
     files, source = SETS[name]
     places = [data / sub / f for f in files for sub in ("", "annotations", "json")]
     path = data if data.is_file() else next((p for p in places if p.is_file()), None) or need(places[0], source, data)
+    with contents(path, source):
+        return _read(name, path, source, partial)
+
+
+def _read(name: str, path: Path, source: Source, partial: bool) -> Table:
     content = Entry(read_json(path, source), path, source)
     own_api = "annotations" not in content
     images = {}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, damaged, need, picture_size, read_json, read_pickle
+from stages.datasets.files import Entry, Source, contents, damaged, need, picture_size, read_json, read_pickle
 from stages.datasets.subsets import facts
 from stages.datasets.table import Table, box_of, camera_of
 from stages.errors import AssetError
@@ -46,12 +46,14 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
     sequence = facts()["panoptic"]["scenes"][scene]
     packed = [data, *(data / f"{stem}.pkl" for stem in (sequence, scene, scene.capitalize()))]
     if (path := next((p for p in packed if p.is_file()), None)) is not None:
-        return _packed(name, path)
+        with contents(path, CRMH):
+            return _packed(name, path)
     root = data / sequence
     need(root, SOURCE, data)
     path = need(root / f"calibration_{sequence}.json", SOURCE, data)
-    content = Entry(read_json(path, SOURCE), path, SOURCE)
-    cameras = {str(c["name"]): Entry(c, path, SOURCE, f"in camera {c.get('name')}") for c in content["cameras"]}
+    with contents(path, SOURCE):
+        listed = Entry(read_json(path, SOURCE), path, SOURCE)["cameras"]
+        cameras = {str(c["name"]): _camera(Entry(c, path, SOURCE, f"in camera {c['name']}")) for c in listed}
     parts = [_picture(root, camera, number, cameras, path) for camera, number in _frames(root, sequence)]
     return _table(name, data, parts, tuple(COCO19), "1: projected joints")
 
@@ -71,17 +73,25 @@ def _frames(root: Path, sequence: str) -> list[tuple[str, str]]:
     return wanted
 
 
-def _picture(root: Path, camera: str, number: str, cameras: dict[str, Entry], calibration: Path) -> dict[str, Any]:
+def _camera(view: Entry) -> dict[str, np.ndarray]:
+    """R, K (3, 3), t (3,) cm, and five numbers of distortion."""
+    flat = {key: view.shaped(np.ravel(view[key]), key, (size,)) for key, size in (("t", 3), ("distCoef", 5))}
+    return flat | {key: view.array(key, (3, 3)) for key in ("R", "K")}
+
+
+def _picture(
+    root: Path, camera: str, number: str, cameras: dict[str, dict[str, np.ndarray]], calibration: Path
+) -> dict[str, Any]:
     if camera not in cameras:
         raise damaged(calibration, f"no camera {camera}", SOURCE)
     view = cameras[camera]
     path = need(root / "hdPose3d_stage1_coco19" / f"body3DScene_{number}.json", SOURCE, root.parent)
-    bodies = Entry(read_json(path, SOURCE), path, SOURCE)["bodies"]
-    flat = [Entry(b, path, SOURCE, "in bodies").array("joints19", (76,)).reshape(19, 4) for b in bodies]
+    with contents(path, SOURCE):
+        bodies = Entry(read_json(path, SOURCE), path, SOURCE)["bodies"]
+        flat = [Entry(b, path, SOURCE, "in bodies").array("joints19", (76,)).reshape(19, 4) for b in bodies]
     joints = np.stack(flat) if flat else np.zeros((0, 19, 4))
-    R, t, K = view.array("R", (3, 3)), np.ravel(view["t"]).astype(float), view.array("K", (3, 3))
-    xyz = (joints[..., :3] @ R.T + t) / 100
-    pixels = _project(xyz, K, np.ravel(view["distCoef"]).astype(float))
+    xyz = (joints[..., :3] @ view["R"].T + view["t"]) / 100
+    pixels = _project(xyz, view["K"], view["distCoef"])
     folder = root / "hdImgs" / camera
     image = next((p for p in (folder / f"{camera}_{number}{e}" for e in (".jpg", ".png")) if p.is_file()), None)
     image = image or need(folder / f"{camera}_{number}.jpg", SOURCE, root.parent)
@@ -89,10 +99,9 @@ def _picture(root: Path, camera: str, number: str, cameras: dict[str, Entry], ca
     return {
         "name": image.relative_to(root.parent).as_posix(),
         "size": picture_size(image, SOURCE),
-        "K": K,
+        "K": view["K"],
         "keypoints": np.concatenate([np.where(seen[..., None], pixels, 0), seen[..., None]], -1),
         "xyz": np.where(joints[..., 3:] > 0, xyz, np.nan),
-        "track": np.array([int(b.get("id", k)) for k, b in enumerate(bodies)]),
     }
 
 
@@ -125,8 +134,7 @@ def _packed(name: str, path: Path) -> Table:
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * max(np.array(size) / RESIZED) - 0.5
         xyz = np.where(truth[..., 3:] > 0, truth[..., :3], np.nan)
         shown = {"name": image.relative_to(path.parent.parent).as_posix(), "size": size, "xyz": xyz}
-        shown |= {"keypoints": keypoints, "track": np.full(n, -1)}
-        shown["K"] = camera_of(xyz.reshape(-1, 3), keypoints[..., :2].reshape(-1, 2))
+        shown |= {"keypoints": keypoints, "K": camera_of(xyz.reshape(-1, 3), keypoints[..., :2].reshape(-1, 2))}
         parts.append(shown)
     return _table(f"{name} from {path.name}", path.parent.parent, parts, tuple(CRMH24), "CRMH's 2D joints")
 

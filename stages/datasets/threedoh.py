@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, first, need, picture_size, read_json
+from stages.datasets.files import Entry, Source, contents, first, need, picture_size, read_json
 from stages.datasets.subsets import check_count, facts
 from stages.datasets.table import Table, box_of, turned
 from stages.human.cameras import default_K
@@ -28,9 +28,15 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
     """The test set, from JOTR's file where there is one. Raises AssetError with the exact file, or the count."""
     file = next((p for p in (data, data / JOTR_FILE, data / "3DOH" / JOTR_FILE) if p.is_file()), None)
     if file is not None:
-        return _jotr(name, file, partial)
+        with contents(file, JOTR):
+            return _jotr(name, file, partial)
     root = first(data, ("testset", "3DOH50K/testset", "."), SOURCE) if data.is_dir() else need(data, SOURCE)
     path = need(root / "annots.json", SOURCE, data)
+    with contents(path, SOURCE):
+        return _annotated(name, root, path, partial)
+
+
+def _annotated(name: str, root: Path, path: Path, partial: bool) -> Table:
     content = Entry(read_json(path, SOURCE), path, SOURCE).content
     people = [Entry(content[key], path, SOURCE, f"in entry {key}") for key in sorted(content)]
     part = check_count(name, path, {"testset": len(people)}, facts()["3doh"]["rows"], {}, partial)

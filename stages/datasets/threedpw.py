@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, damaged, need, need_pictures, picture_size, read_pickle
+from stages.datasets.files import Entry, Source, contents, damaged, need, need_pictures, picture_size, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.datasets.table import GENDERS, Table, box_of, of_sequences, turned
 from stages.errors import AssetError
@@ -37,7 +37,8 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
         path = root / "sequenceFiles" / known[sequence]["split"] / f"{sequence}.pkl"
         if partial and not path.exists():
             continue
-        piece = _sequence(path, root, sequence, (first, last), subset["filter"], partial)
+        with contents(path, POSES):
+            piece = _sequence(path, root, sequence, (first, last), subset["filter"], partial)
         piece["track"] += 100 * number
         found[sequence] = len(piece["frame"])
         pieces.append(piece)

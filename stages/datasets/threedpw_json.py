@@ -66,7 +66,7 @@ def read(name: str, path: Path, partial: bool = False) -> Table:
     return _table(name, part, path, people, poses)
 
 
-def _table(name: str, part: str, path: Path, people: list[Any], poses: dict[str, Any] | None) -> Table:
+def _table(name: str, part: str, path: Path, people: list[Any], poses: Entry | None) -> Table:
     keys = list(dict.fromkeys(p[:2] for p in people))
     place = {key: i for i, key in enumerate(keys)}
     first = {p[:2]: p[4] for p in reversed(people)}
@@ -109,17 +109,16 @@ def _table(name: str, part: str, path: Path, people: list[Any], poses: dict[str,
     )
 
 
-def _poses(path: Path) -> dict[str, Any]:
+def _poses(path: Path) -> Entry:
     """HigherHRNet's poses by annotation id. Raises AssetError when the file is not beside the annotations."""
     near = next((f / HHRNET for f in (path.parent, path.parent.parent) if (f / HHRNET).is_file()), path.parent / HHRNET)
-    content = read_json(near, SOURCE)
-    return Entry(content, near, SOURCE).content
+    return Entry(read_json(near, SOURCE), near, SOURCE)
 
 
-def _keypoints(each: Entry, poses: dict[str, Any] | None) -> np.ndarray:
+def _keypoints(each: Entry, poses: Entry | None) -> np.ndarray:
     """The papers' 2D input of one person: (18, 3) OpenPose, or (17, 3) COCO with HigherHRNet's poses."""
-    if poses is not None and (pose := poses.get(str(each["id"]))) is not None:
-        return each.shaped(Entry(pose, each.path, SOURCE, HHRNET)["coco_joints"], "coco_joints", (17, 3))
+    if poses is not None and (pose := poses.content.get(str(each["id"]))) is not None:
+        return Entry(pose, poses.path, SOURCE, f"in entry {each['id']}").array("coco_joints", (17, 3))
     own = each.array("openpose_result", (18, 3))
     if poses is None:
         return own

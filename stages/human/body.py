@@ -213,6 +213,7 @@ class Body(nn.Module):
             found[part] = group(part)
         return found
 
+    @torch.inference_mode(False)  # kept, also for training, whoever asks first
     def _moving(self, part: slice) -> tuple[Tensor, Tensor]:
         """The joints that move any of these vertices (neighbours share most: a quarter of all), and their weights."""
         key = part.start, part.stop, self.device, self.dtype
@@ -315,6 +316,7 @@ class Body(nn.Module):
         turn = transforms[..., :3].permute(0, 2, 1, 3).reshape(n, 3, 24 * 3)
         return (turn @ rest.reshape(-1, J, 24 * 3).transpose(1, 2)).transpose(1, 2) + base[..., 3] @ transforms[..., 3]
 
+    @torch.inference_mode(False)
     def _fold(self, joint_set: str) -> tuple[Tensor, Tensor]:
         key = f"fold_{joint_set}"
         if not hasattr(self, key):
@@ -326,6 +328,7 @@ class Body(nn.Module):
             self.register_buffer(key + "_dirs", dirs.to(self.dtype), persistent=False)
         return getattr(self, key), getattr(self, key + "_dirs")
 
+    @torch.inference_mode(False)
     def _needed(self, joint_set: str) -> tuple[Tensor, Tensor]:
         key = f"needed_{joint_set}"
         if not hasattr(self, key):

@@ -129,6 +129,8 @@ def test_wrong_words(oc: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("occlusion-map", oc, "--grid", 0, "-o", "x.png"), 2, "--grid"),
         (("occlusion-map", oc, "--limit", 0, "-o", "x.png"), 2, "--limit"),
         (("occlusion-map", oc, "-o", "x.gif"), 2, ".png"),
+        (("occlusion-map", oc, "-o", "x.png", "--shard", "0/2"), 2, "in one piece"),
+        (("table", "--shard", "0/2"), 2, "in one piece"),
     ):
         got, out, err = call(capsys, "eval", *args)
         assert (got, out) == (code, ""), (args, err)
@@ -139,9 +141,10 @@ def test_shards_meet_and_a_dry_run_writes_nothing(
     oc: Path, scored: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "x.scores.h5"
-    for args in ((oc,), ("synth-oc", "--refine"), ("table",)):
-        code, _, err = call(capsys, "eval", *args, "--dry-run", "-o", out)
-        assert code == 0 and "would recover" in err
+    for args in ((oc,), ("synth-oc", "--refine"), ("table",), ("occlusion-map", oc)):
+        place = tmp_path / "x.png" if args[0] == "occlusion-map" else out
+        code, _, err = call(capsys, "eval", *args, "--dry-run", "-o", place)
+        assert code == 0 and "would " in err
     assert list(tmp_path.iterdir()) == []
     code, text, err = call(capsys, "eval", oc, "--shard", "1/2", "-o", out, "--json")
     assert code == 0 and "parts" in text and not out.exists(), err

@@ -4,8 +4,10 @@ trees that lack something, or hold something damaged, end with exit code 4 and t
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +134,56 @@ def test_what_is_missing_or_damaged_is_named(layout: str, tmp_path: Path, capsys
     for wrong in (data[: len(data) // 2], b"", b"<!DOCTYPE html><html>log in</html>"):
         tree.damage.write_bytes(wrong)
         assert tree.damage.name in fails(*flags)
+
+
+@pytest.mark.parametrize(
+    ("layout", "where", "wrong"),
+    [
+        ("3dpw", ("genders",), ["m"]),
+        ("3dpw json", ("images", 0, "frame_idx"), "x"),
+        ("3dpw npz", ("scale",), np.ones(3)),
+        ("3doh", ("00002", "extri", 0, 1), float("nan")),
+        ("emdb", ("n_frames",), [[1]]),
+        ("ochuman", ("images", 0, "width"), None),
+    ],
+)
+def test_wrong_kinds_of_values_are_damage(
+    layout: str, where: tuple[Any, ...], wrong: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that can be read, in which one value is not what it is in every copy."""
+    tree = LAYOUTS[layout](tmp_path)
+    data = tree.damage.read_bytes()
+    kind = tree.damage.suffix
+    content = json.loads(data) if kind == ".json" else None
+    if kind != ".json":
+        content = dict(np.load(tree.damage)) if kind == ".npz" else pickle.loads(data, encoding="latin1")
+    place: Any = content
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = wrong
+    if kind == ".npz":
+        np.savez(tree.damage, **content)
+    else:
+        tree.damage.write_bytes(json.dumps(content).encode() if kind == ".json" else pickle.dumps(content, protocol=2))
+    code, out, err = hmr(capsys, "eval", tree.name, "--data", tree.data, "--partial")
+    assert (code, out) == (4, "") and f"{tree.damage.name} is damaged" in err, err
+
+
+@pytest.mark.parametrize(
+    ("layout", "code", "say"),
+    [("3doh", 3, "the data set's are smpl"), ("ochuman", 2, "no joints in space"), ("panoptic", 0, "")],
+)
+def test_occlusion_maps_of_comparable_joints_only(
+    layout: str, code: int, say: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = LAYOUTS[layout](tmp_path)
+    args = ("--data", tree.data, "--limit", 3, "--grid", 2, "--json", "-o", tmp_path / "x.png")
+    got, out, err = hmr(capsys, "eval", "occlusion-map", tree.name, *args, *["--partial"] * tree.partial)
+    assert got == code and say in err, err
+    if not code:
+        assert (
+            json.loads(out)["hurt_most"] in tree.annotated and np.isfinite(np.load(tmp_path / "x.npz")["errors"]).all()
+        )
 
 
 def test_counts_of_every_sequence_when_they_are_not_the_papers(
@@ -298,12 +350,12 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
 def test_how_rows_can_be_refined_together(
     layout: str, mode: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from hmr_cli.eval import refine_mode
+    from stages.refine import mode_of
     from stages.units import view_units
 
     tree = tree_of(layout, made, tmp_path_factory)
     rows = open_dataset(tree.name, tree.data, partial=tree.partial).detections
-    assert refine_mode(rows) == mode
+    assert mode_of(rows) == mode
     if mode == "views":
         frame, track, status = (rows.rows[name] for name in ("frame", "track", "status"))
         units = view_units(frame, track, rows.frames["view"], rows.frames["time"], status)
