@@ -29,7 +29,7 @@ from stages.human.rotations import matrix_to_axis_angle
 from stages.import_ import MeshParams as Params
 from stages.import_ import parse_size
 from stages.joblib_file import read_data
-from stages.kinds import K_DEFAULT, K_USER
+from stages.kinds import FAILED, K_DEFAULT, K_USER, OK
 from stages.pictures import read_picture
 from stages.progress import Job, Run, run_whole
 
@@ -62,8 +62,17 @@ class Bodies:
             "name": self.names, "size": self.size, "K": self.K, "K_source": known, "time": time, "source": source,
         }  # fmt: skip
 
+    def finite(self) -> np.ndarray:
+        """Which rows (R,) have a whole body and box."""
+        every = [np.isfinite(value) for value in (self.box, *self.smpl.values())]
+        return np.logical_and.reduce([value.all(tuple(range(1, value.ndim))) for value in every])
+
     def rows(self) -> dict[str, Any]:
-        return {"frame": self.frame, "box": self.box, "track": self.track, "score": self.score}
+        good = self.finite()
+        return {
+            "frame": self.frame, "box": np.where(good[:, None], self.box, 0), "track": self.track, "score": self.score,
+            "status": np.where(good, OK, FAILED), "error": np.where(good, "", "the body in the file is not finite"),
+        }  # fmt: skip
 
 
 def run(
@@ -73,7 +82,10 @@ def run(
     attrs = {"body_model": params.body, "gender": "neutral"}
 
     def meshes() -> Artefact:
-        columns = {f"smpl/{name}": value for name, value in bodies.smpl.items()}
+        lost = ~bodies.finite()
+        columns = {f"smpl/{name}": np.array(value) for name, value in bodies.smpl.items()}
+        for value in columns.values():
+            value[lost] = np.nan
         return memory(
             "meshes", frames=bodies.frames(), rows=bodies.rows(), columns=columns, group_attrs={"smpl": attrs}
         )

@@ -89,7 +89,7 @@ def run(
     for name in ("smpl/body_pose", "smpl/global_orient", "smpl/betas", "smpl/transl"):
         if not start.has(name):
             raise ArtefactError(f"{start.path or 'the meshes'} has no {name}: only SMPL bodies can be refined")
-    if not seen.has("keypoints/xy"):
+    if not (seen.has("keypoints/xy") and seen.group_attrs("keypoints").get("joints")):
         raise ArtefactError(
             f"{seen.path or 'the detections'} has boxes but no keypoints", "run hmr detect, or import them"
         )

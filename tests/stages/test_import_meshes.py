@@ -121,6 +121,23 @@ def test_amass_round_trip(tmp_path: Path) -> None:
     assert (bodies.box[:, 2] > bodies.box[:, 0]).all()
 
 
+def test_bodies_that_are_not_finite_fail_alone(tmp_path: Path) -> None:
+    poses = np.concatenate([POSE[:, :22].reshape(6, 66), np.zeros((6, 90))], 1)
+    poses[2, 7] = np.nan
+    np.savez(tmp_path / "walk.npz", poses=poses, trans=np.tile([0.0, 5.0, 1.0], (6, 1)), betas=np.zeros(16))
+    rotmat = ROTMAT.copy()
+    rotmat[2] = np.nan
+    np.savez(tmp_path / "p.npz", pred_pose=rotmat, pred_betas=np.zeros((6, 10)), pred_cam_t=np.full((6, 3), 9.0))
+    for name, bodies in (
+        ("walk", read_amass(tmp_path / "walk.npz", EMBEDDED)),
+        ("p", read_predictions(tmp_path / "p.npz", EMBEDDED)),
+    ):
+        run(bodies, tmp_path / f"{name}.meshes.h5", EMBEDDED, boxes=tmp_path / f"{name}.detections.h5")
+        with open_artefact(tmp_path / f"{name}.meshes.h5", "meshes") as table:
+            assert table.rows["status"].tolist() == [0, 0, 1, 0, 0, 0] and "finite" in table.rows["error"][2]
+            assert np.isfinite(table.read("smpl/body_pose")[[0, 1, 3, 4, 5]]).all()
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.system, ("touch SHOULD_NOT_EXIST",)
