@@ -25,7 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(folder: Path) -> Path:
     """What `weights.py manifest_small.json x.pth` writes, with a body whose results are finite."""
-    torch.save({"state_dict": standin.tensors()}, folder / "standin.pth")
+    beside = {"epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}}  # as a training leaves it
+    torch.save({"state_dict": standin.tensors()} | beside, folder / "standin.pth")
     return folder / "standin.pth"
 
 

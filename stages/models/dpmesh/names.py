@@ -67,9 +67,15 @@ def recognises(names: frozenset[str]) -> bool:
 
 
 def published(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Canonical published names without `module.`; aliases folded in. Raises AssetError where two copies differ."""
+    """Canonical published names without `module.`; aliases folded in. Raises AssetError where two copies differ.
+
+    In the file of a training, what lies beside `state_dict` (the optimiser, its counters) is no part of the network.
+    """
     found: dict[str, Tensor] = {}
+    wrapped = any(name.startswith("state_dict.") for name in tensors)
     for name, tensor in tensors.items():
+        if wrapped and not name.startswith("state_dict."):
+            continue
         for prefix in ("state_dict.", "module."):
             name = name.removeprefix(prefix)
         for alias, canonical in ALIASES:
