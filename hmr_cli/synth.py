@@ -23,13 +23,15 @@ def synth(
 ) -> Path:
     """Synthetic scenes with exact ground truth: pictures, keypoints from a stated error model, the truth itself.
 
-    The pictures come into a folder named like the set, beside the artefact.
+    The pictures come into a folder named like the set (and, with --poses, by their fingerprint), beside the artefact.
 
     Examples:
 
         hmr synth synth-oc -o bench/synth-oc.detections.h5
 
         hmr synth synth-crowd --pictures 8 -o crowd.detections.h5
+
+        hmr synth synth-oc --pictures 3200 --poses mocap_smpl24.npz -o train.detections.h5
     """
     from stages.synth import build
 

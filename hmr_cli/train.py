@@ -30,7 +30,7 @@ def train() -> None:
 
         hmr train prior --poses mocap_smpl24.npz -o prior.safetensors
 
-        hmr train postometro --data oc.detections.h5 -o mesh.safetensors
+        hmr train postometro --data oc.detections.h5 --init fastmetro.bin --init pct.pth -o mesh.safetensors
 
         hmr train dpmesh --data oc.detections.h5 --init dpmesh.safetensors -o mine.safetensors
     """

@@ -287,7 +287,7 @@ class Body(nn.Module):
                 f"vertices of topology {topology or vertices.shape[-2]} meet regressors of {self.topology}",
                 "vertex numbers mean different places on different bodies; use the body that the vertices came from",
             )
-        return self.regressor(joint_set).to(vertices.dtype) @ vertices
+        return self.regressor(joint_set).to(vertices) @ vertices
 
     def joints(self, rotmat: Tensor, betas: Tensor, transl: Tensor | None = None, joint_set: str = "smpl24") -> Tensor:
         """Joints (n, J, 3) of a set without the mesh, from rotmat (n, 24, 3, 3), betas (n, B), transl (n, 3).

@@ -59,7 +59,7 @@ def spec_of(name: str) -> SynthSet:
 
 
 def run(name: str, out: Path, params: Params, run: Any) -> Path:
-    """Make set `name`: artefact `out` (*.detections.h5) and pictures in the folder of its name beside it."""
+    """Make set `name`: artefact `out` (*.detections.h5), and pictures in a folder named by set and poses beside it."""
     from stages.human.joints import get
     from stages.progress import Job, run_frames
 
@@ -93,7 +93,8 @@ def run(name: str, out: Path, params: Params, run: Any) -> Path:
         },
         batch_size=8,
     )
-    folder = Path(out).parent / name
+    # Pictures of training beside those of the benchmark would replace them.
+    folder = Path(out).parent / (f"{name}-{settings['poses'][:8]}" if params.poses else name)
     return run_frames(job, count, lambda: _maker(spec, folder, params), out, run)  # type: ignore[return-value]
 
 

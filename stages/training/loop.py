@@ -44,6 +44,8 @@ class Trainer(Protocol):
 def train(trainer: Trainer, path: Path, report: Any = SILENT) -> None:
     """All steps that are left, after those of the state `path` if there is one. The state is saved every minute, when
     stopped and at the end. Raises Interrupted (after Ctrl-C or SIGTERM), ArtefactError (the state is another's)."""
+    with disk(path):  # now, and not after hours
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         load(trainer, path)
         report.note(f"resumed: {trainer.status()}")

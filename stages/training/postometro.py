@@ -34,6 +34,7 @@ from stages.models import pct
 from stages.models.pct import PCT, Tokenizer
 from stages.models.postometro.loading import renamed
 from stages.models.postometro.network import JOINTS, FastMetro, PostoMetro
+from stages.models.postometro.rows import check_body
 from stages.models.swin_v2 import DEPTHS, WIDTHS
 from stages.params import param
 from stages.progress import SILENT
@@ -99,9 +100,12 @@ def run(
                 f"{checkpoint.where} has no tensor that the {params.part} could begin with", "is it of another size?"
             )
         taken |= fitting
+        if "vertex_token_embed.weight" in fitting and (remark := check_body(checkpoint, body, of_body(body))):
+            report.warn(remark)
     if missing := [name for name in frozen(network.state_dict(), params) if name not in taken]:
         raise lacking(params, missing)
     trainer = Trainer(network.to(device), people, params)
+    trainer.origin = " ".join(checkpoint.sha256 for checkpoint in given)
     state = out.with_name(out.name + ".state")
     learned = sum(p.numel() for p in trainer.learned) / 1e6
     report.note(f"{params.part}: {learned:.1f} million parameters learn from {len(people)} examples")
@@ -154,6 +158,8 @@ def check(params: Params) -> None:
             raise UsageError(f"--{name} {getattr(params, name)}: one of {', '.join(allowed)}")
     if min(params.steps, params.batch) < 1 or params.rate < 0:
         raise UsageError("--steps and --batch must be at least 1, --rate 0 or more")
+    if params.seed < 0:
+        raise UsageError(f"--seed {params.seed}: 0 or more")
 
 
 def build(params: Params, body: Body, guided: bool = False) -> nn.Module:

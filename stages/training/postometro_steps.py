@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.errors import UsageError
 from stages.human import metrics
 from stages.models.pct import CODES, PCT, PIXELS, Tokenizer
 from stages.models.postometro.network import Mesh, PostoMetro
@@ -36,6 +37,7 @@ class Trainer:
     """
 
     unit = "steps"
+    origin = ""  # a fingerprint of the files that it began with
 
     def __init__(
         self, network: nn.Module, examples: Examples | Keypoints, params: Any, *, augment: bool = True
@@ -83,6 +85,8 @@ class Trainer:
         pictures = self.params.part != "tokenizer"
         batch = self.examples.batch(which, rng if self.augment else None, pictures=pictures).to(self.device)
         loss = self.loss(self.network, batch, self.params, self.examples, k)
+        if not torch.isfinite(loss):
+            raise UsageError(f"the loss is no number any more at step {k}", "give a lower --rate")
         self.optimiser.zero_grad()
         loss.backward()
         if self.params.part == "mesh":
@@ -94,7 +98,7 @@ class Trainer:
     def fingerprint(self) -> str:
         """Of what a state must agree on to be continued."""
         sizes = {name: tuple(t.shape) for name, t in self.network.state_dict().items()}
-        text = f"{to_json(self.params)} {self.examples.fingerprint} {sorted(sizes.items())}"
+        text = f"{to_json(self.params)} {self.examples.fingerprint} {sorted(sizes.items())}{self.origin}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def state(self) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def test_training_scenes_show_other_poses_and_are_no_benchmark(tmp_path: Path) -
     motion = str(motion_file(tmp_path / "motion.npz", 20))
     out = build.run("synth-oc", tmp_path / "train.detections.h5", Params(pictures=2, poses=motion), Run())
     plain = make_scene(SETS["synth-oc"], 0, load_body("embedded"))
-    with open_artefact(out, "detections") as table:
+    test = build.run("synth-oc", tmp_path / "test.detections.h5", Params(pictures=2), Run())
+    with open_artefact(out, "detections") as table, open_artefact(test, "detections") as other:
+        assert not {*table.frames["name"]} & {*other.frames["name"]}  # or one would overwrite the other's pictures
         assert not table.attrs["benchmark"]["whole"]
         assert np.abs(table.read("extra/body_pose")[0] - plain.body_pose[0]).max() > 0.1
     with pytest.raises(UsageError, match="shows motion"):

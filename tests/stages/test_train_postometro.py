@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -266,6 +267,48 @@ def test_what_a_training_lacks_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=words):
             training.run(poses, tmp_path / "x.safetensors", settings)
+
+
+def test_a_training_that_explodes_stops_and_writes_nothing(tmp_path: Path) -> None:
+    poses, out = motion_file(tmp_path / "motion.npz", 20), tmp_path / "new" / "tokens.safetensors"
+    with pytest.raises(UsageError, match="no number any more"):
+        training.run(poses, out, Params(part="tokenizer", steps=30, batch=2, rate=1e9))
+    assert not out.exists()
+
+
+def test_a_state_knows_what_its_training_began_with(tmp_path: Path) -> None:
+    poses, out, settings = motion_file(tmp_path / "motion.npz", 20), tmp_path / "t.safetensors", Params("tokenizer")
+    settings = dataclasses.replace(settings, steps=2, batch=2, rate=1e-3)
+    torch.manual_seed(1)
+    begun = [write_checkpoint(tmp_path / f"{k}.safetensors", Alone(Tokenizer(None)).state_dict(), {}) for k in "ab"]
+    trainer = Trainer(Alone(Tokenizer(None)), training.examples_of(poses, settings, load_body(), None), settings)
+    trainer.origin = read_checkpoint(begun[0]).sha256
+    trainer.step()
+    loop.save(trainer, tmp_path / "t.safetensors.state")
+    with pytest.raises(ArtefactError, match="other settings or data"):
+        training.run(poses, out, settings, init=begun[1:])
+    training.run(poses, out, settings, init=begun[:1])
+
+
+def test_published_weights_on_another_mesh_are_warned_of(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = FastMetro(Small(), 1, COUNTS, widths=(64, 32))
+    file = write_checkpoint(tmp_path / "fast.safetensors", fast.state_dict(), {})
+    told: list[str] = []
+    monkeypatch.setattr(training, "build", lambda *_: fast)
+    monkeypatch.setattr(training, "of_body", lambda _: examples.levels)
+    monkeypatch.setattr(training, "examples_of", lambda *_: examples)
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("enough: " + told[0]))
+    report = SimpleNamespace(warn=told.append, note=lambda _: None)
+    with pytest.raises(pytest.fail.Exception, match="npz selects them"):
+        training.run(tmp_path / "x.h5", tmp_path / "x", Params(tokens="none"), "cpu", report, init=[file])
+
+
+def test_random_pose_tokens_are_not_handed_out(tmp_path: Path, network: PostoMetro) -> None:
+    file = write_checkpoint(tmp_path / "mesh.safetensors", network.state_dict(), {"tokens": "keypoints"})
+    with pytest.raises(AssetError, match="given keypoints"):
+        rows.PctExtractor.load(read_checkpoint(file))
 
 
 def test_a_tokenizer_learns_from_motion_alone(tmp_path: Path) -> None:

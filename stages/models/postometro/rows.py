@@ -182,6 +182,11 @@ class PctExtractor:
     def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> PctExtractor:
         if checkpoint is None:
             raise AssetError("PCT has no weights of its own in hmr", "give a PostoMETRO or PCT file by --ckpt")
+        if checkpoint.metadata.get("tokens") == "keypoints":
+            raise AssetError(
+                f"{checkpoint.where} was trained with the tokens of given keypoints: its PCT may have seen no picture",
+                "hmr recover needs no --features for it",
+            )
         tensors = checkpoint.without(*pct.PREFIXES)
         inner = {name.removeprefix("pct."): t for name, t in tensors.items() if name.startswith("pct.")}
         return cls(pct.load_pct(inner or tensors, checkpoint.where), device)
