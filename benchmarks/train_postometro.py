@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--tokenizer-steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", choices=(*TOKENS, "classifier"), help="one network, so that processes share the work")
-    parser.add_argument("--classifier-steps", type=int, default=900)
+    parser.add_argument("--classifier-steps", type=int, default=420)
     parser.add_argument("--recipe", default="paper")
     options = parser.parse_args()
     torch.set_num_threads(1)
