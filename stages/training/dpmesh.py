@@ -79,8 +79,8 @@ def run(
     the frozen network that sees clean keypoints, else the beginning itself.
     Raises UsageError (settings), AssetError (checkpoints, body), ArtefactError (data without truth, foreign state).
     """
-    if min(params.steps, params.batch) < 1 or params.rate <= 0 or params.nkr < 0:
-        raise UsageError("--steps and --batch must be at least 1, --rate above 0, --nkr 0 or more")
+    if min(params.steps, params.batch) < 1 or params.rate <= 0 or min(params.nkr, params.seed) < 0:
+        raise UsageError("--steps and --batch must be at least 1, --rate above 0, --nkr and --seed 0 or more")
     if (init is None) == (sd is None):
         raise UsageError("what to begin with?", "give --init CHECKPOINT, or --sd FOLDER for Stable Diffusion 1.5")
     if sd is not None and teacher is None and params.nkr:
