@@ -8,10 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hmr_cli.options import stage_command
-from stages.training.dpmesh import Params as DPMeshParams
-from stages.training.embedded import Params as EmbeddedParams
-from stages.training.postometro import Params as PostoMetroParams
-from stages.training.prior import Params as PriorParams
+from stages.training import settings
 
 app = typer.Typer(no_args_is_help=True)
 Poses = Annotated[
@@ -36,8 +33,8 @@ def train() -> None:
     """
 
 
-@stage_command(app, EmbeddedParams, name="embedded")
-def embedded(*, poses: Poses, out: Path, params: EmbeddedParams, device: Device = "cpu", report: Any) -> Any:
+@stage_command(app, settings.Embedded, name="embedded")
+def embedded(*, poses: Poses, out: Path, params: settings.Embedded, device: Device = "cpu", report: Any) -> Any:
     """The embedded recoverer: keypoints to a body. The state is kept beside the target; the same command resumes.
 
     Examples:
@@ -54,12 +51,12 @@ def embedded(*, poses: Poses, out: Path, params: EmbeddedParams, device: Device 
     return training.run(poses, out, params, resolve_device(device), report)
 
 
-@stage_command(app, PriorParams, name="prior")
+@stage_command(app, settings.Prior, name="prior")
 def prior(
     *,
     poses: Poses,
     out: Path,
-    params: PriorParams,
+    params: settings.Prior,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="The prior of the embedded recoverer: the only one.")
     ] = True,
@@ -76,7 +73,7 @@ def prior(
     return training.run(poses, out, params, report)
 
 
-@stage_command(app, PostoMetroParams, name="postometro")
+@stage_command(app, settings.PostoMetro, name="postometro")
 def postometro(
     *,
     data: Annotated[
@@ -87,7 +84,7 @@ def postometro(
         ),
     ],
     out: Path,
-    params: PostoMetroParams,
+    params: settings.PostoMetro,
     init: Annotated[list[Path] | None, typer.Option(help="Checkpoints to begin from: FastMETRO, PCT, our own.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the pictures are.")] = None,
     device: Device = "cpu",
@@ -113,12 +110,12 @@ def postometro(
     return training.run(data, out, params, resolve_device(device), report, init=init or (), root=root)
 
 
-@stage_command(app, DPMeshParams, name="dpmesh")
+@stage_command(app, settings.DPMesh, name="dpmesh")
 def dpmesh(
     *,
     data: Annotated[Path, typer.Option(help="Detections with bodies, from hmr synth --poses.", show_default=False)],
     out: Path,
-    params: DPMeshParams,
+    params: settings.DPMesh,
     init: Annotated[Path | None, typer.Option(help="A DPMesh checkpoint to begin with.")] = None,
     sd: Annotated[Path | None, typer.Option(help="Or Stable Diffusion 1.5: a diffusers folder or a file.")] = None,
     controlnet: Annotated[Path | None, typer.Option(help="With --sd: a ControlNet folder or file.")] = None,

@@ -17,7 +17,6 @@ image tokens are drawn to the teacher's by NT-Xent and squared difference, with 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -36,28 +35,15 @@ from stages.models.dpmesh.names import LICENCE
 from stages.models.dpmesh.network import DPMesh, camera_translation, project_to_crop
 from stages.models.dpmesh.start import from_stable_diffusion
 from stages.models.dpmesh.weights import RANK, add_lora, load, own_names
-from stages.params import param, to_json
+from stages.params import to_json
 from stages.people import opened
 from stages.progress import SILENT
 from stages.training.dpmesh_data import Batch, Examples
-from stages.training.loop import train
+from stages.training.loop import BySteps, train
+from stages.training.settings import DPMesh as Params
 
 CLIP = 10.0
 TERMS = 6
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr train dpmesh`."""
-
-    steps: int = param(1000, "Steps of the optimiser.")
-    batch: int = param(8, "People per step.")
-    rate: float = param(1e-4, "Learning rate.")
-    nkr: float = param(0.1, "Weight of the distillation from clean keypoints; 0 leaves the teacher out.")
-    control: bool = param(True, "Train the ControlNet too; the released optimiser leaves it out.")
-    augment: bool = param(True, "Scale, turn, mirror and colour the crops, and hide joints.")
-    body: str = param("embedded", "Body model, by name or file.")
-    seed: int = param(0, "Of order, noise and augmentation.")
 
 
 def run(
@@ -122,11 +108,9 @@ def begin(checkpoint: Path) -> DPMesh:
     return network
 
 
-class Trainer:
+class Trainer(BySteps):
     """A network in training. A step's random numbers follow from the seed and the step's number alone, so a training
     that was stopped and continued is the same training. `guide` None: no distillation. `pose_head`: learned too."""
-
-    unit = "steps"
 
     def __init__(
         self, network: DPMesh, guide: DPMesh | None, examples: Examples, params: Params, *, pose_head: bool = False
@@ -147,20 +131,6 @@ class Trainer:
         self.losses: list[float] = []
         self.terms: dict[str, float] = {}
         network.train()
-
-    @property
-    def done(self) -> int:
-        """Steps."""
-        return len(self.losses)
-
-    @property
-    def total(self) -> int:
-        """Steps."""
-        return self.params.steps
-
-    def status(self) -> str:
-        """One line on how the training stands."""
-        return f"step {self.done}" + (f", loss {np.mean(self.losses[-50:]):.4g}" if self.losses else "")
 
     def step(self) -> float:
         """One step; its loss, the learned weights' share left out."""

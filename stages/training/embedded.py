@@ -27,28 +27,16 @@ from stages.errors import UsageError
 from stages.human.body import Body, load_body
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
-from stages.params import param, to_json
+from stages.params import to_json
 from stages.progress import SILENT
 from stages.training.data import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
-from stages.training.loop import train
+from stages.training.loop import ByProgress, train
+from stages.training.settings import Embedded as Params
 from stages.training.views import Batch, Camera, Defects, draw_batch
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
 EVERY = 4  # steps between two updates of the averaged weights
 NEAR = 0.1  # metres within which a joint counts as found
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr train embedded`."""
-
-    max_minutes: float = param(60.0, "Train this long in all, resumed runs counted together.", unit="minutes")
-    samples: int = param(0, "Train on this many people instead; 0 goes by time.")
-    batch: int = param(1024, "People per step.")
-    width: int = param(576, "Width of the network.")
-    blocks: tuple[int, ...] = param((1, 1, 1, 1), "Residual blocks in each round.")
-    rate: float = param(1e-3, "Largest learning rate of AdamW.")
-    seed: int = param(0, "Of people and initial weights.")
 
 
 def run(poses: Path, out: Path, params: Params = Params(), device: str = "cpu", report: Any = SILENT) -> Path:
@@ -69,14 +57,11 @@ def run(poses: Path, out: Path, params: Params = Params(), device: str = "cpu", 
     return write_checkpoint(out, trainer.weights(), trainer.card())
 
 
-class Trainer:
+class Trainer(ByProgress):
     """Network, optimiser, averaged weights and the stream of people; all of it can be saved and continued.
 
     `watched`: poses of subjects that are never trained on, else none are measured.
     """
-
-    unit = "permille"
-    total = 1000
 
     def __init__(
         self, body: Body, bank: PoseBank, params: Params, device: str = "cpu", watched: PoseBank | None = None
@@ -99,11 +84,6 @@ class Trainer:
         if self.params.samples:
             return self.steps * self.params.batch / self.params.samples
         return self.seconds / (60 * self.params.max_minutes)
-
-    @property
-    def done(self) -> int:
-        """Of 1000."""
-        return min(1000, int(1000 * self.progress()))
 
     def step(self) -> None:
         """One step on fresh people."""

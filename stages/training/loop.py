@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from stages.disk import disk
@@ -39,6 +41,44 @@ class Trainer(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Stand where `state` was taken."""
+
+
+class BySteps:
+    """Counting of a training of `params.steps` steps, whose `losses` are one a step."""
+
+    unit = "steps"
+    params: Any
+    losses: list[float]
+
+    @property
+    def done(self) -> int:
+        """Steps."""
+        return len(self.losses)
+
+    @property
+    def total(self) -> int:
+        """Steps."""
+        return int(self.params.steps)
+
+    def status(self) -> str:
+        """One line on how the training stands."""
+        return f"step {self.done}" + (f", loss {np.mean(self.losses[-50:]):.4g}" if self.losses else "")
+
+
+class ByProgress(abc.ABC):
+    """Counting of a training that goes by time, or by some number of its own."""
+
+    unit = "permille"
+    total = 1000
+
+    @abc.abstractmethod
+    def progress(self) -> float:
+        """0 at the start, 1 when done."""
+
+    @property
+    def done(self) -> int:
+        """Of 1000."""
+        return min(1000, int(1000 * self.progress()))
 
 
 def train(trainer: Trainer, path: Path, report: Any = SILENT) -> None:

@@ -14,7 +14,6 @@ frozen and, unlike there, kept in evaluation mode, or its batch norms would drif
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,35 +35,17 @@ from stages.models.postometro.loading import renamed
 from stages.models.postometro.network import JOINTS, FastMetro, PostoMetro
 from stages.models.postometro.rows import check_body
 from stages.models.swin_v2 import DEPTHS, WIDTHS
-from stages.params import param
 from stages.progress import SILENT
 from stages.training import postometro_losses as losses
 from stages.training.loop import train
 from stages.training.postometro_data import Examples, Keypoints
 from stages.training.postometro_steps import Trainer, frozen
+from stages.training.settings import PostoMetro as Params
 
 WAVELENGTH = 2.0  # metres
 RIDGE = 1e-3
 FAINT = 0.1  # how loud the memory is among new queries, which would else be lost in what is the same for all
 SCALE = 0.9  # of a camera that shows 1.85 m as 1/1.2 of the crop
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr train postometro`."""
-
-    part: str = param("mesh", "tokenizer, classifier or mesh.")
-    recipe: str = param("code", "Losses of the mesh network: paper or code.")
-    tokens: str = param("pct", "Pose tokens of the mesh network: pct (from the crop), keypoints (given ones) or none.")
-    size: str = param("L", "S, M or L: 1, 2 or 3 layers in each half of each stage.")
-    backbone: str = param("resnet50", "resnet50, hrnet_w48 or hrnet_w64.")
-    swin: str = param("base", "PCT's Swin: base, large or huge.")
-    thaw: bool = param(False, "Let the classifier's Swin learn too; as published it is frozen, trained on heatmaps.")
-    steps: int = param(1000, "Steps of the optimiser.")
-    batch: int = param(16, "People per step.")
-    rate: float = param(0.0, "Learning rate; 0 = the published one.")
-    body: str = param("embedded", "Body model, by name or file.")
-    seed: int = param(0, "Of initial weights, order and augmentation.")
 
 
 def run(

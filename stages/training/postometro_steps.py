@@ -18,6 +18,7 @@ from stages.models.pct import CODES, PCT, PIXELS, Tokenizer
 from stages.models.postometro.network import Mesh, PostoMetro
 from stages.params import to_json
 from stages.training import postometro_losses as losses
+from stages.training.loop import BySteps
 from stages.training.postometro_data import Batch, Examples, Keypoints
 
 DROPPED = 0.2  # visible joints that the tokenizer is not shown
@@ -29,14 +30,13 @@ CLIP = 0.3
 WARM = 0.02  # share of the steps in which the rate rises; it falls as a cosine after
 
 
-class Trainer:
+class Trainer(BySteps):
     """A network in training. A step's random numbers follow from the seed and the step's number alone, so a training
     that was stopped and continued is the same training.
 
     `params` are stages.training.postometro.Params; `examples` need pictures for all parts but the tokenizer.
     """
 
-    unit = "steps"
     origin = ""  # a fingerprint of the files that it began with
 
     def __init__(
@@ -57,20 +57,6 @@ class Trainer:
         if isinstance(branch, PCT) and not (params.part == "classifier" and params.thaw):
             branch.backbone.eval()
             branch.backbone.prepare()
-
-    @property
-    def done(self) -> int:
-        """Steps."""
-        return len(self.losses)
-
-    @property
-    def total(self) -> int:
-        """Steps."""
-        return self.params.steps
-
-    def status(self) -> str:
-        """One line on how the training stands."""
-        return f"step {self.done}" + (f", loss {np.mean(self.losses[-50:]):.4g}" if self.losses else "")
 
     def step(self) -> float:
         """One step; its loss."""

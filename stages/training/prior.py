@@ -33,29 +33,15 @@ from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle, m
 from stages.models.embedded.network import Network
 from stages.models.embedded.rows import EmbeddedRecoverer
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss
-from stages.params import param, to_json
+from stages.params import to_json
 from stages.progress import SILENT
 from stages.training.data import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
-from stages.training.loop import train
+from stages.training.loop import ByProgress, train
+from stages.training.settings import Prior as Params
 from stages.training.views import Camera, Defects, draw_batch, draw_rotation
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
 NOISY = Defects(clean=0, gauss=1, pixels=5.5, told=0, scattered=0, grouped=0, focal=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr train prior`."""
-
-    max_minutes: float = param(15.0, "Train this long in all, resumed runs counted together.", unit="minutes")
-    steps: int = param(0, "Train so many steps instead; 0 goes by time.")
-    batch: int = param(512, "Poses in a step.")
-    hidden: int = param(1024, "Width of the blocks.")
-    blocks: int = param(4, "Number of blocks.")
-    rate: float = param(1e-3, "Largest learning rate of AdamW.")
-    low: float = param(0.7, "Share of noise indices drawn below 150 of 1000.")
-    people: int = param(30_000, "People on whom the recoverer's error is measured.")
-    seed: int = param(0, "Of poses, noise and initial weights.")
 
 
 def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT) -> Path:
@@ -133,11 +119,8 @@ def draw(n: int, bank: PoseBank, generator: Generator, augment: Augment = Augmen
     return matrix_to_rot6d_columns(rotation).reshape(n, 144)
 
 
-class Trainer:
+class Trainer(ByProgress):
     """Denoiser, optimiser, averaged weights and the stream of poses; all of it can be saved and continued."""
-
-    unit = "permille"
-    total = 1000
 
     def __init__(self, bank: PoseBank, params: Params) -> None:
         torch.manual_seed(params.seed)
@@ -155,11 +138,6 @@ class Trainer:
         if self.params.steps:
             return self.steps / self.params.steps
         return self.seconds / (60 * self.params.max_minutes)
-
-    @property
-    def done(self) -> int:
-        """Of 1000."""
-        return min(1000, int(1000 * self.progress()))
 
     def step(self) -> None:
         """One step on fresh poses."""
