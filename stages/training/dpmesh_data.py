@@ -27,6 +27,7 @@ from stages.human.rotations import about, axis_angle_to_matrix, matrix_to_axis_a
 from stages.models.dpmesh.losses import UNIT, UNSUPERVISED
 from stages.models.dpmesh.rows import CROP, HEAT
 from stages.people import PeopleOf
+from stages.training.change import Change as Common
 from stages.training.data import mirror
 
 TRUTH = ("global_orient", "body_pose", "betas", "transl")
@@ -115,8 +116,7 @@ class Examples:
         xy = crops.apply(crops.scaled(affine, HEAT / CROP), keypoints[..., :2].astype(np.float64)).astype(np.float32)
         seen = (keypoints[..., 2] > 0.05) & (xy >= 0).all(-1) & (xy < HEAT).all(-1)
         order = flip(NAMES)
-        xy = np.where(change.mirrored[:, None, None], xy[:, order], xy)
-        seen = np.where(change.mirrored[:, None], seen[:, order], seen) & ~hidden
+        xy, seen = change.named(xy, order), change.named(seen, order) & ~hidden
         return torch.from_numpy(xy), torch.from_numpy(seen)
 
     def target(self, rows: np.ndarray, K: np.ndarray, affine: np.ndarray, change: Change) -> dict[str, Tensor]:
@@ -153,18 +153,8 @@ class Examples:
         }
 
 
-@dataclasses.dataclass
-class Change:
-    """What augmentation does to n crops. scale (n,) · angle (n,) rad · gains (n, 3) · mirrored (n,) bool."""
-
-    scale: np.ndarray
-    angle: np.ndarray
-    gains: np.ndarray
-    mirrored: np.ndarray
-
-    @classmethod
-    def none(cls, n: int) -> Change:
-        return cls(np.ones(n), np.zeros(n), np.ones((n, 3)), np.zeros(n, bool))
+class Change(Common):
+    """The augmentation of DPMesh."""
 
     @classmethod
     def draw(cls, n: int, rng: np.random.Generator) -> Change:
@@ -175,10 +165,8 @@ class Change:
 
     def affine(self, plain: np.ndarray) -> np.ndarray:
         """Picture to crop (n, 2, 3): after `plain`, mirrored, then turned, then scaled about the crop's middle."""
-        c, s = np.cos(self.angle) / self.scale, np.sin(self.angle) / self.scale
-        linear = np.stack([c, -s, s, c], 1).reshape(-1, 2, 2)
-        linear[:, :, 0] *= np.where(self.mirrored, -1, 1)[:, None]
-        middle = np.full((len(c), 2, 1), CROP / 2)
+        linear = self.linear(1 / self.scale)
+        middle = np.full((len(linear), 2, 1), CROP / 2)
         moved = linear @ plain
         moved[:, :, 2:] += middle - linear @ middle
         return moved

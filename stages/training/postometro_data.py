@@ -27,6 +27,7 @@ from stages.human.rotations import about
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.postometro.rows import GROW, MEAN, STD
 from stages.people import PeopleOf
+from stages.training.change import Change as Common
 from stages.training.data import BENCHMARK, load_poses, mirror
 from stages.training.views import Defects, draw_batch
 
@@ -106,9 +107,8 @@ class Examples:
         given = (keypoints[..., 2] > 0) & np.isfinite(keypoints).all(-1)
         xy = crops.apply(affine, np.where(given[..., None], keypoints[..., :2], 0)) * (KEYPOINT_SIDE / self.side)
         keypoints = np.concatenate([np.where(given[..., None], xy, 0), given[..., None]], -1)
-        # Mirroring the crop moves left to right: names must follow.
-        places = _swapped(places, change.mirrored, flip(joint_set("lsp14")))
-        keypoints = _swapped(keypoints, change.mirrored, flip(joint_set("coco17")))
+        places = change.named(places, flip(joint_set("lsp14")))
+        keypoints = change.named(keypoints, flip(joint_set("coco17")))
         return Batch(
             torch.from_numpy((images - MEAN) / STD).permute(0, 3, 1, 2).contiguous(),
             (fine, coarser[0], coarser[1]),
@@ -177,22 +177,8 @@ class Keypoints:
         return Batch(none, (none, none, none), none, none, torch.cat([xy * given, given], -1))
 
 
-def _swapped(points: np.ndarray, mirrored: np.ndarray, order: np.ndarray) -> np.ndarray:
-    return np.where(mirrored[:, None, None], points[:, order], points)
-
-
-@dataclasses.dataclass
-class Change:
-    """What augmentation does to n crops. scale (n,) · angle (n,) rad · gains (n, 3) · mirrored (n,) bool."""
-
-    scale: np.ndarray
-    angle: np.ndarray
-    gains: np.ndarray
-    mirrored: np.ndarray
-
-    @classmethod
-    def none(cls, n: int) -> Change:
-        return cls(np.ones(n), np.zeros(n), np.ones((n, 3)), np.zeros(n, bool))
+class Change(Common):
+    """The augmentation of mesh networks."""
 
     @classmethod
     def draw(cls, n: int, rng: np.random.Generator) -> Change:
@@ -204,10 +190,6 @@ class Change:
     def affine(self, box: np.ndarray, side: int) -> np.ndarray:
         """Picture to crop (n, 2, 3): the square around each box, grown, scaled, turned by `angle`, mirrored."""
         center, extent = crops.square_boxes(box, GROW)
-        factor = side / (extent * self.scale)
-        c, s = np.cos(self.angle), np.sin(self.angle)
-        linear = np.stack([c, -s, s, c], 1).reshape(-1, 2, 2) * factor[:, None, None]
-        # First mirrored, then turned, as the bodies are.
-        linear[:, :, 0] *= np.where(self.mirrored, -1, 1)[:, None]
+        linear = self.linear(side / (extent * self.scale))
         offset = side / 2 - (linear @ center[..., None])[..., 0]
         return np.concatenate([linear, offset[..., None]], 2)

@@ -15,8 +15,10 @@ from tests.cli.runner import hmr
 HELP_SECONDS = 0.3
 
 
-def test_help_is_quick_and_lazy() -> None:
-    code = "import sys; sys.argv=['hmr','--help']\nfrom hmr_cli.app import main\ntry: main()\nexcept SystemExit: pass\n"
+@pytest.mark.parametrize("words", [[], ["train"]])
+def test_help_is_quick_and_lazy(words: list[str]) -> None:
+    code = f"import sys; sys.argv=['hmr', *{words}, '--help']\n"
+    code += "from hmr_cli.app import main\ntry: main()\nexcept SystemExit: pass\n"
     probe = code + "print([m for m in ('torch','numpy','h5py','cv2') if m in sys.modules], file=sys.stderr)"
     seconds = []
     for _ in range(5):
