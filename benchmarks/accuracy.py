@@ -27,19 +27,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from stages.checkpoints import read_checkpoint
-from stages.human import cameras, joints, metrics
-from stages.human.body import Body, load_body
-from stages.human.rotations import about, axis_angle_to_matrix
+from stages.evaluation import metrics
+from stages.files.checkpoints import read_checkpoint
+from stages.geometry import cameras
+from stages.geometry.rotations import about, axis_angle_to_matrix
+from stages.keypoints import joint_sets
 from stages.models import People
 from stages.models.embedded import EmbeddedRecoverer
+from stages.smpl.body import Body, load_body
 
-COCO = joints.get("coco17")
+COCO = joint_sets.get("coco17")
 SCORED = [
     f"{side}_{part}" for part in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder") for side in ("left", "right")
 ] + ["neck", "head"]
-FOURTEEN = joints.index(joints.get("smpl24"), SCORED)
-HIPS = joints.index(joints.get("smpl24"), ["left_hip", "right_hip"])
+FOURTEEN = joint_sets.index(joint_sets.get("smpl24"), SCORED)
+HIPS = joint_sets.index(joint_sets.get("smpl24"), ["left_hip", "right_hip"])
 CROP, MARGIN, NOISE, MISSING = 256.0, 1.2, 3.0, 0.32
 TARGETS = {
     "CMU subject 14": {"clean": (50, 28), "3 px": (68, 40), "3 px, 32 % scattered missing": (90, 56)},

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stages.checkpoints import read_checkpoint
-from stages.human.body import load_body
-from stages.human.rotations import axis_angle_to_matrix
+from stages.files.checkpoints import read_checkpoint
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.models.dpmesh.cpu_inference import prepare
 from stages.models.dpmesh.diffusion import KeepMaps
-from stages.models.dpmesh.fast import prepare
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import add_lora, load, meta
+from stages.smpl.body import load_body
 
 warnings.simplefilter("ignore")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

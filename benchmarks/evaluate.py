@@ -26,16 +26,16 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 import numpy as np
 import torch
 
-from stages.artefact import Artefact, open_artefact
-from stages.columns import Column
+from stages.artefacts.kinds import Column
+from stages.artefacts.table import Artefact, open_artefact
+from stages.datasets.annotations import Table, TableData
 from stages.datasets.protocols import PROTOCOLS
-from stages.datasets.table import Table, TableData
+from stages.engine.job import Job
+from stages.engine.runner import Run, run_rows
 from stages.evaluate import Params, run
-from stages.human import body_file
-from stages.human.body import load_body
-from stages.human.joints import get
-from stages.job import Job
-from stages.progress import Run, run_rows
+from stages.keypoints.joint_sets import get
+from stages.smpl import body_files
+from stages.smpl.body import load_body
 
 PROTOCOL = PROTOCOLS["dpmesh"]
 GENDERS = {"male": 1.05, "female": 0.95, "neutral": 1.0}
@@ -44,15 +44,15 @@ SHAPES = {"global_orient": (3,), "body_pose": (23, 3), "betas": (10,), "transl":
 
 def add_bodies(folder: Path) -> None:
     """The free body as "smpl" of three genders, with pose blend shapes as large as SMPL's, and H36M's regressor."""
-    arrays = body_file.read_arrays(body_file.EMBEDDED)
+    arrays = body_files.read_arrays(body_files.EMBEDDED)
     keep = {name: arrays[name] for name in ("v_template", "shapedirs", "J_regressor", "weights", "f")}
     keep["posedirs"] = np.random.default_rng(0).normal(0, 1e-3, (6890, 3, 207)).astype(np.float32)
-    keep["kintree_table"] = np.array([[2**32 - 1, *body_file.SMPL_PARENTS[1:]], range(24)], np.uint32)
+    keep["kintree_table"] = np.array([[2**32 - 1, *body_files.SMPL_PARENTS[1:]], range(24)], np.uint32)
     for gender, size in GENDERS.items():
         path = folder / f"smpl_{gender}.npz"
         np.savez(path, **(keep | {"v_template": keep["v_template"] * size}))
-        body_file.add(path, "smpl", gender)
-        body_file.write_smplx_pickle(body_file.read_arrays(path), folder / f"{gender}.pkl")
+        body_files.add(path, "smpl", gender)
+        body_files.write_smplx_pickle(body_files.read_arrays(path), folder / f"{gender}.pkl")
     np.save(folder / "J_regressor_h36m_correct.npy", load_body("embedded").regressor("h36m17").numpy())
 
 

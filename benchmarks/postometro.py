@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.human.body import load_body
-from stages.human.mesh_levels import of_body
-from stages.models.pct import PCT
+from stages.models.backbones.swin_v2 import DEPTHS, WIDTHS
+from stages.models.pct.network import PCT
 from stages.models.postometro.network import Mesh, PostoMetro
 from stages.models.postometro.transformer import HEADS, Attention
-from stages.models.swin_v2 import DEPTHS, WIDTHS
+from stages.smpl.body import load_body
+from stages.smpl.mesh_sampling import of_body
 
 
 class Plain:

@@ -24,21 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.checkpoints import read_checkpoint
-from stages.human import joints, metrics
-from stages.human.body import Body, load_body
-from stages.human.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
+from stages.evaluation import metrics
+from stages.files.checkpoints import read_checkpoint
+from stages.geometry.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
+from stages.keypoints import joint_sets
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Network
-from stages.models.scorehmr.fit import fit
-from stages.models.scorehmr.points import evidence
+from stages.models.scorehmr.body25 import evidence
+from stages.models.scorehmr.gradient_fit import fit
 from stages.models.scorehmr.refiner import EMBEDDED, Evidence, ScoreHmrRefiner, Settings
-from stages.training.data import COCO, NOTHING, load_poses
-from stages.training.views import CROP, Batch, Camera, Defects, draw_batch
+from stages.smpl.body import Body, load_body
+from stages.synthetic.mocap import COCO, NOTHING, load_poses
+from stages.training.synthetic_keypoints import CROP, Batch, Camera, Defects, draw_batch
 
 RECOVERER = EMBEDDED.with_name("embedded.safetensors")
 NAMES = [f"{s}_{p}" for p in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder") for s in ("left", "right")]
-FOURTEEN = joints.index(joints.SETS["smpl24"], [*NAMES, "neck", "head"])
+FOURTEEN = joint_sets.index(joint_sets.SETS["smpl24"], [*NAMES, "neck", "head"])
 EXACT = Defects(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
 
 
@@ -59,8 +60,8 @@ def draw(body: Body, poses: Path, source: str, subjects: tuple[str, ...], missin
 
 def recovered(network: Network, body: Body, batch: Batch) -> Evidence:
     """The recoverer's estimates of the batch; the focal length makes a picture pixel a crop pixel."""
-    from stages.human.gaze import look_at
-    from stages.models.embedded.view import features, solve_pelvis
+    from stages.geometry.cameras import look_at
+    from stages.models.embedded.virtual_camera import features, solve_pelvis
 
     confidence = batch.seen.float()
     image = batch.observed * batch.half

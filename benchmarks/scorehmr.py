@@ -24,13 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from stages.human.joints import SMPL_PARENTS
-from stages.models.scorehmr.chain import Chain
+from stages.keypoints.joint_sets import SMPL_PARENTS
+from stages.models.scorehmr.body25 import OPENPOSE25_MIX, OPENPOSE25_VERTICES
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.guidance import Guidance
-from stages.models.scorehmr.keypoints import KeypointTerm, Observed
-from stages.models.scorehmr.loop import Codec, Plan, refine
-from stages.models.scorehmr.points import OPENPOSE25_MIX, OPENPOSE25_VERTICES
+from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
+from stages.models.scorehmr.kinematic_chain import Chain
+from stages.models.scorehmr.sampler import Codec, Plan, refine
 from stages.models.scorehmr.schedule import Schedule, down
 
 VERTICES = 6890

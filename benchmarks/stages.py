@@ -36,11 +36,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from stages import heatmaps, recover
-from stages.artefact import memory
-from stages.human import cameras, joints
-from stages.job import Job
-from stages.kinds import KINDS
-from stages.progress import run_whole
+from stages.artefacts.kinds import KINDS
+from stages.artefacts.table import memory
+from stages.engine.job import Job
+from stages.engine.runner import run_whole
+from stages.geometry import cameras
+from stages.keypoints import joint_sets
 
 PER_FRAME = 4
 
@@ -52,7 +53,7 @@ def write_detections(out: Path, n: int) -> None:
     size = np.tile([[640, 480]], (count, 1))
     centre, scale = rng.uniform(150, 400, (n, 1, 2)), rng.uniform(40, 120, (n, 1, 1))
     xy = centre + scale * rng.uniform(-1, 1, (n, 17, 2)) * [0.4, 1.0]
-    names = list(joints.get("coco17"))
+    names = list(joint_sets.get("coco17"))
     attrs = {"keypoints": {"joints": names, "joint_set": "coco17", "score_definition": "random"}}
     box = np.concatenate([xy.min(1), xy.max(1)], 1)
     table = memory(

@@ -30,18 +30,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.artefact import open_artefact
-from stages.human import metrics
-from stages.human.body import load_body
-from stages.human.mesh_levels import of_body
-from stages.models.hrnet import convolution
-from stages.models.pct import PCT, Tokenizer
+from stages.artefacts.table import open_artefact
+from stages.evaluation import metrics
+from stages.models.backbones.hrnet import convolution
+from stages.models.pct.network import PCT, Tokenizer
 from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.models.postometro.transformer import Attention
+from stages.smpl.body import load_body
+from stages.smpl.mesh_sampling import of_body
 from stages.training.loop import train
-from stages.training.postometro import Alone, Params, begin
-from stages.training.postometro_data import Examples, Keypoints
-from stages.training.postometro_steps import Trainer, classifier_scores, mesh_errors, tokenizer_error
+from stages.training.postometro.data import Examples, Keypoints
+from stages.training.postometro.steps import Trainer, classifier_scores, mesh_errors, tokenizer_error
+from stages.training.postometro.train import Alone, Params, begin
 
 SIDE, WIDTHS, COUNTS = 64, (64, 64), (431, 108)
 TOKENS = ("keypoints", "none")

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from hmr_cli.options import stage_command
-from stages.columns import Column
+from hmr_cli._flags import stage_command
+from stages.artefacts.kinds import Column
 from stages.errors import UsageError
 from stages.evaluate import Params
 
@@ -87,10 +87,10 @@ def score(
         hmr eval synth-oc --meshes people.meshes.h5 --plot errors.svg
     """
     from stages import evaluate as stage
-    from stages import tables
-    from stages.artefact import open_artefact
+    from stages.artefacts.table import open_artefact
     from stages.datasets import open_dataset
     from stages.datasets.protocols import protocol_of
+    from stages.evaluation import tables
 
     check_style(style)
     check_place(plot, ".svg")
@@ -121,7 +121,7 @@ def score(
     source = f"\npublished rows: {tables.source(name)}" if beside else ""
     text = f"{tables.table([*beside, ours], style)}\n\n{counts(summary)}\n{summary['line']}{source}"
     if plot is not None:
-        from stages.plots import plot as draw
+        from stages.evaluation.plots import plot as draw
 
         plot.write_text(draw(scores))
     return Scores(ours | {"published": beside, "out": out, "plot": plot}, text)
@@ -163,7 +163,7 @@ def rows(
         hmr eval rows 3dpw-oc --data 3DPW/ -o 3dpw-oc.detections.h5
     """
     from stages.datasets import LAYOUTS, open_dataset
-    from stages.progress import Job, run_whole
+    from stages.engine.runner import Job, run_whole
 
     if name not in LAYOUTS:
         raise UsageError(f"{name!r} is no licensed data set", "the synthetic sets: hmr synth NAME -o FILE")
@@ -235,8 +235,8 @@ def compare(
 
         hmr eval compare plain.scores.h5 refined.scores.h5
     """
-    from stages.compare import compare as stage
-    from stages.tables import TITLES
+    from stages.evaluation.compare import compare as stage
+    from stages.evaluation.tables import TITLES
 
     found = stage(first, second)
     lines = [
@@ -265,9 +265,9 @@ def table(
         hmr eval table --sets synth-oc,synth-pc --table latex
     """
     from stages import evaluate as stage
-    from stages import tables
     from stages.datasets import open_dataset
-    from stages.synth.sets import SETS
+    from stages.evaluation import tables
+    from stages.synthetic.sets import SETS
 
     check_style(style)
     check_whole(run)
@@ -319,14 +319,14 @@ def occlusion_map(
     import numpy as np
 
     from stages.datasets import open_dataset
-    from stages.device import resolve_device
-    from stages.human.body import load_body
-    from stages.occlusion import occlusion_map as stage
-    from stages.occlusion import picture
-    from stages.people import PeopleOf
-    from stages.pictures import write_image
+    from stages.engine.device import resolve_device
+    from stages.evaluation.occlusion_map import occlusion_map as stage
+    from stages.evaluation.occlusion_map import picture
+    from stages.loaders.people import PeopleOf
+    from stages.media.images import write_image
     from stages.recover import Params as RecoverParams
     from stages.recover import load
+    from stages.smpl.body import load_body
 
     check_place(out, ".png", ".jpg", ".webp")
     check_whole(run)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.import_ import MeshParams, Params
 
 app = typer.Typer(no_args_is_help=True)
@@ -50,9 +50,10 @@ def coco(
 
         hmr import coco vitpose.json --annotations val2017.json --min-score 0.3 -o val.detections.h5
     """
-    from stages import import_, import_formats
+    from stages import import_
+    from stages.formats import keypoint_files
 
-    return import_.run(import_formats.read_coco(file, images, params, annotations), images, out, params, run)
+    return import_.run(keypoint_files.read_coco(file, images, params, annotations), images, out, params, run)
 
 
 @stage_command(app, Params)
@@ -76,9 +77,10 @@ def openpose(
 
         hmr import openpose keypoints/ --size 1920x1080 -o walk.detections.h5
     """
-    from stages import import_, import_formats
+    from stages import import_
+    from stages.formats import keypoint_files
 
-    return import_.run(import_formats.read_openpose(folder, params), images, out, params, run)
+    return import_.run(keypoint_files.read_openpose(folder, params), images, out, params, run)
 
 
 @stage_command(app, Params)
@@ -98,9 +100,10 @@ def boxes(
 
         hmr import boxes boxes.json --size 1920x1080 --min-score 0.5 -o photos.detections.h5
     """
-    from stages import import_, import_formats
+    from stages import import_
+    from stages.formats import keypoint_files
 
-    return import_.run(import_formats.read_boxes(file, params), images, out, params, run)
+    return import_.run(keypoint_files.read_boxes(file, params), images, out, params, run)
 
 
 BodyFile = Annotated[Path, typer.Argument(help="The other program's file.", show_default=False)]
@@ -117,7 +120,7 @@ def amass(file: BodyFile, *, boxes: BoxesOut = None, out: Path, params: MeshPara
 
         hmr import amass exported.npz --body embedded -o again.meshes.h5
     """
-    from stages import import_meshes
+    from stages.formats import bodies as import_meshes
 
     return import_meshes.run(import_meshes.read_amass(file, params), out, params, run, boxes=boxes)
 
@@ -141,7 +144,7 @@ def hmr2(
 
         hmr import hmr2 pred.npz --size 1920x1080 -o pred.meshes.h5
     """
-    from stages import import_meshes
+    from stages.formats import bodies as import_meshes
 
     bodies = import_meshes.read_predictions(file, params, annotations, images)
     return import_meshes.run(bodies, out, params, run, boxes=boxes)
@@ -155,6 +158,6 @@ def phalp(file: BodyFile, *, boxes: BoxesOut = None, out: Path, params: MeshPara
 
         hmr import phalp results/demo_video.pkl -o video.meshes.h5 --boxes video.detections.h5
     """
-    from stages import import_meshes
+    from stages.formats import bodies as import_meshes
 
     return import_meshes.run(import_meshes.read_phalp(file, params), out, params, run, boxes=boxes)

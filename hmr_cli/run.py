@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.errors import UsageError
 
 app = typer.Typer()
@@ -70,7 +70,7 @@ def run_chain(
     from stages import recover as recovery
     from stages import refine as refinement
     from stages import view as viewing
-    from stages.artefact import open_artefact
+    from stages.artefacts.table import open_artefact
 
     done: dict[str, Any] = {}
     done["detections"] = detections or detection.run(

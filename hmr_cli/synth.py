@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.synth.build import Params
+from hmr_cli._flags import stage_command
+from stages.synth import Params
 
 app = typer.Typer()
 
@@ -33,6 +33,6 @@ def synth(
 
         hmr synth synth-oc --pictures 3200 --poses mocap_smpl24.npz -o train.detections.h5
     """
-    from stages.synth import build
+    from stages import synth
 
-    return build.run(name, out, params, run)
+    return synth.run(name, out, params, run)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.training import settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -45,7 +45,7 @@ def embedded(*, poses: Poses, out: Path, params: settings.Embedded, device: Devi
 
         hmr train embedded --poses mocap_smpl24.npz -o try.safetensors --max-minutes 0.5 --width 128
     """
-    from stages.device import resolve_device
+    from stages.engine.device import resolve_device
     from stages.training import embedded as training
 
     return training.run(poses, out, params, resolve_device(device), report)
@@ -104,8 +104,8 @@ def postometro(
 
         hmr train postometro --data oc.detections.h5 --init fastmetro.bin --init pct.pth -o mesh.safetensors
     """
-    from stages.device import resolve_device
-    from stages.training import postometro as training
+    from stages.engine.device import resolve_device
+    from stages.training.postometro import train as training
 
     return training.run(data, out, params, resolve_device(device), report, init=init or (), root=root)
 
@@ -134,8 +134,8 @@ def dpmesh(
 
         hmr train dpmesh --data oc.detections.h5 --sd stable-diffusion-v1-5/ --nkr 0 -o first.safetensors
     """
-    from stages.device import resolve_device
-    from stages.training import dpmesh as training
+    from stages.engine.device import resolve_device
+    from stages.training.dpmesh import train as training
 
     return training.run(
         data, out, params, resolve_device(device), report,

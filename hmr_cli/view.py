@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.view import Params
 
 app = typer.Typer()
@@ -41,7 +41,7 @@ def view(
         hmr view photos.detections.h5 --attention dpmesh.safetensors -o attention/
     """
     if attention is not None:
-        from stages import attention as maps
+        from stages.visualization import attention as maps
 
         files = maps.run(detections or table, out, attention, root=params.root or None, run=run)
         return {"folder": str(out), "pictures": len(files)}

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from stages.checkpoints import Checkpoint, check_finite, find_loader, loaders, read_checkpoint, write_checkpoint
 from stages.errors import AssetError, HmrError, InputError, UsageError
+from stages.files.checkpoints import Checkpoint, check_finite, find_loader, loaders, read_checkpoint, write_checkpoint
 from stages.models import EXTRACTORS, RECOVERERS, REFINERS
 from stages.params import param
 

@@ -15,22 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from stages import assets
-from stages.artefact import Artefact, open_artefact
-from stages.cameras_file import CameraFile
-from stages.columns import Column
-from stages.device import resolve_device
+from stages.artefacts.kinds import FAILED, K_USER, OK, Column
+from stages.artefacts.table import Artefact, open_artefact
+from stages.engine.device import resolve_device
+from stages.engine.runner import Job, Run, run_frames, run_rows
 from stages.errors import ArtefactError, AssetError, HmrError, InputError, UsageError
-from stages.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
-from stages.human import joints
-from stages.human.oks import sigmas
-from stages.human.track import MAX_GAP, Tracker
-from stages.kinds import FAILED, K_USER, OK
+from stages.files import cache
+from stages.keypoints import joint_sets
+from stages.keypoints.oks import sigmas
+from stages.keypoints.tracking import MAX_GAP, Tracker
+from stages.media.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
+from stages.media.images import MAX_PIXELS
+from stages.media.intrinsics import CameraFile
 from stages.models import find
 from stages.models.detectors import AUTO_CPU, AUTO_GPU, DETECTORS, Detector, Found, clip_boxes
 from stages.params import param
-from stages.pictures import MAX_PIXELS
-from stages.progress import Job, Run, run_frames, run_rows
 
 COLUMNS = (
     Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
@@ -70,7 +69,7 @@ def run(
     """Write the people of all frames to `out` (None: in memory). Nobody anywhere is a table of zero rows.
 
     boxes: detections whose rows are kept, in their order, and get keypoints; then `inputs` is empty and `root` says
-    where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/cameras_file.py).
+    where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/media/intrinsics.py).
     detector_path: the detector's files, where they are not in the cache. Raises UsageError, InputError, AssetError.
     """
     _check(params, inputs, files_from, boxes, cameras)
@@ -94,7 +93,7 @@ def run(
         group_attrs={
             "keypoints": {
                 "joints": list(detector.joints),
-                "joint_set": joints.identify(detector.joints) or "",
+                "joint_set": joint_sets.identify(detector.joints) or "",
                 "score_definition": detector.score_definition,
             }
         },
@@ -144,15 +143,15 @@ def choose(params: Params, path: Path | None, device: str, *, alone: bool) -> tu
     extra = {"config": params.detector_config} if params.detector_config else {}
     if params.detector_config and params.detector != "mmpose":
         raise UsageError("--detector-config belongs to --detector mmpose")
-    if path is None and params.detector in assets.ASSETS:
-        path = assets.find(params.detector)
+    if path is None and params.detector in cache.ASSETS:
+        path = cache.find(params.detector)
     detector = kind.load(path, device=_device(device, kind), **extra)
     return detector, _best(device) if alone and getattr(detector, "needs_boxes", False) else None
 
 
 def _best(device: str) -> Detector:
     kinds: dict[str, Any] = {name: find(DETECTORS, name) for name in AUTO_GPU}
-    paths = {name: assets.find(name) if name in assets.ASSETS else None for name in kinds}
+    paths = {name: cache.find(name) if name in cache.ASSETS else None for name in kinds}
     ready = [name for name, kind in kinds.items() if not kind.missing(paths[name])]
     if not ready:
         raise AssetError(

@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.columns import Column
+from stages.artefacts.kinds import OK, Column
+from stages.datasets.base import Dataset, Truth
 from stages.datasets.protocols import Protocol, protocol_of
-from stages.datasets.truth import Dataset, Truth
 from stages.errors import ArtefactError, AssetError, InputError
-from stages.human import metrics
-from stages.kinds import OK
+from stages.evaluation import metrics
 from stages.params import param
 
 
@@ -56,8 +55,8 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: Params, run: An
 
     Raises ArtefactError when the rows or the body topology differ.
     """
-    from stages.artefact import Artefact, open_artefact
-    from stages.progress import Job, run_rows
+    from stages.artefacts.table import Artefact, open_artefact
+    from stages.engine.runner import Job, run_rows
 
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
     protocol = protocol_of(params.protocol or dataset.protocol)
@@ -109,7 +108,7 @@ def _described(protocol: Protocol, regressor: str) -> dict[str, Any]:
 
 def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol, pool: ThreadPoolExecutor) -> tuple[Any, str]:
     """rows -> the error columns, and which regressor they rest on."""
-    from stages.human.body import STEADY
+    from stages.smpl.body import STEADY
 
     predict, points, regressor = predictor(meshes, dataset, protocol)
     before, after = neighbours(dataset.detections)
@@ -184,15 +183,15 @@ def nearest(pred: Truth, truth: Truth, frame: np.ndarray, protocol: Protocol) ->
 def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, Points2D, str]:
     """rows -> Truth of what was recovered (vertices as they are, or posed from SMPL parameters), the body's points that
     people label, and which regressor its joints come from."""
-    from stages.datasets import regressors
-    from stages.human import joints
-    from stages.mesh_rows import MeshRows
+    from stages.datasets import joint_regressors
+    from stages.keypoints import joint_sets
+    from stages.loaders.bodies import MeshRows
 
     people = MeshRows(meshes)
     body = people.body
     check_body(body, dataset, str(meshes.path or "the meshes"))
-    regress = regressors.find(body, protocol.joint_set, dataset.data)
-    pelvis_of, names = regressors.pelvis(body), joints.get(protocol.joint_set)
+    regress = joint_regressors.find(body, protocol.joint_set, dataset.data)
+    pelvis_of, names = joint_regressors.pelvis(body), joint_sets.get(protocol.joint_set)
 
     def predict(rows: np.ndarray) -> Truth:
         vertices, tree = people.posed(rows)
@@ -223,12 +222,12 @@ class Points2D:
 
     @functools.cached_property
     def rows(self) -> dict[str, Any]:
-        from stages.human import joints
+        from stages.keypoints import joint_sets
 
         found: dict[str, Any] = {}
         for joint_set in ("coco17", "lsp14", "smpl24"):
             with contextlib.suppress(AssetError):
-                rows = zip(joints.get(joint_set), self.body.regressor(joint_set), strict=True)
+                rows = zip(joint_sets.get(joint_set), self.body.regressor(joint_set), strict=True)
                 found = {**dict(rows), **found}
         return found
 
@@ -236,7 +235,7 @@ class Points2D:
     def regressor(self) -> Any:
         import torch
 
-        from stages.datasets.regressors import Regressor
+        from stages.datasets.joint_regressors import Regressor
 
         return Regressor(torch.stack(list(self.rows.values())), "")
 
@@ -250,12 +249,12 @@ def reprojection(
     pred: Truth, truth: Truth, detections: Any, rows: np.ndarray, points: Points2D
 ) -> dict[str, np.ndarray]:
     """errors/error_2d (px) and errors/pck of rows: the body's points in the picture against the labelled ones."""
-    from stages.human import joints
-    from stages.human.cameras import project
+    from stages.geometry.cameras import project
+    from stages.keypoints import joint_sets
 
     if truth.labelled is None or pred.vertices is None:
         return {name: np.full(len(rows), np.nan) for name in ("errors/error_2d", "errors/pck")}
-    at = joints.index(tuple(points.rows), truth.labelled_names)
+    at = joint_sets.index(tuple(points.rows), truth.labelled_names)
     frame = detections.rows["frame"][rows]
     drawn = points(pred.vertices)[:, at.clip(0)].astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -350,7 +349,7 @@ def summarise(table: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def mean_rows(scores: Any) -> dict[str, Any]:
     """The summary of a scores artefact (path or Artefact). Raises InputError if it has none."""
-    from stages.artefact import Artefact, open_artefact
+    from stages.artefacts.table import Artefact, open_artefact
 
     table = scores if isinstance(scores, Artefact) else open_artefact(scores, "scores")
     summary = table.attrs.get("summary")

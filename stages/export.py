@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact, open_artefact
-from stages.device import resolve_device
-from stages.disk import write_bytes
+from stages.artefacts.table import Artefact, open_artefact
+from stages.engine.device import resolve_device
+from stages.engine.runner import Run
 from stages.errors import AssetError, InputError, UsageError
-from stages.export_glb import FLIP, Scene
-from stages.export_npz import to_amass, write_amass
-from stages.human import draw
-from stages.mesh_rows import MeshRows
+from stages.files.atomic import write_bytes
+from stages.formats.amass import to_amass, write_amass
+from stages.formats.glb import FLIP, Scene
+from stages.loaders.bodies import MeshRows
+from stages.loaders.motion import Sequence, even, motion, sequences
 from stages.params import param
-from stages.progress import Run
-from stages.sequences import Sequence, even, motion, sequences
+from stages.visualization import draw
 
 FORMATS = ("glb", "npz", "obj")
 BINDS = ("auto", "pose", "t")

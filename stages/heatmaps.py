@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.artefact import Artefact, open_artefact
-from stages.columns import Column
+from stages.artefacts.kinds import Column
+from stages.artefacts.table import Artefact, open_artefact
+from stages.engine.runner import Job, Run, run_rows
 from stages.errors import ArtefactError, UsageError
-from stages.human import heatmap, joints
+from stages.geometry import heatmaps
+from stages.keypoints import joint_sets
 from stages.params import param
-from stages.progress import Job, Run, run_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Params:
 
 def columns(params: Params) -> tuple[Column, ...]:
     """What is written, with the sizes that these settings give."""
-    count, side = len(joints.get(params.joint_set)), params.size
+    count, side = len(joint_sets.get(params.joint_set)), params.size
     return (
         Column("heatmaps/value", "f2", ("R", count, side, side), "", "Gaussian around each seen joint, peak 1"),
         Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from picture to heatmap pixels"),
@@ -55,7 +56,7 @@ def run(detections: Path | Artefact, out: Path | None, params: Params = Params()
         raise UsageError(
             f"heatmaps of {params.size} px, sigma {params.sigma}, threshold {params.threshold} cannot be made"
         )
-    wanted = joints.get(params.joint_set)
+    wanted = joint_sets.get(params.joint_set)
     table = detections if isinstance(detections, Artefact) else open_artefact(detections, "detections")
     if not table.has("keypoints/xy"):
         raise ArtefactError(
@@ -82,13 +83,13 @@ def compute(table: Artefact, names: list[str], params: Params) -> Callable[[np.n
         xy, score = table.read("keypoints/xy", rows), table.read("keypoints/score", rows)
         keypoints = np.concatenate([xy, score[..., None]], -1)
         if params.joint_set == "dpmesh30":
-            keypoints = heatmap.dpmesh_keypoints(keypoints, names)
+            keypoints = heatmaps.dpmesh_keypoints(keypoints, names)
         else:
-            keypoints = np.nan_to_num(joints.convert(keypoints, names, params.joint_set))
+            keypoints = np.nan_to_num(joint_sets.convert(keypoints, names, params.joint_set))
         size = table.frames["size"][table.rows["frame"][rows]]
-        made = heatmap.condition(keypoints, size, params.size, params.threshold)
+        made = heatmaps.condition(keypoints, size, params.size, params.threshold)
         seen = np.isfinite(made.affine).all((1, 2))
-        value = heatmap.gaussian_heatmaps(
+        value = heatmaps.gaussian_heatmaps(
             torch.from_numpy(made.xy), torch.from_numpy(made.visible), (params.size, params.size), params.sigma
         )
         return {

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact
+from stages.artefacts.kinds import FAILED, K_USER, KINDS, OK
+from stages.artefacts.table import Artefact
+from stages.engine.runner import Job, Run, run_frames
 from stages.errors import InputError, UsageError
-from stages.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
-from stages.human.joints import SETS
-from stages.kinds import FAILED, K_USER, KINDS, OK
+from stages.keypoints.joint_sets import SETS
+from stages.media.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
+from stages.media.images import intrinsics
 from stages.params import param
-from stages.pictures import intrinsics
-from stages.progress import Job, Run, run_frames
 
 COLUMNS = KINDS["detections"].columns
 
@@ -43,7 +43,7 @@ class Params:
 
 @dataclasses.dataclass(frozen=True)
 class MeshParams:
-    """What a file of bodies does not say (stages/import_meshes.py; here, because that module needs torch)."""
+    """What a file of bodies does not say (stages/formats/bodies.py; here, because that module needs torch)."""
 
     body: str = param("smpl", "Body model the parameters are for; it must have been added, or be embedded.")
     focal: float = param(5000.0, "Focal length of the predicting program (HMR 2.0, SPIN, PHALP: 5000).", unit="px")

@@ -13,15 +13,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
-from stages.device import resolve_device
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.runner import Job, Run, run_rows
 from stages.errors import UsageError
-from stages.human.body import load_body
+from stages.files.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
+from stages.loaders.people import PeopleOf, check_given, model_record, opened, set_option
 from stages.models import RECOVERERS, RowModel, find
 from stages.params import param
-from stages.people import PeopleOf, check_given, model_record, opened, set_option
-from stages.progress import Job, Run, run_rows
+from stages.smpl.body import load_body
 
 GENDERS = ("neutral", "female", "male")
 

@@ -3,7 +3,7 @@
 In: SMPL estimates, 2D keypoints of the same rows, and for published weights the image features they are conditioned on.
 Out: the same kind of file. Method: ScoreHMR (Stathopoulos et al. 2024): invert the estimate into a diffusion prior over
 poses, sample back under the gradient of the evidence. With the embedded prior, estimates are first weighed against
-their keypoints (models/scorehmr/weigh.py), and single rows need no more. `--mode video` adds smoothness along tracks,
+their keypoints (scorehmr/kalman_update.py), and single rows need no more. `--mode video` adds smoothness along tracks,
 `--mode views` agreement between cameras; `--method fit` is plain gradient fitting of the same loss, for comparison.
 
     hmr refine people.meshes.h5 --detections people.detections.h5 -o refined.meshes.h5
@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
-from stages.device import resolve_device
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.runner import Job, Run, run_rows
 from stages.errors import ArtefactError, AssetError, UsageError
-from stages.human.body import load_body
+from stages.files.checkpoints import Checkpoint, find_loader, read_checkpoint
+from stages.loaders.people import opened
 from stages.models import REFINERS
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.params import param
-from stages.people import opened
-from stages.progress import Job, Run, run_rows
-from stages.refine_rows import Rows, camera_turns, columns, plan_rows, usable
+from stages.refinement.rows import Rows, camera_turns, columns, plan_rows, usable
+from stages.smpl.body import load_body
 
 MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
 

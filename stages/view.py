@@ -1,6 +1,6 @@
 """meshes (and detections) -> pictures for people: overlays, side and turning views, skeletons, videos, an HTML report.
 
-Bodies are drawn over the photos by a z-buffer in torch (stages/human/raster.py), so no display or OpenGL is needed.
+Bodies are drawn over the photos by a z-buffer in torch (geometry/rasterizer.py), so no display or OpenGL is needed.
 
     hmr view photos.meshes.h5 --detections photos.detections.h5 -o pictures/
 """
@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.artefact import Artefact, open_artefact
-from stages.device import resolve_device
+from stages.artefacts.kinds import OK
+from stages.artefacts.table import Artefact, open_artefact
+from stages.engine.device import resolve_device
+from stages.engine.runner import Run, check_rows_agree
 from stages.errors import ArtefactError, UsageError
-from stages.frames import FrameSource, write_image, write_video
-from stages.human import draw, joints
-from stages.human.cameras import project, scaled_K
-from stages.kinds import OK
-from stages.mesh_rows import MeshRows, body_rows, stems
+from stages.geometry.cameras import project, scaled_K
+from stages.keypoints import joint_sets
+from stages.loaders.bodies import MeshRows, body_rows, stems
+from stages.media.frames import FrameSource, write_image, write_video
 from stages.params import param
-from stages.progress import Run, check_rows_agree
-from stages.report_html import Report
-from stages.view_rerun import require_rerun, write_scene
+from stages.visualization import draw
+from stages.visualization.report import Report
+from stages.visualization.rerun import require_rerun, write_scene
 
 STYLES = ("mesh", "skeleton", "both")
 
@@ -120,8 +121,8 @@ class Viewer:
             xy, seen = project(xyz, K), xyz[..., 2] > 0.01
         else:
             return None
-        left = np.array([joints.side(name) == "left" for name in names], bool)
-        return xy, seen, joints.bones(names), left
+        left = np.array([joint_sets.side(name) == "left" for name in names], bool)
+        return xy, seen, joint_sets.bones(names), left
 
     def overlay(self, scene: Scene) -> np.ndarray:
         """The photo with bodies, stick figures and labels, as the params ask."""

@@ -46,9 +46,9 @@ def with_aliases(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
     """A detections file with the people of these photos: of one with two."""
     need_shared()
+    from stages.engine.runner import Run
+    from stages.formats.keypoint_files import read_coco
     from stages.import_ import Params, run
-    from stages.import_formats import read_coco
-    from stages.progress import Run
 
     known = json.loads((PHOTOS / "person_keypoints.json").read_text())
     known["images"] = [i for i in known["images"] if i["file_name"] in used]
@@ -63,8 +63,8 @@ def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
 
 def people(path: Path, rows: Any = None) -> Any:
     """People of a detections file, with their pictures."""
-    from stages.artefact import open_artefact
-    from stages.people import PeopleOf
+    from stages.artefacts.table import open_artefact
+    from stages.loaders.people import PeopleOf
 
     table = open_artefact(path)
     return PeopleOf(table, root=PHOTOS)(np.arange(table.n_rows) if rows is None else np.asarray(rows))

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact, memory
-from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS
-from stages.human.joints import SETS
+from stages.artefacts.kinds import JOINT_COLUMNS, SMPL_COLUMNS
+from stages.artefacts.table import Artefact, memory
+from stages.engine.runner import Job, Run, run_whole
+from stages.keypoints.joint_sets import SETS
 from stages.params import param
-from stages.progress import Job, Run, run_whole
 
 COCO = {"joints": list(SETS["coco17"]), "joint_set": "coco17", "score_definition": "0 to 1"}
 
@@ -90,8 +90,8 @@ def save(artefact: Artefact, path: Path) -> Path:
 
 
 def _columns(artefact: Artefact) -> list[Any]:
-    from stages.columns import Column
-    from stages.schema import find_column
+    from stages.artefacts.kinds import Column
+    from stages.artefacts.schema import find_column
 
     return [
         find_column(artefact.kind, n) or Column(n, artefact.dtype(n).str[1:], ("R", "...")) for n in artefact.columns()

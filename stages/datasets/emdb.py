@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.datasets.annotations import GENDERS, Table, of_sequences, turned
 from stages.datasets.files import Entry, Source, contents, need, need_pictures, read_pickle
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import GENDERS, Table, of_sequences, turned
 from stages.errors import AssetError
 
 SOURCE = Source("eth-ait.github.io/emdb", "EMDB's P0.zip to P9.zip")

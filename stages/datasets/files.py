@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, InputError
-from stages.human.restricted_pickle import Refused, load_content
+from stages.files.pickles import Refused, load_content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Entry:
 
 def picture_size(path: Path, source: Source) -> tuple[int, int]:
     """Width, height of a picture. Raises AssetError for one that is missing or damaged."""
-    from stages.pictures import read_picture
+    from stages.media.images import read_picture
 
     need(path, source)
     try:
@@ -154,7 +154,7 @@ def picture_size(path: Path, source: Source) -> tuple[int, int]:
 
 def video_size(path: Path, source: Source) -> tuple[int, int, int]:
     """Width, height and number of frames of a video. Raises AssetError."""
-    from stages.video import Video, video_times
+    from stages.media.video import Video, video_times
 
     need(path, source)
     try:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.datasets.annotations import Table, box_of, camera_of
 from stages.datasets.files import Source, damaged, need, video_size
 from stages.datasets.subsets import facts
-from stages.datasets.table import Table, box_of, camera_of
 from stages.errors import AssetError
 
 SOURCE = Source("vision.imar.ro/human3.6m", "Videos_*.tgz, Poses_D3_Positions_mono_*.tgz and Poses_D2_Positions_*.tgz")

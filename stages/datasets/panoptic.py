@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.datasets.annotations import Table, box_of, camera_of
 from stages.datasets.files import Entry, Source, contents, damaged, need, picture_size, read_json, read_pickle
 from stages.datasets.subsets import facts
-from stages.datasets.table import Table, box_of, camera_of
 from stages.errors import AssetError
 
 SOURCE = Source("domedb.perception.cs.cmu.edu", "the panoptic toolbox's download (getData.sh)")

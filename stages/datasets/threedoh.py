@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from stages.artefacts.kinds import K_DEFAULT
+from stages.datasets.annotations import Table, box_of, turned
 from stages.datasets.files import Entry, Source, contents, first, need, picture_size, read_json
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import Table, box_of, turned
-from stages.human.cameras import default_K
-from stages.kinds import K_DEFAULT
+from stages.geometry.cameras import default_K
 
 SOURCE = Source("www.yangangwang.com (3DOH50K)", "3DOH50K testset.zip")
 JOTR = Source("github.com/xljh0520/JOTR (data)", "its 3DOH annotations")

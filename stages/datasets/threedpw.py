@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.datasets.annotations import GENDERS, Table, box_of, of_sequences, turned
 from stages.datasets.files import Entry, Source, contents, damaged, need, need_pictures, picture_size, read_pickle
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import GENDERS, Table, box_of, of_sequences, turned
 from stages.errors import AssetError
 
 SITE = "virtualhumans.mpi-inf.mpg.de/3DPW"

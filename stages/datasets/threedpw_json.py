@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from stages.datasets.annotations import GENDERS, Table, box_of, runs
 from stages.datasets.files import Entry, Source, damaged, need_pictures, read_json
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import GENDERS, Table, box_of, runs
 from stages.datasets.threedpw import IMAGES
 from stages.errors import AssetError
-from stages.human import joints
+from stages.keypoints import joint_sets
 
 SOURCE = Source(
     "github.com/hongsukchoi/3DCrowdNet_RELEASE and github.com/xljh0520/JOTR (data)", "their 3DPW annotations"
@@ -122,7 +122,7 @@ def _keypoints(each: Entry, poses: Entry | None) -> np.ndarray:
     own = each.array("openpose_result", (18, 3))
     if poses is None:
         return own
-    return np.nan_to_num(joints.convert(own[None], joints.get("openpose18"), "coco17")[0])
+    return np.nan_to_num(joint_sets.convert(own[None], joint_sets.get("openpose18"), "coco17")[0])
 
 
 def _camera(image: Entry) -> np.ndarray:

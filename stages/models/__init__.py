@@ -45,9 +45,9 @@ class People:
 class RowModel(Protocol):
     """A network over rows: a feature extractor ("features/<name>" columns) or a recoverer (smpl, joints, vertices).
 
-    `columns` name, dtype and shape of what `__call__` returns (stages.artefact.Column), `group_attrs` the attributes of
-    their groups (e.g. {"joints": {"joints": [...]}}), `uses` the columns of earlier artefacts that it reads when they
-    are given ("features/dpmesh"); with them `needs_images` may be False.
+    `columns` name, dtype and shape of what `__call__` returns (stages.artefacts.kinds.Column), `group_attrs` the
+    attributes of their groups (e.g. {"joints": {"joints": [...]}}), `uses` the columns of earlier artefacts that it
+    reads when they are given ("features/dpmesh"); with them `needs_images` may be False.
     """
 
     name: str

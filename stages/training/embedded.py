@@ -1,6 +1,6 @@
 """The embedded recoverer, trained: motion capture, random shapes and cameras, imperfect keypoints in; weights out.
 
-In: the CMU poses of a motion file (stages/training/data.py) and a body. Out: a safetensors file of half-precision
+In: the CMU poses of a motion file (stages/synthetic/mocap.py) and a body. Out: a safetensors file of half-precision
 weights. Method: stages/models/embedded/network.py on people drawn without end, AdamW, the learning rate falling along a
 cosine until the time (or the number of samples) is used up, weights averaged over the last steps.
 
@@ -22,17 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.checkpoints import write_checkpoint
+from stages.engine.runner import SILENT
 from stages.errors import UsageError
-from stages.human.body import Body, load_body
+from stages.files.checkpoints import write_checkpoint
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
 from stages.params import to_json
-from stages.progress import SILENT
-from stages.training.data import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
+from stages.smpl.body import Body, load_body
+from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
 from stages.training.loop import ByProgress, train
 from stages.training.settings import Embedded as Params
-from stages.training.views import Batch, Camera, Defects, draw_batch
+from stages.training.synthetic_keypoints import Batch, Camera, Defects, draw_batch
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
 EVERY = 4  # steps between two updates of the averaged weights

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stages.disk import disk
+from stages.engine.runner import SILENT, interruptible
 from stages.errors import ArtefactError, Interrupted
-from stages.progress import SILENT, interruptible
+from stages.files.atomic import disk
 
 SAVE_SECONDS = 60
 

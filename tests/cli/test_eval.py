@@ -102,7 +102,7 @@ def test_occlusion_map(oc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     # Hiding something hurts on average, and where is not everywhere the same.
     assert errors.mean() > plain.mean() and errors.mean(0).std() > 0.1
     assert found["hurt_most"] in names and found["by_mm"] == pytest.approx((errors.mean((1, 2)) - plain).max())
-    from stages.pictures import read_picture
+    from stages.media.images import read_picture
 
     assert min(read_picture(out).size) > 100
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artefact import Artefact, open_artefact
-from stages.frames import FrameSource
-from stages.human.joints import SETS
+from stages.artefacts.kinds import FAILED, K_USER, OK
+from stages.artefacts.table import Artefact, open_artefact
+from stages.engine.runner import Run
+from stages.formats.keypoint_files import read_boxes, read_coco, read_openpose
 from stages.import_ import Params, usable_boxes
 from stages.import_ import run as import_run
-from stages.import_formats import read_boxes, read_coco, read_openpose
-from stages.kinds import FAILED, K_USER, OK
-from stages.progress import Run
+from stages.keypoints.joint_sets import SETS
+from stages.media.frames import FrameSource
 from tests.cli.runner import hmr
 from tests.conftest import SHARED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stages.progress import Run, run_rows
+from stages.engine.runner import Run, run_rows
 from tests.cli.runner import hmr
 from tests.tables import detections, recover_job, recover_load
 

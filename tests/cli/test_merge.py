@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.check import check_file
-from stages.progress import Run, run_rows
+from stages.artefacts.validate import check_file
+from stages.engine.runner import Run, run_rows
 from tests.cli.runner import hmr
 from tests.tables import detections, recover_job, recover_load
 

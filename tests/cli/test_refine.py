@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import open_artefact
+from stages.artefacts.table import open_artefact
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.refiner import EMBEDDED
 from tests.cli.runner import hmr
@@ -73,9 +73,9 @@ def test_published_weights_want_their_features(tmp_path: Path) -> None:
     bare = hmr(*command, "-o", tmp_path / "b.meshes.h5")
     assert bare.returncode == 4 and "pare features" in bare.stderr
 
-    from stages.artefact import memory
-    from stages.columns import Column
-    from stages.progress import Job, Run, run_whole
+    from stages.artefacts.kinds import Column
+    from stages.artefacts.table import memory
+    from stages.engine.runner import Job, Run, run_whole
 
     d = world.detections
     column = Column("features/pare", "f4", ("R", width))

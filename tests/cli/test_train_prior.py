@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.checkpoints import read_checkpoint
 from stages.errors import ArtefactError, UsageError
-from stages.human.body import load_body
+from stages.files.checkpoints import read_checkpoint
 from stages.models.scorehmr.refiner import ScoreHmrRefiner
+from stages.smpl.body import load_body
+from stages.synthetic.mocap import load_poses
 from stages.training import loop
-from stages.training.data import load_poses
 from stages.training.prior import Params, Trainer, run
 from tests.cli.runner import hmr
 from tests.unit.test_training_people import motion_file

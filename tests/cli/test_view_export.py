@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.progress import Job, Run, run_whole
-from stages.schema import find_column
+from stages.artefacts.schema import find_column
+from stages.engine.runner import Job, Run, run_whole
 from tests.cli.runner import hmr
 from tests.stages.test_view import people
 

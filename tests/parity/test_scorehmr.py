@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from stages.checkpoints import Checkpoint
-from stages.human import cameras, crops, rotations
+from stages.files.checkpoints import Checkpoint
+from stages.geometry import cameras, crops, rotations
 from stages.models import People, pare
-from stages.models.scorehmr.chain import Chain
+from stages.models.scorehmr.body25 import OPENPOSE25_MIX, OPENPOSE25_VERTICES
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss, sinusoid
-from stages.models.scorehmr.features import Statistics
+from stages.models.scorehmr.feature_statistics import Statistics
 from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
-from stages.models.scorehmr.keypoints import Adam, KeypointTerm, Observed
-from stages.models.scorehmr.loop import Codec, Plan, refine, sample
-from stages.models.scorehmr.points import OPENPOSE25_MIX, OPENPOSE25_VERTICES
+from stages.models.scorehmr.keypoint_term import Adam, KeypointTerm, Observed
+from stages.models.scorehmr.kinematic_chain import Chain
+from stages.models.scorehmr.sampler import Codec, Plan, refine, sample
 from stages.models.scorehmr.schedule import Schedule, down, tables
 from tests.parity.conftest import Fixtures, fixtures_of
 

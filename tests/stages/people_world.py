@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.artefact import Artefact, memory
-from stages.human import cameras, joints
-from stages.human.body import load_body
-from stages.human.rotations import about, axis_angle_to_matrix, matrix_to_axis_angle
-from stages.kinds import KINDS
-from stages.progress import Job, Run, run_whole
+from stages.artefacts.kinds import KINDS
+from stages.artefacts.table import Artefact, memory
+from stages.engine.runner import Job, Run, run_whole
+from stages.geometry import cameras
+from stages.geometry.rotations import about, axis_angle_to_matrix, matrix_to_axis_angle
+from stages.keypoints import joint_sets
+from stages.smpl.body import load_body
 
 SIZE = np.array([640, 480])
 
@@ -42,7 +43,7 @@ class World:
 def limbs(n: int, generator: torch.Generator, size: float) -> torch.Tensor:
     """Axis-angle (n, 24, 3) around standing: arms down, knees a little bent, `size` rad of variation at limbs."""
     pose = torch.zeros(n, 24, 3)
-    names = joints.SETS["smpl24"]
+    names = joint_sets.SETS["smpl24"]
     moving = [names.index(f"{s}_{p}") for s in ("left", "right") for p in ("hip", "knee", "shoulder", "elbow")]
     pose[:, moving] += size * torch.randn(n, len(moving), 3, generator=generator)
     pose[:, names.index("left_shoulder"), 2] -= 1.0
@@ -101,7 +102,7 @@ def build(
             "smpl/betas": np.zeros((n, 10), np.float32), "smpl/transl": transl.numpy(),
         },
     )  # fmt: skip
-    attrs = {"joints": list(joints.SETS["coco17"]), "joint_set": "coco17", "score_definition": ""}
+    attrs = {"joints": list(joint_sets.SETS["coco17"]), "joint_set": "coco17", "score_definition": ""}
     detections = memory(
         "detections", frames=table, rows=rows, group_attrs={"keypoints": attrs},
         columns={"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]},
@@ -129,7 +130,7 @@ def walk(
     generator = torch.Generator().manual_seed(seed)
     t = torch.arange(frames) / 30
     poses, places = [], []
-    names = joints.SETS["smpl24"]
+    names = joint_sets.SETS["smpl24"]
     for k in range(tracks):
         pose = limbs(1, generator, 0.1).repeat(frames, 1, 1)
         swing = 0.5 * torch.sin(2 * np.pi * t + k)

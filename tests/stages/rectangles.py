@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from stages.human.joints import SETS
+from stages.keypoints.joint_sets import SETS
 from stages.models.detectors import Found
 
 SPREAD = np.random.default_rng(0).uniform(0, 1, (17, 2))

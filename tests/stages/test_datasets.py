@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from hmr_cli.app import main
-from stages.artefact import open_artefact
+from stages.artefacts.table import open_artefact
 from stages.datasets import open_dataset
 from stages.datasets.protocols import protocol_of
 from stages.errors import AssetError
-from stages.human import body, joints
+from stages.keypoints import joint_sets
+from stages.smpl import body
 from tests.stages import trees
 from tests.stages.layouts import LAYOUTS, Tree
 from tests.stages.trees import SCALE
@@ -73,7 +74,7 @@ def expected(tree: Tree, vertices: np.ndarray) -> tuple[float, float]:
     folder = folder if (folder / "SMPL_to_J19.pkl").exists() else folder.parent
     smpl = body.load_body("smpl").J_regressor.numpy().astype(float)
     matrix = smpl if protocol.joint_set == "smpl24" else trees.matrix(folder, protocol.joint_set)
-    names = joints.get(protocol.joint_set)
+    names = joint_sets.get(protocol.joint_set)
     points = matrix @ vertices
     root = points[:, [names.index(n) for n in protocol.root]].mean(1, keepdims=True)
     wanted = [n for n in protocol.joints if not tree.annotated or n in tree.annotated]
@@ -209,24 +210,24 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, capsys: py
 
 
 def test_regressors_are_checked_and_their_name_clash_settled(tmp_path: Path) -> None:
-    from stages.datasets import regressors
+    from stages.datasets import joint_regressors
 
     smpl = body.load_body("smpl")
     with pytest.raises(AssetError, match="J_regressor_h36m_correct") as error:
-        regressors.find(smpl, "h36m17", tmp_path)
+        joint_regressors.find(smpl, "h36m17", tmp_path)
     assert "I2L-MeshNet" in error.value.hint
     trees.add_regressors(tmp_path)
-    found = regressors.find(smpl, "h36m17", tmp_path)
+    found = joint_regressors.find(smpl, "h36m17", tmp_path)
     assert "not the published file" in found.about and found.matrix.shape == (17, 6890)
     rows = np.random.default_rng(0).random((14, 6890))
     rows /= rows.sum(1, keepdims=True)
     for count, kept in ((14, rows[5:]), (9, rows[:9])):
         np.save(tmp_path / f"{count}.npy", rows[:count])
-        np.testing.assert_allclose(regressors.read(tmp_path / f"{count}.npy", "extra9").matrix, kept, rtol=1e-5)
+        np.testing.assert_allclose(joint_regressors.read(tmp_path / f"{count}.npy", "extra9").matrix, kept, rtol=1e-5)
     for wrong, why in ((rows[:5], "shape"), (rows[:9] * 2, "sum to one")):
         np.save(tmp_path / f"{why[:3]}.npy", wrong)
         with pytest.raises(AssetError, match=why):
-            regressors.read(tmp_path / f"{why[:3]}.npy", "extra9")
+            joint_regressors.read(tmp_path / f"{why[:3]}.npy", "extra9")
 
 
 def test_rows_of_a_data_set_as_a_file(
@@ -235,7 +236,7 @@ def test_rows_of_a_data_set_as_a_file(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    from stages.frames import FrameSource
+    from stages.media.frames import FrameSource
 
     tree = tree_of("3dpw", made, tmp_path_factory)
     out = tmp_path / "3dpw.detections.h5"
@@ -251,8 +252,8 @@ def test_men_are_compared_with_men(
     made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """The neutral protocol is another number: the stand-ins differ by five per cent."""
+    from stages.engine.runner import Run
     from stages.evaluate import Params, run
-    from stages.progress import Run
 
     tree = tree_of("3dpw-oc", made, tmp_path_factory)
     rows, vertices = people(tree)
@@ -270,9 +271,9 @@ def test_emdb_scores_the_joints_of_the_kinematic_tree(
     """A known turn of one elbow, in SMPL parameters: the hand's way is known, everything else stays."""
     import torch
 
-    from stages.artefact import memory
+    from stages.artefacts.table import memory
+    from stages.engine.runner import Run
     from stages.evaluate import Params, run
-    from stages.progress import Run
 
     tree = tree_of("emdb", made, tmp_path_factory)
     data = open_dataset(tree.name, tree.data, partial=True)
@@ -330,8 +331,8 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
     made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """Two people's bodies exchanged: nothing changes there, everything where rows are compared with rows."""
+    from stages.engine.runner import Run
     from stages.evaluate import Params, run
-    from stages.progress import Run
 
     found = {}
     for layout in ("panoptic", "3dpw json"):
@@ -351,7 +352,7 @@ def test_how_rows_can_be_refined_together(
     layout: str, mode: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from stages.refine import mode_of
-    from stages.units import view_units
+    from stages.refinement.windows import view_units
 
     tree = tree_of(layout, made, tmp_path_factory)
     rows = open_dataset(tree.name, tree.data, partial=tree.partial).detections
@@ -366,8 +367,8 @@ def test_how_rows_can_be_refined_together(
 def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     layout: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
+    from stages.engine.runner import Run
     from stages.evaluate import Params, run
-    from stages.progress import Run
 
     tree = tree_of(layout, made, tmp_path_factory)
     rows, vertices = people(tree)

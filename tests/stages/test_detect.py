@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from stages import detect
-from stages.artefact import Artefact, memory, open_artefact
+from stages.artefacts.kinds import FAILED, K_DEFAULT, K_USER, OK
+from stages.artefacts.table import Artefact, memory, open_artefact
 from stages.detect import Params
+from stages.engine.runner import Run, merge
 from stages.errors import ArtefactError, AssetError, InputError, RowsFailed, UsageError
-from stages.frames import write_image, write_video
-from stages.kinds import FAILED, K_DEFAULT, K_USER, OK
-from stages.progress import Run, merge
+from stages.media.frames import write_image, write_video
 from tests import real
 from tests.stages import rectangles
 

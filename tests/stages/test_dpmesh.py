@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from stages import attention, convert, features
-from stages.artefact import memory, open_artefact
-from stages.checkpoints import Checkpoint, read_checkpoint
+from stages import convert, features
+from stages.artefacts.kinds import FAILED, OK
+from stages.artefacts.table import memory, open_artefact
+from stages.engine.runner import Run
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
-from stages.human.cameras import project
-from stages.human.joints import SETS
-from stages.kinds import FAILED, OK
+from stages.files.checkpoints import Checkpoint, read_checkpoint
+from stages.geometry.cameras import project
+from stages.keypoints.joint_sets import SETS
 from stages.models.dpmesh import DPMeshExtractor, DPMeshRecoverer
+from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
 from stages.models.dpmesh.network import camera_translation, focal_of
 from stages.models.dpmesh.outputs import full_translation
 from stages.models.dpmesh.rows import condition_of
-from stages.models.dpmesh.start import from_stable_diffusion
 from stages.models.dpmesh.weights import load, own_names
-from stages.progress import Run
+from stages.visualization import attention
 from tests import dpmesh_standin as standin
 
 Tensors = dict[str, torch.Tensor]

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from stages import features, heatmaps, recover
-from stages.artefact import Artefact, memory, open_artefact
-from stages.checkpoints import read_checkpoint, write_checkpoint
+from stages.artefacts.table import Artefact, memory, open_artefact
 from stages.convert import Params as ConvertParams
 from stages.convert import convert
+from stages.engine.runner import SILENT, Run
 from stages.errors import InputError, UsageError
+from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.models.dpmesh import DPMeshRecoverer
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import own_names
-from stages.progress import SILENT, Run
 from tests import dpmesh_standin as standin
 
 NAMES = ("smpl/global_orient", "smpl/body_pose", "smpl/betas", "smpl/transl", "joints/xyz", "joints/confidence")

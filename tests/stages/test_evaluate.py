@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from stages import evaluate
-from stages.artefact import Artefact, memory, open_artefact
+from stages import evaluate, synth
+from stages.artefacts.table import Artefact, memory, open_artefact
 from stages.datasets.protocols import PROTOCOLS
-from stages.datasets.synth import SynthData
+from stages.datasets.synthetic import SynthData
+from stages.engine.runner import Run
 from stages.errors import ArtefactError, UsageError
 from stages.evaluate import Params, neighbours, run
-from stages.human.body import load_body
-from stages.progress import Run
-from stages.synth import build
+from stages.smpl.body import load_body
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> SynthData:
     out = tmp_path_factory.mktemp("set") / "video.detections.h5"
-    return SynthData(build.run("synth-video", out, build.Params(pictures=8), Run()))
+    return SynthData(synth.run("synth-video", out, synth.Params(pictures=8), Run()))
 
 
 def meshes(data: SynthData, *, change: str = "", by: float = 0.0, **attrs: str) -> Artefact:
@@ -78,7 +77,7 @@ def test_batches_and_threads_change_no_digit(data: SynthData, monkeypatch: pytes
 def test_shards_give_the_same_to_the_last_digit(
     data: SynthData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.progress.PART_ROWS", 3)
+    monkeypatch.setattr("stages.engine.runner.PART_ROWS", 3)
     estimate, summaries = meshes(data, change="body_pose", by=0.05), []
     for count in (1, 3):
         out = tmp_path / f"{count}.scores.h5"
@@ -108,6 +107,6 @@ def test_what_cannot_be_compared_is_refused(data: SynthData, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="no protocol"):
         run(meshes(data), data, None, Params(protocol="mine"), Run())
     with pytest.raises(ArtefactError, match="rows"):
-        other = SynthData(build.run("synth-video", tmp_path / "x.detections.h5", build.Params(pictures=3), Run()))
+        other = SynthData(synth.run("synth-video", tmp_path / "x.detections.h5", synth.Params(pictures=3), Run()))
         run(meshes(data), other, None, Params(), Run())
     assert evaluate.mean_rows(run(meshes(data), data, None, Params(), Run()))["protocol"] == "body"

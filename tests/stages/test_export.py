@@ -11,13 +11,13 @@ import torch
 import trimesh
 
 from stages import export
-from stages.artefact import Artefact, memory
+from stages.artefacts.kinds import FAILED
+from stages.artefacts.table import Artefact, memory
+from stages.engine.runner import Run
 from stages.errors import AssetError, InputError, UsageError
-from stages.export_npz import from_amass
-from stages.human.body import Body, load_body
-from stages.kinds import FAILED
-from stages.mesh_rows import MeshRows
-from stages.progress import Run
+from stages.formats.amass import from_amass
+from stages.loaders.bodies import MeshRows
+from stages.smpl.body import Body, load_body
 from tests.stages.gltf_reader import Gltf
 from tests.stages.test_view import people
 
@@ -210,7 +210,7 @@ def body_of_smpl_licence() -> Body:
 
 
 def test_licensed_bodies_leave_only_on_purpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.mesh_rows.load_body", lambda *_: body_of_smpl_licence())
+    monkeypatch.setattr("stages.loaders.bodies.load_body", lambda *_: body_of_smpl_licence())
     table = meshes(tmp_path, 1)
     with pytest.raises(AssetError, match="standin"):
         export.run(table, tmp_path / "x.glb", export.Params(), CPU)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import open_artefact
+from stages.artefacts.table import open_artefact
 from stages.errors import AssetError, HmrError, InputError, UsageError
-from stages.human import cameras
-from stages.human.body import load_body
-from stages.human.rotations import axis_angle_to_matrix
-from stages.import_meshes import Params, read_amass, read_phalp, read_predictions, run
-from stages.joblib_file import read_data
+from stages.files.joblib import read_data
+from stages.formats.bodies import Params, read_amass, read_phalp, read_predictions, run
+from stages.geometry import cameras
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.smpl.body import load_body
 
 EMBEDDED = Params(body="embedded", size="640x480")
 POSE = (0.3 * np.random.default_rng(0).standard_normal((6, 24, 3))).astype(np.float32)
@@ -98,7 +98,7 @@ def test_phalp(tmp_path: Path, how: str) -> None:
 
 
 def test_amass_round_trip(tmp_path: Path) -> None:
-    from stages.export_npz import TO_WORLD
+    from stages.formats.amass import TO_WORLD
 
     body = load_body("embedded")
     poses = np.concatenate([POSE[:, :22].reshape(6, 66), np.zeros((6, 90))], 1)

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.artefact import open_artefact
-from stages.check import check_file
+from stages.artefacts.table import open_artefact
+from stages.artefacts.validate import check_file
+from stages.engine.parts import unpack
+from stages.engine.runner import Run, run_rows
 from stages.errors import ArtefactError
-from stages.parts import unpack
-from stages.progress import Run, run_rows
 from tests.tables import detections, recover_job, recover_load, same
 
 ROOT = Path(__file__).parents[2]

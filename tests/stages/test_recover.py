@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from stages import recover
-from stages.artefact import Artefact, memory, open_artefact
-from stages.columns import SMPL_COLUMNS
+from stages.artefacts.kinds import FAILED, OK, SMPL_COLUMNS
+from stages.artefacts.table import Artefact, memory, open_artefact
+from stages.engine.runner import Run
 from stages.errors import AssetError, UsageError
-from stages.human import cameras, joints
-from stages.human.body import Body, load_body
-from stages.human.rotations import about, axis_angle_to_matrix
-from stages.kinds import FAILED, OK
+from stages.geometry import cameras
+from stages.geometry.rotations import about, axis_angle_to_matrix
+from stages.keypoints import joint_sets
 from stages.models import People
-from stages.progress import Run
+from stages.smpl.body import Body, load_body
 
-SMPL = joints.get("smpl24")
+SMPL = joint_sets.get("smpl24")
 PLACE = np.array([0.2, 0.1, 4.0])
 
 
@@ -42,10 +42,10 @@ def scene(n: int, joint_set: str = "coco17", seed: int = 0, place: np.ndarray = 
     return keypoints.numpy(), body.joints(rotation, betas, transl, "smpl24").numpy()
 
 
-def detections(keypoints: np.ndarray, names: tuple[str, ...] = joints.get("coco17"), **rows: Any) -> Artefact:
+def detections(keypoints: np.ndarray, names: tuple[str, ...] = joint_sets.get("coco17"), **rows: Any) -> Artefact:
     n, size = len(keypoints), np.array([[640, 480]])
     frames = {"name": ["nowhere.jpg"], "size": size, "K": cameras.default_K(size * 1.0)}
-    attrs = {"joints": list(names), "joint_set": joints.identify(names) or "own", "score_definition": "test"}
+    attrs = {"joints": list(names), "joint_set": joint_sets.identify(names) or "own", "score_definition": "test"}
     return memory(
         "detections",
         frames=frames,
@@ -126,7 +126,7 @@ def test_shards_and_resuming_give_the_same_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("joint_set", ["body25", "openpose18", "smpl24", "dpmesh30", "h36m17", "lsp14"])
 def test_any_joint_set(joint_set: str) -> None:
     keypoints, truth = scene(12, joint_set)
-    made = recovered(detections(keypoints, joints.get(joint_set)))
+    made = recovered(detections(keypoints, joint_sets.get(joint_set)))
     assert (made.rows["status"] == OK).all()
     xyz = made.read("joints/xyz")
     off = np.linalg.norm((xyz - xyz[:, :1]) - (truth - truth[:, :1]), axis=-1)
@@ -135,7 +135,7 @@ def test_any_joint_set(joint_set: str) -> None:
 
 def test_unseen_joints_get_a_plausible_pose_and_less_confidence() -> None:
     keypoints, _ = scene(30)
-    coco = joints.get("coco17")
+    coco = joint_sets.get("coco17")
     legs = [i for i, name in enumerate(coco) if name.endswith(("knee", "ankle"))]
     cut = keypoints.copy()
     cut[:, legs] = np.nan
@@ -220,7 +220,7 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         frames=table.frames,
         rows=table.rows,
         columns={"heatmaps/value": np.zeros((3, 17, 4, 4), "f2"), "heatmaps/crop": np.zeros((3, 2, 3), "f4")},
-        group_attrs={"heatmaps": {"joints": list(joints.get("coco17")), "sigma": 1.0}},
+        group_attrs={"heatmaps": {"joints": list(joint_sets.get("coco17")), "sigma": 1.0}},
     )
     with pytest.raises(UsageError, match="does not use heatmaps"):
         recovered(table, heatmaps=maps)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import Artefact, memory, open_artefact
+from stages.artefacts.table import Artefact, memory, open_artefact
+from stages.engine.runner import Run
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
-from stages.human import metrics
+from stages.evaluation import metrics
 from stages.models.scorehmr.refiner import EMBEDDED
-from stages.progress import Run
 from stages.refine import Params, run
 from tests.stages.people_world import World, build, crowd, limbs, observe, turned, walk
 
@@ -199,7 +199,7 @@ def test_tracks_do_not_influence_each_other() -> None:
 def test_windows_of_a_long_track_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     world = walk(150, 1)
     whole = refined(world, Params(mode="video", loops=2))
-    monkeypatch.setattr("stages.refine_rows.WINDOW", 40)
+    monkeypatch.setattr("stages.refinement.rows.WINDOW", 40)
     windows = refined(world, Params(mode="video", loops=2))
     np.testing.assert_allclose(windows.read("smpl/body_pose"), whole.read("smpl/body_pose"), atol=1e-4)
 
@@ -227,7 +227,7 @@ def four_views(noise: float = 3.0, error: float = 0.12) -> World:
     people = limbs(6, generator, 0.3)
     pose = torch.cat([turned(people, torch.full((6,), v * np.pi / 2 + 0.3)) for v in range(4)])
     transl = torch.tensor([0.0, 0.0, 4.0]).expand(24, 3).contiguous()
-    from stages.human import cameras
+    from stages.geometry import cameras
     from tests.stages.people_world import SIZE
 
     keypoints = observe(pose, transl, cameras.default_K(SIZE[None]), noise, generator)
@@ -252,7 +252,7 @@ def test_views_agree_and_get_better(tmp_path: Path) -> None:
     # Known orientations of the cameras tie the roots together.
     import json
 
-    from stages.human.rotations import about
+    from stages.geometry.rotations import about
 
     upright = about("x", torch.tensor(np.pi))
     poses = {

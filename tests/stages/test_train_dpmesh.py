@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import Artefact, memory
-from stages.checkpoints import read_checkpoint, write_checkpoint
+from stages.artefacts.table import Artefact, memory
 from stages.errors import ArtefactError, UsageError
-from stages.human.body import load_body
-from stages.human.cameras import project
-from stages.human.joints import SETS
-from stages.human.rotations import axis_angle_to_matrix
+from stages.files.checkpoints import read_checkpoint, write_checkpoint
+from stages.geometry.cameras import project
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.keypoints.joint_sets import SETS
 from stages.models.dpmesh import DPMeshRecoverer
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import add_lora, own_names
-from stages.training import dpmesh as training
+from stages.smpl.body import load_body
 from stages.training import loop
-from stages.training.dpmesh import Params, Trainer, begin
-from stages.training.dpmesh_data import Change, Examples
+from stages.training.dpmesh import train as training
+from stages.training.dpmesh.data import Change, Examples
+from stages.training.dpmesh.train import Params, Trainer, begin
 from tests.tables import COCO
 
 N, K = 4, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])

@@ -13,23 +13,23 @@ import pytest
 import torch
 from torch import nn
 
-from stages.artefact import memory
-from stages.checkpoints import read_checkpoint, write_checkpoint
+from stages.artefacts.table import memory
 from stages.errors import ArtefactError, AssetError, UsageError
-from stages.human import crops
-from stages.human.body import load_body
-from stages.human.cameras import project
-from stages.human.mesh_levels import of_body
-from stages.models.hrnet import convolution
-from stages.models.pct import PCT, Tokenizer
-from stages.models.postometro import PostoMetroRecoverer, rows
+from stages.files.checkpoints import read_checkpoint, write_checkpoint
+from stages.geometry import crops
+from stages.geometry.cameras import project
+from stages.models.backbones.hrnet import convolution
+from stages.models.pct.network import PCT, Tokenizer
+from stages.models.postometro import PostoMetroRecoverer, recoverers
 from stages.models.postometro.network import FastMetro, PostoMetro
+from stages.smpl.body import load_body
+from stages.smpl.mesh_sampling import of_body
 from stages.training import loop
-from stages.training import postometro as training
-from stages.training import postometro_steps as steps
-from stages.training.postometro import Alone, Params, begin, check, initialise
-from stages.training.postometro_data import Batch, Change, Examples
-from stages.training.postometro_steps import Trainer, fit, mesh_loss
+from stages.training.postometro import steps
+from stages.training.postometro import train as training
+from stages.training.postometro.data import Batch, Change, Examples
+from stages.training.postometro.steps import Trainer, fit, mesh_loss
+from stages.training.postometro.train import Alone, Params, begin, check, initialise
 from tests.tables import COCO
 from tests.unit.test_training_people import motion_file
 
@@ -215,11 +215,11 @@ def test_a_trained_network_recovers_with_given_tokens(examples: Examples, networ
     people = examples.people(np.arange(3))
     soft = np.random.default_rng(0).normal(size=(3, 34, 512)).astype(np.float32)
     scores = np.full((3, 34, 2), 0.25, np.float32)
-    people.columns = {rows.SOFT: soft, rows.SCORES: scores}
+    people.columns = {recoverers.SOFT: soft, recoverers.SCORES: scores}
     first = recoverer(people)
     assert first["vertices/xyz"].shape == (3, 6890, 3) and not any(first["error"])
     assert torch.allclose(first["joints/confidence"], torch.full((3, 14), 0.25))
-    people.columns = {rows.SOFT: -soft, rows.SCORES: scores}
+    people.columns = {recoverers.SOFT: -soft, recoverers.SCORES: scores}
     assert (recoverer(people)["vertices/xyz"] - first["vertices/xyz"]).abs().max() > 1e-4
 
 
@@ -227,9 +227,9 @@ def test_a_network_of_keypoint_tokens_takes_them_from_the_detections(
     examples: Examples, network: PostoMetro, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     people = examples.people(np.arange(3))
-    box, _ = rows.metro_boxes(people.box, 256)
+    box, _ = recoverers.metro_boxes(people.box, 256)
     learned = examples.batch(range(3)).keypoints
-    given = rows.crop_keypoints(people, box)
+    given = recoverers.crop_keypoints(people, box)
     assert torch.equal(given[..., 2], learned[..., 2])
     assert (given - learned)[..., :2].norm(dim=-1).mean() < 4  # the crop of training is not cut at whole pixels
     made = copy.deepcopy(network).prepare()
@@ -308,7 +308,7 @@ def test_published_weights_on_another_mesh_are_warned_of(
 def test_random_pose_tokens_are_not_handed_out(tmp_path: Path, network: PostoMetro) -> None:
     file = write_checkpoint(tmp_path / "mesh.safetensors", network.state_dict(), {"tokens": "keypoints"})
     with pytest.raises(AssetError, match="given keypoints"):
-        rows.PctExtractor.load(read_checkpoint(file))
+        recoverers.PctExtractor.load(read_checkpoint(file))
 
 
 def test_a_tokenizer_learns_from_motion_alone(tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from stages import view
-from stages.artefact import Artefact, memory
+from stages.artefacts.kinds import FAILED
+from stages.artefacts.table import Artefact, memory
+from stages.engine.runner import Run
 from stages.errors import AssetError, InputError, UsageError
-from stages.frames import open_frame, write_image
-from stages.human import joints
-from stages.human.body import load_body
-from stages.human.cameras import default_K, project
-from stages.kinds import FAILED
-from stages.pictures import file_fingerprint
-from stages.progress import Run
+from stages.geometry.cameras import default_K, project
+from stages.keypoints import joint_sets
+from stages.media.frames import open_frame, write_image
+from stages.media.images import file_fingerprint
+from stages.smpl.body import load_body
 
 SIZE = (320, 240)
 CPU = Run(device="cpu")
@@ -68,10 +68,10 @@ def people(folder: Path, n: int, frames: int = 1, seed: int = 0, **frame: Any) -
     columns |= {"joints/xyz": made.joints.numpy(), "joints/confidence": np.full((total, 24), 0.75)}
     attrs: dict[str, Any] = {
         "smpl": {"body_model": "embedded", "gender": "neutral"},
-        "joints": {"joints": list(joints.SETS["smpl24"])},
+        "joints": {"joints": list(joint_sets.SETS["smpl24"])},
     }
     meshes = memory("meshes", columns=columns, group_attrs=attrs, **table)
-    keypoints = {"joints": list(joints.SETS["coco17"]), "joint_set": "coco17", "score_definition": "test"}
+    keypoints = {"joints": list(joint_sets.SETS["coco17"]), "joint_set": "coco17", "score_definition": "test"}
     detections = memory(
         "detections",
         columns={"keypoints/xy": xy, "keypoints/score": np.full((total, 17), 0.8)},
@@ -134,7 +134,7 @@ def test_colours_stay_with_the_track(tmp_path: Path) -> None:
 
 def test_video_in_video_out(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    from stages.frames import list_frames, write_video
+    from stages.media.frames import list_frames, write_video
 
     rng = np.random.default_rng(0)
     write_video(tmp_path / "clip.mp4", (rng.integers(0, 90, (240, 320, 3)).astype(np.uint8) for _ in range(5)), fps=10)
@@ -207,7 +207,7 @@ def test_settings_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 
 
 def test_same_base_names_stay_apart() -> None:
-    from stages.mesh_rows import stems
+    from stages.loaders.bodies import stems
 
     names = ["a/x.jpg", "b/x.jpg", "b/X.png", "-odd\n*.jpg", "v.mp4#000001", "ü" * 200 + ".jpg", "..jpg"]
     made = stems(names)

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from stages.artefact import Artefact
-from stages.columns import Column
-from stages.human import body_file
-from stages.human.body import load_body
-from stages.progress import Job, Run, run_rows
+from stages.artefacts.kinds import Column
+from stages.artefacts.table import Artefact
+from stages.engine.runner import Job, Run, run_rows
+from stages.smpl import body_files as body_file
+from stages.smpl.body import load_body
 from tests.unit import body_files
 
 SIZE = (320, 240)

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from stages.artefact import Writer, memory, open_artefact
-from stages.check import check, check_file, summary
+from stages.artefacts.kinds import FAILED, KINDS
+from stages.artefacts.schema import describe
+from stages.artefacts.table import Writer, memory, open_artefact
+from stages.artefacts.validate import check, check_file, summary
 from stages.errors import ArtefactError, InputError, UsageError
-from stages.kinds import FAILED, KINDS
-from stages.schema import describe
 from tests.tables import COCO, detections, same, save
 
 
@@ -69,7 +69,7 @@ def test_large_columns_are_chunked_along_rows(tmp_path: Path) -> None:
 
 
 def test_long_and_odd_attributes_survive(tmp_path: Path) -> None:
-    from stages.progress import Job, Run, run_rows
+    from stages.engine.runner import Job, Run, run_rows
     from tests.tables import BODY, MESHES, recover_load
 
     table = detections(4)
@@ -182,7 +182,7 @@ def test_principal_point_in_crop_pixels_is_named(tmp_path: Path) -> None:
 
 
 def test_a_nan_in_a_row_that_is_ok_is_an_error(tmp_path: Path) -> None:
-    from stages.progress import Run, run_rows
+    from stages.engine.runner import Run, run_rows
     from tests.tables import recover_job, recover_load
 
     table = detections(6)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from stages.errors import AssetError
-from stages.frames import open_frame
-from stages.human.joints import SETS
-from stages.human.oks import iou, oks, sigmas
+from stages.keypoints.joint_sets import SETS
+from stages.keypoints.oks import iou, oks, sigmas
+from stages.media.frames import open_frame
 from stages.models.detectors import DETECTORS, Found, blazepose, clip_boxes
 from stages.models.detectors.blazepose import ANCHORS, BlazePose, windows
 from tests import real

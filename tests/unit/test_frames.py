@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from stages.artefact import memory, open_artefact
+from stages.artefacts.kinds import FAILED, K_DEFAULT, K_EXIF, OK
+from stages.artefacts.table import memory, open_artefact
+from stages.engine.runner import Job, Run, run_frames
 from stages.errors import InputError, UsageError
-from stages.frames import (
+from stages.media.frames import (
     FrameSource,
     escape,
     frame_columns,
@@ -26,9 +28,7 @@ from stages.frames import (
     unescape,
     write_image,
 )
-from stages.kinds import FAILED, K_DEFAULT, K_EXIF, OK
-from stages.pictures import intrinsics, read_picture
-from stages.progress import Job, Run, run_frames
+from stages.media.images import intrinsics, read_picture
 
 RNG = np.random.default_rng(3)
 SCENE = np.zeros((60, 80, 3), np.uint8)
@@ -278,7 +278,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 def detect_nothing(listing: object, out: Path | None) -> object:
     """Frames without people, as hmr detect writes them."""
-    from stages.kinds import KINDS
+    from stages.artefacts.kinds import KINDS
 
     def load() -> object:
         empty = {"keypoints/xy": np.zeros((0, 0, 2)), "keypoints/score": np.zeros((0, 0))}

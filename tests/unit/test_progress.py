@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.artefact import Artefact, memory, open_artefact
-from stages.check import check_file
-from stages.columns import Column
+from stages.artefacts.kinds import FAILED, KINDS, OK, SKIPPED, Column
+from stages.artefacts.table import Artefact, memory, open_artefact
+from stages.artefacts.validate import check_file
+from stages.engine.runner import Job, Report, Run, merge, run_frames, run_rows
 from stages.errors import ArtefactError, InputError, Interrupted, MachineError, RowsFailed, UsageError
-from stages.kinds import FAILED, KINDS, OK, SKIPPED
-from stages.progress import Job, Report, Run, merge, run_frames, run_rows
 from tests.tables import COCO, MESHES, detections, recover_job, recover_load, same, save
 
 ROWS = 700  # three parts
@@ -412,7 +411,7 @@ def dead_pid() -> int:
 
 
 def test_a_second_writer_is_told_who_holds_the_target(tmp_path: Path) -> None:
-    from stages.disk import _started
+    from stages.files.atomic import _started
 
     out, parts = tmp_path / "a.h5", tmp_path / "a.h5.parts"
     me = os.getpid()

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from stages.checkpoints import Checkpoint, read_checkpoint
 from stages.errors import AssetError, InputError, UsageError
-from stages.human import cameras
-from stages.human.body import load_body
-from stages.human.rotations import rot6d_columns_to_matrix
-from stages.models.scorehmr.chain import Chain
+from stages.files.checkpoints import Checkpoint, read_checkpoint
+from stages.geometry import cameras
+from stages.geometry.rotations import rot6d_columns_to_matrix
+from stages.models.scorehmr.body25 import NAMES, chain_of, evidence
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.guidance import SmoothTerm, ViewTerm
-from stages.models.scorehmr.keypoints import KeypointTerm, Observed
-from stages.models.scorehmr.points import NAMES, chain_of, evidence
+from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
+from stages.models.scorehmr.kinematic_chain import Chain
 from stages.models.scorehmr.refiner import Evidence, ScoreHmrRefiner
 from stages.models.scorehmr.schedule import tables
-from stages.models.scorehmr.travel import ACCELERATION, NOISE, smooth_translations
-from stages.units import track_units, view_units
+from stages.models.scorehmr.translation_smoothing import ACCELERATION, NOISE, smooth_translations
+from stages.refinement.windows import track_units, view_units
+from stages.smpl.body import load_body
 
 
 def random_chain(pose_dirs: bool) -> Chain:

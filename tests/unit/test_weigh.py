@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from stages.human.body import load_body
-from stages.human.rotations import axis_angle_to_matrix, matrix_to_rot6d_columns
-from stages.models.scorehmr.arms import POSE, Arms, Scene, in_picture, in_space
-from stages.models.scorehmr.chain import Chain
-from stages.models.scorehmr.points import chain_of
-from stages.models.scorehmr.weigh import PIXEL, Trust, Weigher
+from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_rot6d_columns
+from stages.models.scorehmr.body25 import chain_of
+from stages.models.scorehmr.kalman_update import PIXEL, Trust, Weigher
+from stages.models.scorehmr.kinematic_chain import Chain
+from stages.models.scorehmr.linearized_body import POSE, Arms, Scene, in_picture, in_space
+from stages.smpl.body import load_body
 from tests.unit.test_scorehmr import random_chain
 
 F, N = 800.0, 5

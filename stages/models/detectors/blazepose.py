@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, MachineError
-from stages.human import crops
-from stages.human.joints import SETS, index
-from stages.human.oks import extent, oks, sigmas, suppress
+from stages.geometry import crops
+from stages.keypoints.joint_sets import SETS, index
+from stages.keypoints.oks import extent, oks, sigmas, suppress
 from stages.models.detectors import Found, clip_boxes, hash_files
 
 FILES = ("pose_detection.tflite", "pose_landmark_full.tflite")

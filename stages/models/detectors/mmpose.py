@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.checkpoints import check_keys, read_checkpoint
 from stages.errors import AssetError
-from stages.human.joints import SETS
+from stages.files.checkpoints import check_keys, read_checkpoint
+from stages.keypoints.joint_sets import SETS
 from stages.models.detectors import Found, hash_files
 
 INSTALL = 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2'

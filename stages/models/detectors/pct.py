@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.checkpoints import read_checkpoint
 from stages.errors import AssetError
-from stages.human import crops
-from stages.human.joints import SETS
-from stages.models import pct
+from stages.files.checkpoints import read_checkpoint
+from stages.geometry import crops
+from stages.keypoints.joint_sets import SETS
 from stages.models.detectors import Found, hash_files
+from stages.models.pct import network
 
 SIDE = 256
 PADDING = 1.12  # of the box, by mmpose's top-down rule, in PCT's published evaluation
@@ -39,7 +39,7 @@ class PctPose:
     def __init__(self, path: Path, device: str) -> None:
         self.path, self.device = path, device
         self.sha256 = hash_files(path)
-        self._network: pct.PCT | None = None
+        self._network: network.PCT | None = None
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
@@ -82,13 +82,13 @@ class PctPose:
             [place, np.broadcast_to(sure.double().cpu().numpy()[:, None, None], (len(box), 17, 1))], 2
         )
 
-    def network(self) -> pct.PCT:
+    def network(self) -> network.PCT:
         if self._network is None:
             checkpoint = read_checkpoint(self.path)
-            tensors = checkpoint.without(*pct.PREFIXES)
-            if not pct.is_pct(tensors):
+            tensors = checkpoint.without(*network.PREFIXES)
+            if not network.is_pct(tensors):
                 raise AssetError(
                     f"{checkpoint.where} is no pose model of PCT", "tokenizers and backbones alone find no joints"
                 )
-            self._network = pct.load_pct(tensors, checkpoint.where).to(self.device).prepare()
+            self._network = network.load_pct(tensors, checkpoint.where).to(self.device).prepare()
         return self._network

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, MachineError
-from stages.human import crops
-from stages.human.joints import SETS
-from stages.human.oks import iou, suppress
+from stages.geometry import crops
+from stages.keypoints.joint_sets import SETS
+from stages.keypoints.oks import iou, suppress
 from stages.models.detectors import Found, clip_boxes, hash_files
 
 FILES = ("detector.onnx", "pose.onnx")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError
-from stages.human.joints import SETS
+from stages.keypoints.joint_sets import SETS
 from stages.models.detectors import Found, clip_boxes, hash_files
 
 HUB = {"detector": "PekingU/rtdetr_r50vd_coco_o365", "pose": "usyd-community/vitpose-base-simple"}

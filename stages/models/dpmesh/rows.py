@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.checkpoints import Checkpoint
-from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS, Column
+from stages.artefacts.kinds import JOINT_COLUMNS, SMPL_COLUMNS, Column
 from stages.errors import ArtefactError, AssetError, InputError
-from stages.human import crops, heatmap
-from stages.human.joints import SETS
-from stages.human.rotations import axis_angle_to_matrix
+from stages.files.checkpoints import Checkpoint
+from stages.geometry import crops, heatmaps
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.keypoints.joint_sets import SETS
 from stages.models import People
 
 CROP, HEAT, SIGMA = 256, 32, 2.5
@@ -54,7 +54,7 @@ def condition_of(people: People) -> Condition:
 
     The crop is rounded to float32, as artefacts store it, so that each way gives the same bits.
     """
-    keypoints = heatmap.dpmesh_keypoints(people.keypoints, people.joints)
+    keypoints = heatmaps.dpmesh_keypoints(people.keypoints, people.joints)
     columns = people.columns
     if PLACE in columns:
         crop = columns[PLACE]
@@ -65,7 +65,7 @@ def condition_of(people: People) -> Condition:
     elif "heatmaps/crop" in columns:
         crop = crops.scaled(columns["heatmaps/crop"], CROP / HEAT)
     else:
-        crop = crops.scaled(heatmap.condition(keypoints, people.size, HEAT).affine, CROP / HEAT)
+        crop = crops.scaled(heatmaps.condition(keypoints, people.size, HEAT).affine, CROP / HEAT)
     crop = np.asarray(crop, np.float32).astype(np.float64)
     seen = np.isfinite(crop).all((1, 2))
     xy = crops.apply(crops.scaled(crop, HEAT / CROP), keypoints[..., :2].astype(np.float64)).astype(np.float32)
@@ -94,7 +94,7 @@ class _Rows:
     uses: tuple[str, ...] = ("heatmaps/value", "heatmaps/crop", LATENT, PLACE)
 
     def __init__(self, model: Any, *, device: str = "cpu", licence: str = "unknown", source: str = "") -> None:
-        from stages.models.dpmesh.fast import prepare
+        from stages.models.dpmesh.cpu_inference import prepare
 
         if device == "cpu" and model.dtype == torch.float16:  # which CPUs emulate, fifty times slower
             model = model.float()
@@ -104,7 +104,7 @@ class _Rows:
 
     @classmethod
     def recognises(cls, names: frozenset[str]) -> bool:
-        from stages.models.dpmesh.names import recognises
+        from stages.models.dpmesh.checkpoint_names import recognises
 
         return recognises(names)
 
@@ -290,8 +290,8 @@ class DPMeshRecoverer(_Rows):
     @classmethod
     def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> DPMeshRecoverer:
         """`body`: the body to report joints of; else the checkpoint's own SMPL, else the embedded one."""
-        from stages.human.body import Body, load_body
-        from stages.models.dpmesh.names import body_arrays
+        from stages.models.dpmesh.checkpoint_names import body_arrays
+        from stages.smpl.body import Body, load_body
 
         model, arrays = _network(checkpoint)
         own = body_arrays(arrays)
@@ -350,7 +350,7 @@ def _network(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, Tensor]]:
 
 def _origin(checkpoint: Checkpoint | None) -> dict[str, str]:
     """What the rows say of the weights: their licence, and the file that they were converted from."""
-    from stages.models.dpmesh.names import LICENCE
+    from stages.models.dpmesh.checkpoint_names import LICENCE
 
     known = checkpoint.licence if checkpoint else "unknown"
     return {

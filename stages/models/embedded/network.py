@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.embedded.kinematics import Skeleton, rot6d_to_matrix
-from stages.models.embedded.view import INPUTS
+from stages.models.embedded.virtual_camera import INPUTS
 
 OUT = 24 * 6 + 10 + 3  # rotations, betas, place
 FEEDBACK = OUT + 17 * 2 * 2

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.checkpoints import Checkpoint, check_keys
-from stages.columns import Column
+from stages.artefacts.kinds import Column
 from stages.errors import AssetError
-from stages.human import crops
+from stages.files.checkpoints import Checkpoint, check_keys
+from stages.geometry import crops
 from stages.models import People
+from stages.models.backbones.resnet import ResNet, fold_batch_norms
 from stages.models.pare.network import PARTS, POSE_CHANNELS, SHAPE_CHANNELS, Pare
-from stages.models.resnet import ResNet, fold_batch_norms
 
 SIDE = 224
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255

@@ -20,21 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.checkpoints import Checkpoint, check_keys, read_checkpoint
 from stages.errors import AssetError
-from stages.human.body import Body
-from stages.human.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
+from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
+from stages.geometry.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
 from stages.models.scorehmr import schedule
-from stages.models.scorehmr.arms import POSE, Arms
+from stages.models.scorehmr.body25 import HIPS, chain_of
 from stages.models.scorehmr.denoiser import Denoiser
-from stages.models.scorehmr.features import Statistics
-from stages.models.scorehmr.fit import fit
+from stages.models.scorehmr.feature_statistics import Statistics
+from stages.models.scorehmr.gradient_fit import fit
 from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
-from stages.models.scorehmr.keypoints import KeypointTerm, Observed
-from stages.models.scorehmr.loop import Codec, Plan, refine
-from stages.models.scorehmr.points import HIPS, chain_of
-from stages.models.scorehmr.travel import smooth_translations
-from stages.models.scorehmr.weigh import Weigher
+from stages.models.scorehmr.kalman_update import Weigher
+from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
+from stages.models.scorehmr.linearized_body import POSE, Arms
+from stages.models.scorehmr.sampler import Codec, Plan, refine
+from stages.models.scorehmr.translation_smoothing import smooth_translations
+from stages.smpl.body import Body
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "prior.safetensors"
 REFERENCE_FOCAL = 5000.0  # px, of the published checkpoints, whatever the picture
