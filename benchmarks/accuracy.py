@@ -32,7 +32,7 @@ from stages.files.checkpoints import read_checkpoint
 from stages.geometry import cameras
 from stages.geometry.rotations import about, axis_angle_to_matrix
 from stages.keypoints import joint_sets
-from stages.models import People
+from stages.models.base import People
 from stages.models.embedded import EmbeddedRecoverer
 from stages.smpl.body import Body, load_body
 

@@ -371,15 +371,16 @@ print(loaded, time.perf_counter() - start[0], time.process_time() - start[1])
 
 def loading(checkpoint: Path) -> dict[str, Any]:
     """Seconds to load a published file and its compact forms, each in a process of its own, files in the page cache."""
-    from stages.convert import Params, convert
+    from stages.convert import convert
+    from stages.params import ConvertParams
 
     result = {}
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
         files = {"published": checkpoint}
         for name, params in {
-            "converted": Params(),
-            "converted bfloat16": Params(dtype="bfloat16"),
-            "LoRA kept apart": Params(fold=False),
+            "converted": ConvertParams(),
+            "converted bfloat16": ConvertParams(dtype="bfloat16"),
+            "LoRA kept apart": ConvertParams(fold=False),
         }.items():
             files[name] = convert(checkpoint, Path(folder) / f"{name.replace(' ', '-')}.safetensors", params)
         for name, file in files.items():

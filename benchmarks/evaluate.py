@@ -32,8 +32,9 @@ from stages.datasets.annotations import Table, TableData
 from stages.datasets.protocols import PROTOCOLS
 from stages.engine.job import Job
 from stages.engine.runner import Run, run_rows
-from stages.evaluate import Params, run
+from stages.evaluate import run
 from stages.keypoints.joint_sets import get
+from stages.params import EvaluateParams
 from stages.smpl import body_files
 from stages.smpl.body import load_body
 
@@ -172,7 +173,7 @@ def main() -> None:
         add_bodies(folder)
         data, meshes = tables(given.rows, folder)
         out = folder / "x.scores.h5"
-        _, wall, cpu = timed(lambda: run(meshes, data, out, Params(), Run()))
+        _, wall, cpu = timed(lambda: run(meshes, data, out, EvaluateParams(), Run()))
         memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         poses, loop = posers(folder)
         rows = range(min(given.plain, given.rows))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 
+from stages.params import RecoverParams
+
 if __name__ == "stages":  # `python benchmarks/x.py` searches this folder first and found this file: give it the package
     import importlib
 
@@ -84,7 +86,7 @@ def run_stage(stage: str, detections: Path, out: Path) -> dict[str, float]:
     """One stage in this process: seconds, seconds of computing, MiB."""
     spent = [0.0]
     if stage == "recover":
-        model, sha256 = recover.load(recover.Params(), None, "cpu")  # before the clock: no matter of rows
+        model, sha256 = recover.load(RecoverParams(), None, "cpu")  # before the clock: no matter of rows
         kind: Any = type(model)
         kind.__call__ = timed(kind.__call__, spent)
         recover.load = lambda *args: (model, sha256)

@@ -33,7 +33,7 @@ def check(
     """
     from stages.artefacts.table import open_artefact
     from stages.artefacts.validate import check
-    from stages.engine.job import check_rows_agree
+    from stages.engine.provenance import check_rows_agree
     from stages.errors import InputError
 
     found: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from hmr_cli._flags import stage_command
 from stages.artefacts.kinds import Column
 from stages.errors import UsageError
-from stages.evaluate import Params
+from stages.params import EvaluateParams, RecoverParams, RefineParams
 
 DETECTIONS = (
     Column("keypoints/xy", "f4", ("R", "J", 2), "px", "the papers' 2D input"),
@@ -57,7 +57,7 @@ def evaluate() -> None:
     """
 
 
-@stage_command(app, Params, name="score")
+@stage_command(app, EvaluateParams, name="score")
 def score(
     name: Name,
     *,
@@ -69,7 +69,7 @@ def score(
     style: Style = "markdown",
     plot: Plot = None,
     out: Path | None = None,
-    params: Params,
+    params: EvaluateParams,
     run: Any,
 ) -> Any:
     """MPJPE, PA-MPJPE, MPVE and more, the papers' rows beside ours, the protocol in one line.
@@ -217,10 +217,10 @@ def recovered(dataset: Any, run: Any, *, ckpt: Path | None = None, refine: bool 
             "--ckpt or --meshes of SMPL bodies; without licensed files: hmr eval synth-oc",
         )
     quick = dataclasses.replace(run, shard=(0, 1), strict=False)
-    meshes = recovery.run(dataset.detections, None, recovery.Params(), quick, ckpt=ckpt)
+    meshes = recovery.run(dataset.detections, None, RecoverParams(), quick, ckpt=ckpt)
     if not refine:
         return meshes
-    params = refinement.Params(mode=refinement.mode_of(dataset.detections))
+    params = RefineParams(mode=refinement.mode_of(dataset.detections))
     return refinement.run(meshes, dataset.detections, None, params, quick)
 
 
@@ -287,7 +287,9 @@ def table(
             method = f"{stem}, {_name(ckpt, dataset, refine)}"
             target = out / f"{stem}{'-refined' if refine else ''}.scores.h5"
             meshes = recovered(dataset, run, ckpt=ckpt, refine=refine)
-            rows.append({"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, Params(), run))})
+            rows.append(
+                {"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, EvaluateParams(), run))}
+            )
     text = tables.table(rows, style)
     (out / f"table.{'tex' if style == 'latex' else 'md'}").write_text(f"{text}\n")
     return Scores({"rows": rows, "out": out}, text)
@@ -324,7 +326,7 @@ def occlusion_map(
     from stages.evaluation.occlusion_map import picture
     from stages.loaders.people import PeopleOf
     from stages.media.images import write_image
-    from stages.recover import Params as RecoverParams
+    from stages.params import RecoverParams
     from stages.recover import load
     from stages.smpl.body import load_body
 

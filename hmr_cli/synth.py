@@ -8,17 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from hmr_cli._flags import stage_command
-from stages.synth import Params
+from stages.params import SynthParams
 
 app = typer.Typer()
 
 
-@stage_command(app, Params)
+@stage_command(app, SynthParams)
 def synth(
     name: Annotated[str, typer.Argument(help="synth, synth-oc, synth-pc, synth-crowd, synth-video or synth-views.")],
     *,
     out: Path,
-    params: Params,
+    params: SynthParams,
     run: Any,
 ) -> Path:
     """Synthetic scenes with exact ground truth: pictures, keypoints from a stated error model, the truth itself.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hmr_cli._flags import stage_command
-from stages.view import Params
+from stages.params import ViewParams
 
 app = typer.Typer()
 Table = Annotated[Path, typer.Argument(help="A *.meshes.h5 or *.detections.h5 file.", show_default=False)]
@@ -20,9 +20,9 @@ Attention = Annotated[
 ]
 
 
-@stage_command(app, Params)
+@stage_command(app, ViewParams)
 def view(
-    table: Table, *, detections: Detections = None, attention: Attention = None, out: Path, params: Params, run: Any
+    table: Table, *, detections: Detections = None, attention: Attention = None, out: Path, params: ViewParams, run: Any
 ) -> Any:
     """Overlays, side views, turning views, videos and an HTML report. Needs no display.
 

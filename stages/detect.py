@@ -25,11 +25,11 @@ from stages.keypoints import joint_sets
 from stages.keypoints.oks import sigmas
 from stages.keypoints.tracking import MAX_GAP, Tracker
 from stages.media.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
-from stages.media.images import MAX_PIXELS
 from stages.media.intrinsics import CameraFile
 from stages.models import find
-from stages.models.detectors import AUTO_CPU, AUTO_GPU, DETECTORS, Detector, Found, clip_boxes
-from stages.params import param
+from stages.models.detectors.base import Detector, Found, clip_boxes
+from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
+from stages.params import DetectParams
 
 COLUMNS = (
     Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
@@ -38,26 +38,10 @@ COLUMNS = (
 SEQUENCE_FPS = 25.0  # assumed where photos are tracked
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr detect`."""
-
-    detector: str = param("auto", f"auto, {', '.join(DETECTORS)}, or your own as package.module:Class.")
-    detector_config: str = param("", "mmpose: name of the shipped config, where the checkpoint's name does not say it.")
-    min_score: float | None = param(None, "Lowest score of a person; default: the detector's own.")
-    max_people: int = param(0, "At most this many people in a picture, the best ones; 0 = all.")
-    focal: float | None = param(None, "Focal length of all pictures.", unit="px")
-    fov: float | None = param(None, "Horizontal angle of view of all pictures.", unit="degrees")
-    tracks: str = param("video", "Link people over time: video, all (photos in their order too), none.")
-    every: int = param(1, "Take each n-th frame of a video.")
-    views: bool = param(False, "Each input is one camera of a multi-view take (frames/view).")
-    max_pixels: int = param(MAX_PIXELS, "Larger pictures are refused.", unit="px")
-
-
 def run(
     inputs: Sequence[str | Path],
     out: Path | None,
-    params: Params = Params(),
+    params: DetectParams = DetectParams(),
     run: Run = Run(),
     *,
     files_from: Path | None = None,
@@ -111,7 +95,7 @@ def run(
     )
 
 
-def _check(params: Params, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
+def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
     if boxes is not None and (inputs or files_from or cameras or params.focal or params.fov):
         raise UsageError("--boxes takes pictures and cameras from its own file", "give --root, if they have moved")
     if boxes is None and not inputs and files_from is None:
@@ -130,7 +114,7 @@ def _check(params: Params, inputs: Sequence[Any], files_from: Any, boxes: Any, c
         raise UsageError(f"--tracks {params.tracks}: one of video, all, none")
 
 
-def choose(params: Params, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
+def choose(params: DetectParams, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
     """The detector, and the one that finds its people where it cannot (`alone`: no boxes are given).
 
     auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the mend.
@@ -176,7 +160,7 @@ def detect(
     detector: Detector,
     helper: Detector | None,
     camera: CameraFile | None,
-    params: Params,
+    params: DetectParams,
     workers: int,
 ) -> Callable[[np.ndarray], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
     """The function frames -> (frame columns, row columns, columns)."""
@@ -206,7 +190,7 @@ def detect(
     return batch
 
 
-def select(people: Found, params: Params, size: tuple[int, int]) -> Found:
+def select(people: Found, params: DetectParams, size: tuple[int, int]) -> Found:
     """The people to keep, best first: finite, inside the picture by a pixel at least, sure enough, not too many."""
     people = dataclasses.replace(people, box=clip_boxes(people.box, size))
     fine = np.isfinite(people.box).all(1) & (people.box[:, 2:] - people.box[:, :2] >= 1).all(1)
@@ -215,7 +199,7 @@ def select(people: Found, params: Params, size: tuple[int, int]) -> Found:
     return people.take(keep[: params.max_people or None])
 
 
-def set_cameras(table: dict[str, Any], params: Params, camera: CameraFile | None) -> None:
+def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile | None) -> None:
     """Put the user's intrinsics, if any, into the frame columns. A frame whose camera cannot be right fails."""
     if params.focal is None and params.fov is None and camera is None:
         return

@@ -9,7 +9,6 @@ latent of each crop, from which another checkpoint or other keypoints on the sam
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,18 @@ from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.runner import Job, Run, run_rows
 from stages.errors import UsageError
-from stages.files.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
+from stages.files.checkpoints import Checkpoint, read_checkpoint, usable
 from stages.loaders.people import PeopleOf, check_given, model_record, opened, set_option
-from stages.models import EXTRACTORS, RowModel, find
-from stages.params import param
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr features`."""
-
-    model: str = param("", "dpmesh, dpmesh-latents, pare, prohmr or package.module:Class; empty: what --ckpt is for.")
-    precision: str = param("float16", "DPMesh: float16, or float32 for exactly what a run without files computes.")
+from stages.models import find, find_loader
+from stages.models.base import RowModel
+from stages.models.tables import EXTRACTORS
+from stages.params import FeaturesParams
 
 
 def run(
     detections: Path | Artefact,
     out: Path | None,
-    params: Params = Params(),
+    params: FeaturesParams = FeaturesParams(),
     run: Run = Run(),
     *,
     ckpt: Path | None = None,

@@ -8,7 +8,6 @@ Gaussian in it, an unseen one an empty map.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,20 +20,10 @@ from stages.engine.runner import Job, Run, run_rows
 from stages.errors import ArtefactError, UsageError
 from stages.geometry import heatmaps
 from stages.keypoints import joint_sets
-from stages.params import param
+from stages.params import HeatmapsParams
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr heatmaps`; the defaults are DPMesh's."""
-
-    joint_set: str = param("dpmesh30", "Joints to draw; dpmesh30 is what DPMesh's checkpoints take.")
-    size: int = param(32, "Side of the square maps.", unit="px")
-    sigma: float = param(2.5, "Width of the Gaussians.", unit="heatmap px")
-    threshold: float = param(0.05, "A joint with a higher score counts as seen.")
-
-
-def columns(params: Params) -> tuple[Column, ...]:
+def columns(params: HeatmapsParams) -> tuple[Column, ...]:
     """What is written, with the sizes that these settings give."""
     count, side = len(joint_sets.get(params.joint_set)), params.size
     return (
@@ -47,7 +36,9 @@ def columns(params: Params) -> tuple[Column, ...]:
     )
 
 
-def run(detections: Path | Artefact, out: Path | None, params: Params = Params(), run: Run = Run()) -> Path | Artefact:
+def run(
+    detections: Path | Artefact, out: Path | None, params: HeatmapsParams = HeatmapsParams(), run: Run = Run()
+) -> Path | Artefact:
     """Write the heatmaps of all rows to `out` (None: in memory). A person without a seen joint is a failed row.
 
     Raises ArtefactError for detections without keypoints, UsageError for impossible settings.
@@ -76,7 +67,7 @@ def run(detections: Path | Artefact, out: Path | None, params: Params = Params()
     return run_rows(job, lambda: compute(table, list(names), params), out, run)
 
 
-def compute(table: Artefact, names: list[str], params: Params) -> Callable[[np.ndarray], dict[str, object]]:
+def compute(table: Artefact, names: list[str], params: HeatmapsParams) -> Callable[[np.ndarray], dict[str, object]]:
     """The function rows -> columns."""
 
     def batch(rows: np.ndarray) -> dict[str, object]:

@@ -17,35 +17,21 @@ from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.runner import Job, Run, run_rows
 from stages.errors import UsageError
-from stages.files.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
+from stages.files.checkpoints import Checkpoint, read_checkpoint, usable
 from stages.loaders.people import PeopleOf, check_given, model_record, opened, set_option
-from stages.models import RECOVERERS, RowModel, find
-from stages.params import param
+from stages.models import find, find_loader
+from stages.models.base import RowModel
+from stages.models.tables import RECOVERERS
+from stages.params import RecoverParams
 from stages.smpl.body import load_body
 
 GENDERS = ("neutral", "female", "male")
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr recover`."""
-
-    model: str = param(
-        "", "embedded, dpmesh, postometro, fastmetro or package.module:Class; empty: what --ckpt is for."
-    )
-    body: str = param("", "Body model, by name or file; empty: the recoverer's own.")
-    gender: str = param("neutral", "Of the body model that --body names: neutral, female or male.")
-    focal: str = param(
-        "row",
-        "DPMesh: row, or first: bodies are placed for the focal length of the first picture of each batch, "
-        "as in the authors' program; then --batch-size changes results.",
-    )
-
-
 def run(
     detections: Path | Artefact,
     out: Path | None,
-    params: Params = Params(),
+    params: RecoverParams = RecoverParams(),
     run: Run = Run(),
     *,
     ckpt: Path | None = None,
@@ -88,7 +74,7 @@ def run(
     return run_rows(job, lambda: lambda rows: model(people(rows)), out, run)
 
 
-def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]:
+def load(params: RecoverParams, ckpt: Path | None, device: str) -> tuple[RowModel, str]:
     """The recoverer that `params` and the checkpoint ask for, and the SHA-256 of its weights ('' if it has none)."""
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
     loader = loader_of(params.model, checkpoint)

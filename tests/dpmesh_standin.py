@@ -47,15 +47,16 @@ def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
     """A detections file with the people of these photos: of one with two."""
     need_shared()
     from stages.engine.runner import Run
-    from stages.formats.keypoint_files import read_coco
-    from stages.import_ import Params, run
+    from stages.formats.coco import read_coco
+    from stages.import_ import run
+    from stages.params import ImportParams
 
     known = json.loads((PHOTOS / "person_keypoints.json").read_text())
     known["images"] = [i for i in known["images"] if i["file_name"] in used]
     ids = {i["id"] for i in known["images"]}
     known["annotations"] = [a for a in known["annotations"] if a["image_id"] in ids and a["num_keypoints"]]
     (folder / "people.json").write_text(json.dumps(known))
-    params = Params()
+    params = ImportParams()
     out = folder / "people.detections.h5"
     run(read_coco(folder / "people.json", PHOTOS, params), PHOTOS, out, params, Run())
     return out

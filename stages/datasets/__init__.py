@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import AssetError, UsageError
+from stages.params import SynthParams
 from stages.synthetic.sets import SETS
 
 # name -> module of stages/datasets that reads the original layout
@@ -100,4 +101,4 @@ def built(name: str, run: Any = None) -> Path:
     run = dataclasses.replace(run or Run(), shard=(0, 1), batch_size=None, force=False, fresh=False, dry_run=False)
     folder = cache_dir() / f"synth-{VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
-    return synth.run(name, folder / f"{name}.detections.h5", synth.Params(), run)
+    return synth.run(name, folder / f"{name}.detections.h5", SynthParams(), run)

@@ -6,12 +6,9 @@ is left. Out: the path of the whole artefact, or an `Artefact` in memory when `o
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,10 @@ from stages.artefacts.table import Artefact, open_artefact
 from stages.artefacts.validate import check_cameras
 from stages.engine.assembly import Finish, join_in_memory, join_on_disk
 from stages.engine.batching import Tables, attempt, columns_of, store
-from stages.engine.job import SILENT, Job, Report, Run, check_rows_agree, differences, estimate, make_header
+from stages.engine.interrupts import interruptible
+from stages.engine.job import SILENT, Job, Report, Run
 from stages.engine.parts import Parts, n_parts, part_range
+from stages.engine.provenance import check_rows_agree, differences, estimate, make_header
 from stages.errors import ArtefactError, InputError, Interrupted, RowsFailed, UsageError
 from stages.files.atomic import check_space
 
@@ -292,30 +291,6 @@ def _dry_run(parts: Parts, header: dict[str, Any], run: Run) -> Path:
         f"would make {parts.out}: {header['n']} {_unit(header)}, {done} of {n_parts(header)} parts are there{other}"
     )
     return parts.out
-
-
-@contextlib.contextmanager
-def interruptible(report: Any) -> Iterator[list[int]]:
-    """Inside, the first Ctrl-C or SIGTERM only puts its exit code in the list; the second stops at once."""
-    stopped: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, _: Any) -> None:
-        stopped.append(128 + number)
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
-        report.note("finishing this part; once more stops at once (nothing finished is lost)")
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _frame_tables(job: Job, values: Any) -> Tables:

@@ -16,9 +16,9 @@ from stages.datasets import joint_regressors
 from stages.datasets.base import Dataset, Truth
 from stages.datasets.protocols import protocol_of
 from stages.errors import InputError, UsageError
-from stages.evaluate import check_body, relative
 from stages.evaluation import metrics
-from stages.models import People
+from stages.evaluation.scorer import check_body, relative
+from stages.models.base import People
 
 GREY = 127
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.errors import AssetError, HmrError, MachineError, UsageError
+from stages.errors import AssetError, HmrError, MachineError
 from stages.files.hashing import sha256_of
 
 AGAIN = "download it again and compare its size or SHA-256 with the publisher's"
@@ -125,32 +125,6 @@ def write_checkpoint(
     finally:
         partial.unlink(missing_ok=True)
     return path
-
-
-def find_loader(table: Mapping[str, str], checkpoint: Checkpoint) -> Any:
-    """The class of `table` (see stages.models) that recognises the file. Raises AssetError naming the choices."""
-    found = loaders(table, checkpoint)
-    if found:
-        return next(iter(found.values()))
-    tops = sorted({".".join(name.split(".")[:2]) for name in checkpoint.names})
-    raise AssetError(
-        f"{checkpoint.where} is a checkpoint of none of {', '.join(table)}: "
-        f"its {len(checkpoint.names)} tensors are called {_some(tops)}",
-        "name its class by --model, or see what it holds with: hmr checkpoint FILE",
-    )
-
-
-def loaders(table: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, Any]:
-    """The classes of `table` that recognise the file, by name. A system that cannot be imported here is not asked."""
-    from stages.models import find
-
-    found: dict[str, Any] = {}
-    for name in table:
-        with contextlib.suppress(UsageError):
-            loader: Any = find(table, name)
-            if loader.recognises(checkpoint.names):
-                found[name] = loader
-    return found
 
 
 def check_keys(

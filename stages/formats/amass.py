@@ -21,10 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stages.errors import InputError
 from stages.files.atomic import write_bytes
+from stages.formats.bodies import Bodies, _npz
+from stages.formats.source import parse_size
+from stages.geometry import cameras
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from stages.loaders.motion import Motion
-from stages.smpl.body import Body
+from stages.params import ImportBodiesParams as Params
+from stages.smpl.body import Body, load_body
 
 TO_WORLD = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
@@ -87,3 +92,30 @@ def from_amass(arrays: dict[str, np.ndarray], body: Body) -> dict[str, np.ndarra
         "betas": betas.numpy(),
         "transl": transl.numpy(),
     }
+
+
+def read_amass(path: Path, params: Params) -> Bodies:
+    """An AMASS npz, or one of `hmr export`: every frame one person, seen by a level camera at the world's origin."""
+    arrays, fingerprint = _npz(path, ("poses", "trans", "betas"))
+    poses = np.asarray(arrays["poses"])
+    if poses.ndim != 2 or poses.shape[1] < 66 or len(arrays["trans"]) != len(poses):
+        raise InputError(f"{path}: poses {poses.shape}, trans {arrays['trans'].shape}: no AMASS motion")
+    body = load_body(params.body)
+    smpl = from_amass(arrays, body)
+    n = len(poses)
+    rate = float(arrays.get("mocap_framerate", arrays.get("mocap_frame_rate", 30.0)))
+    size = np.tile(np.array(parse_size(params.size) or (1000, 1000)), (n, 1))
+    K = cameras.default_K(size)
+    with torch.no_grad():
+        out = [
+            torch.from_numpy(np.asarray(smpl[k], np.float32)) for k in ("global_orient", "body_pose", "betas", "transl")
+        ]
+        points = body(*out).joints.numpy()
+    front = (points[..., 2] > 0.1).all(1)
+    xy = cameras.project(np.where(front[:, None, None], points, 1.0), K)
+    box = np.where(front[:, None], np.concatenate([xy.min(1), xy.max(1)], 1), 0)
+    names = [f"{path.stem}#{i:06d}" for i in range(n)]
+    return Bodies(
+        "amass", path, fingerprint, names, size, np.arange(n), box, smpl, K,
+        track=np.zeros(n, int), time=np.arange(n) / rate, video=True,
+    )  # fmt: skip

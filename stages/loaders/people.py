@@ -15,7 +15,7 @@ import numpy as np
 from stages.artefacts.table import Artefact, open_artefact
 from stages.errors import ArtefactError, UsageError
 from stages.media.frames import FrameSource
-from stages.models import People, RowModel
+from stages.models.base import People, RowModel
 
 
 class PeopleOf:

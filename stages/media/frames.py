@@ -27,8 +27,9 @@ import numpy as np
 
 from stages.artefacts.kinds import FAILED, OK
 from stages.errors import InputError, UsageError
-from stages.media.images import MAX_PIXELS, Picture, file_fingerprint, intrinsics, read_picture, write_image
+from stages.media.images import Picture, file_fingerprint, intrinsics, read_picture, write_image
 from stages.media.video import Video, time_base, video_times, write_video
+from stages.params import MAX_PIXELS
 
 __all__ = ["FrameList", "FrameSource", "Picture", "frame_columns", "intrinsics", "list_frames", "open_frame"]
 __all__ += ["read_frames", "write_image", "write_video"]

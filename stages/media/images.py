@@ -18,8 +18,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from stages.artefacts.kinds import K_DEFAULT, K_EXIF
 from stages.errors import InputError
+from stages.params import MAX_PIXELS
 
-MAX_PIXELS, MIN_SIDE = 100_000_000, 32
+MIN_SIDE = 32
 DIAGONAL_35MM = float(np.hypot(36.0, 24.0))
 WHOLE, SAMPLE, SAMPLES = (
     1 << 24,

@@ -24,7 +24,7 @@ from stages.models.scorehmr.refiner import Evidence, Result, ScoreHmrRefiner, Se
 from stages.refinement.windows import Filled, Unit, track_units, view_units
 
 if TYPE_CHECKING:
-    from stages.refine import Params
+    from stages.params import RefineParams
 
 WINDOW, MARGIN = 256, 64  # frames of a track that are computed together, and more on both sides that only steady them
 LIMIT = 512  # elements at once
@@ -38,7 +38,7 @@ COLUMNS = (
 )
 
 
-def columns(params: Params) -> tuple[Column, ...]:
+def columns(params: RefineParams) -> tuple[Column, ...]:
     """What is written; with several hypotheses, all of them too."""
     N = params.hypotheses
     if N == 1:
@@ -73,7 +73,7 @@ def usable(meshes: Artefact, features: Artefact | None) -> np.ndarray:
     return good if features is None else good & (features.rows["status"] == OK)
 
 
-def plan_rows(meshes: Artefact, params: Params, usable: np.ndarray) -> Plan:
+def plan_rows(meshes: Artefact, params: RefineParams, usable: np.ndarray) -> Plan:
     """What is computed together, and, with `fill_gaps`, the table with rows for the filled frames."""
     rows, frames = meshes.rows, meshes.frames
     status = np.where(usable, rows["status"], FAILED)
@@ -108,7 +108,7 @@ def plan_rows(meshes: Artefact, params: Params, usable: np.ndarray) -> Plan:
     return Plan(memory("meshes", frames=frames, rows=made, columns={}), element[order], units, filled, usable)
 
 
-def settings(refiner: ScoreHmrRefiner, params: Params) -> Settings:
+def settings(refiner: ScoreHmrRefiner, params: RefineParams) -> Settings:
     """What the refiner is told."""
     base = refiner.preset(params.preset, alone=params.mode == "frame")
     return dataclasses.replace(
@@ -127,7 +127,7 @@ def settings(refiner: ScoreHmrRefiner, params: Params) -> Settings:
 class Rows:
     """rows -> columns. Units of several rows are computed once and kept until their last row has been asked for."""
 
-    def __init__(self, tables: dict[str, Artefact], refiner: ScoreHmrRefiner, params: Params, plan: Plan) -> None:
+    def __init__(self, tables: dict[str, Artefact], refiner: ScoreHmrRefiner, params: RefineParams, plan: Plan) -> None:
         self.meshes, self.detections, self.features = tables["meshes"], tables["detections"], tables.get("features")
         self.refiner, self.params, self.plan, self.settings = refiner, params, plan, settings(refiner, params)
         self.names = tuple(self.detections.group_attrs("keypoints")["joints"])

@@ -26,7 +26,7 @@ def main(folder: Path, photos: list[Path]) -> None:
         from skimage import data
 
         write_image(folder / "astronaut.png", data.astronaut())
-    from stages.synth import draw
+    from stages.synthetic.examples import draw
 
     for name, number in SCENES:
         write_image(folder / f"{name}-{number}.jpg", draw(name, number))

@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.geometry.cameras import project
 from stages.geometry.rasterizer import Hits, rasterize, vertex_normals
 from stages.smpl.body import Body
+from stages.synthetic.occluders import _thing
 from stages.synthetic.scenes import Scene
 from stages.synthetic.sets import SIZE
 
@@ -73,27 +74,6 @@ def _seen(points: Tensor, K: Tensor, hits: Hits) -> np.ndarray:
     inside = (pixel >= 0).all(-1) & (pixel[..., 0] < width) & (pixel[..., 1] < height) & (points[..., 2] > 0)
     place = (pixel[..., 1] * width + pixel[..., 0]).clamp(0, width * height - 1)
     return (inside & (points[..., 2] <= depth[place] + BEHIND)).numpy()
-
-
-def _thing(kind: str, size: np.ndarray, centre: np.ndarray, turn: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Vertices (V, 3) and outward faces of a box, panel or ball: a grid on a cube, bent to a sphere for the ball."""
-    steps = np.linspace(-1, 1, 9)
-    u, v = (g.ravel() for g in np.meshgrid(steps, steps, indexing="ij"))
-    quad = np.array([[i * 9 + j, i * 9 + j + 9, i * 9 + j + 10, i * 9 + j + 1] for i in range(8) for j in range(8)])
-    vertices: list[np.ndarray] = []
-    faces: list[np.ndarray] = []
-    for axis in range(3):
-        for side in (-1.0, 1.0):
-            points = np.empty((len(u), 3))
-            points[:, axis], points[:, (axis + 1) % 3], points[:, (axis + 2) % 3] = side, u, v
-            order = quad if side > 0 else quad[:, ::-1]
-            faces.append(np.concatenate([order[:, [0, 1, 2]], order[:, [0, 2, 3]]]) + 81 * len(vertices))
-            vertices.append(points)
-    points = np.concatenate(vertices)
-    if kind == "ball":
-        points /= np.linalg.norm(points, axis=1, keepdims=True)
-    points = (points * size) @ turn.T + centre
-    return torch.tensor(points.astype(np.float32)), torch.from_numpy(np.concatenate(faces))
 
 
 def _clothes(at: np.ndarray, top: float, look: int) -> np.ndarray:

@@ -27,11 +27,11 @@ from stages.errors import UsageError
 from stages.files.checkpoints import write_checkpoint
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
+from stages.params import TrainEmbeddedParams as Params
 from stages.params import to_json
 from stages.smpl.body import Body, load_body
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
 from stages.training.loop import ByProgress, train
-from stages.training.settings import Embedded as Params
 from stages.training.synthetic_keypoints import Batch, Camera, Defects, draw_batch
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"

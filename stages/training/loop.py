@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stages.engine.runner import SILENT, interruptible
+from stages.engine.interrupts import interruptible
+from stages.engine.runner import SILENT
 from stages.errors import ArtefactError, Interrupted
 from stages.files.atomic import disk
 

@@ -34,10 +34,10 @@ from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from stages.models.embedded.network import Network
 from stages.models.embedded.recoverer import EmbeddedRecoverer
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss
+from stages.params import TrainPriorParams as Params
 from stages.params import to_json
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
 from stages.training.loop import ByProgress, train
-from stages.training.settings import Prior as Params
 from stages.training.synthetic_keypoints import Camera, Defects, draw_batch, draw_rotation
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"

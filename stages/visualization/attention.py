@@ -18,11 +18,12 @@ from stages.artefacts.table import Artefact, open_artefact
 from stages.engine.device import resolve_device
 from stages.engine.runner import Run
 from stages.errors import UsageError
-from stages.files.checkpoints import find_loader, read_checkpoint
+from stages.files.checkpoints import read_checkpoint
 from stages.keypoints.joint_sets import SETS
 from stages.loaders.people import PeopleOf
 from stages.media.frames import write_image
-from stages.models import EXTRACTORS
+from stages.models import find_loader
+from stages.models.tables import EXTRACTORS
 from stages.visualization import draw
 
 TILE, COLUMNS = 160, 6

@@ -9,7 +9,7 @@ import torch
 
 from stages.errors import ArtefactError, UsageError
 from stages.files.checkpoints import read_checkpoint
-from stages.recover import Params as RecoverParams
+from stages.params import RecoverParams
 from stages.recover import load
 from stages.smpl.body import load_body
 from stages.synthetic.mocap import load_poses

@@ -14,7 +14,8 @@ import torch
 
 from stages.files.checkpoints import Checkpoint
 from stages.geometry import cameras, crops, rotations
-from stages.models import People, pare
+from stages.models.base import People
+from stages.models.pare import extractors
 from stages.models.scorehmr.body25 import OPENPOSE25_MIX, OPENPOSE25_VERTICES
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss, sinusoid
 from stages.models.scorehmr.feature_statistics import Statistics
@@ -338,7 +339,7 @@ def test_crop(case: tuple[Fixtures, Path]) -> None:
     image = np.ascontiguousarray(c.data["image_bgr"][:, :, ::-1])
     none = np.zeros((n, 0, 3))
     people = People(box, none, (), np.zeros((n, 3, 3)), np.zeros((n, 2)), np.zeros(n, int), np.arange(n), [image])
-    patch = pare.prepare(people)
+    patch = extractors.prepare(people)
     c.check("patch_every_4th", patch[:, :, ::4, ::4])
     c.check("patch_mean", patch.mean((2, 3)))
     assert tuple(patch.shape) == tuple(c.data["patch_shape"])
@@ -359,7 +360,7 @@ def test_pare(case: tuple[Fixtures, Path]) -> None:
     c = Case(case)
     images = torch.from_numpy(c.fixtures.weights.array(str(c.data["img_name"]), tuple(c.data["img_shape"])))
     for prefix, scale in (("", 1.0), ("soft_", 1 / 64)):
-        extractor = pare.PareExtractor.load(stand_in(c.fixtures, "manifest_pare.json", scale))
+        extractor = extractors.PareExtractor.load(stand_in(c.fixtures, "manifest_pare.json", scale))
         features = extractor.features(images)
         c.check(f"{prefix}pose_feats", features[:, :3072].view(-1, 128, 24))
         c.check(f"{prefix}cam_shape_feats", features[:, 3072:].view(-1, 64, 24))
@@ -377,7 +378,7 @@ def test_pare(case: tuple[Fixtures, Path]) -> None:
 def test_prohmr_backbone(case: tuple[Fixtures, Path]) -> None:
     c = Case(case)
     images = torch.from_numpy(c.fixtures.weights.array(str(c.data["img_name"]), tuple(c.data["img_shape"])))
-    features = pare.ProHmrExtractor.load(stand_in(c.fixtures, "manifest_prohmr_backbone.json")).features(images)
+    features = extractors.ProHmrExtractor.load(stand_in(c.fixtures, "manifest_prohmr_backbone.json")).features(images)
     c.check("feats", features)
     with np.load(c.fixtures.find("geometry.npz")) as geometry:
         stats = Statistics.from_arrays(

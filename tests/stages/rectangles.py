@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors import Found
+from stages.models.detectors.base import Found
 
 SPREAD = np.random.default_rng(0).uniform(0, 1, (17, 2))
 calls: list[int] = []  # pictures per call

@@ -253,14 +253,18 @@ def test_men_are_compared_with_men(
 ) -> None:
     """The neutral protocol is another number: the stand-ins differ by five per cent."""
     from stages.engine.runner import Run
-    from stages.evaluate import Params, run
+    from stages.evaluate import run
+    from stages.params import EvaluateParams
 
     tree = tree_of("3dpw-oc", made, tmp_path_factory)
     rows, vertices = people(tree)
     data = open_dataset(tree.name, tree.data, partial=True)
     meshes = trees.estimate(rows, vertices, tmp_path / "test.meshes.h5")
-    found = [run(meshes, data, None, Params(protocol=p), Run()).attrs["summary"]["mpve"] for p in ("dpmesh", "neutral")]
-    again = [run(meshes, data, None, Params(), Run(batch_size=n)).attrs["summary"]["mpve"] for n in (1, 5)]
+    found = [
+        run(meshes, data, None, EvaluateParams(protocol=p), Run()).attrs["summary"]["mpve"]
+        for p in ("dpmesh", "neutral")
+    ]
+    again = [run(meshes, data, None, EvaluateParams(), Run(batch_size=n)).attrs["summary"]["mpve"] for n in (1, 5)]
     assert again == [found[0]] * 2  # to the last digit, men and women in one batch or apart
     assert abs(found[0] - found[1]) > 3
 
@@ -273,7 +277,8 @@ def test_emdb_scores_the_joints_of_the_kinematic_tree(
 
     from stages.artefacts.table import memory
     from stages.engine.runner import Run
-    from stages.evaluate import Params, run
+    from stages.evaluate import run
+    from stages.params import EvaluateParams
 
     tree = tree_of("emdb", made, tmp_path_factory)
     data = open_dataset(tree.name, tree.data, partial=True)
@@ -293,7 +298,7 @@ def test_emdb_scores_the_joints_of_the_kinematic_tree(
         columns={f"smpl/{k}": v for k, v in smpl.items()},
         group_attrs={"smpl": {"body_model": "smpl", "gender": "female"}},
     )
-    scores = run(meshes, data, None, Params(), Run())
+    scores = run(meshes, data, None, EvaluateParams(), Run())
     gaps = np.linalg.norm(a - b, axis=-1)
     assert (gaps > 1e-4).sum(1).tolist() == [2, 2, 2]
     np.testing.assert_allclose(scores.read("errors/mpjpe"), 1000 * gaps.mean(1), atol=1e-2)
@@ -332,7 +337,8 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
 ) -> None:
     """Two people's bodies exchanged: nothing changes there, everything where rows are compared with rows."""
     from stages.engine.runner import Run
-    from stages.evaluate import Params, run
+    from stages.evaluate import run
+    from stages.params import EvaluateParams
 
     found = {}
     for layout in ("panoptic", "3dpw json"):
@@ -342,7 +348,7 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
         assert rows.rows["frame"].tolist() == [0, 0, 1, 1, 2, 2]
         for name, order in (("right", [0, 1, 2, 3, 4, 5]), ("swapped", [1, 0, 3, 2, 5, 4])):
             meshes = trees.estimate(rows, vertices[order], tmp_path / f"{layout}{name}.meshes.h5")
-            found[layout, name] = run(meshes, data, None, Params(), Run()).attrs["summary"]["mpjpe"]
+            found[layout, name] = run(meshes, data, None, EvaluateParams(), Run()).attrs["summary"]["mpjpe"]
     assert found["panoptic", "swapped"] == pytest.approx(found["panoptic", "right"], abs=1e-3)
     assert found["3dpw json", "swapped"] > 2 * found["3dpw json", "right"]
 
@@ -368,7 +374,8 @@ def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     layout: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     from stages.engine.runner import Run
-    from stages.evaluate import Params, run
+    from stages.evaluate import run
+    from stages.params import EvaluateParams
 
     tree = tree_of(layout, made, tmp_path_factory)
     rows, vertices = people(tree)
@@ -376,7 +383,7 @@ def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     names = list(rows.group_attrs("keypoints")["joints"])
     data.table.keypoints = data.table.keypoints.copy()
     data.table.keypoints[0, names.index("left_knee"), 2] = 0.04
-    scores = run(trees.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, Params(), Run())
+    scores = run(trees.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, EvaluateParams(), Run())
     scored = protocol_of("dpmesh").joints
     seen = scores.read("errors/visible").astype(bool)
     head, knee = scored.index("head_top"), scored.index("left_knee")  # no detector gives the top of the head

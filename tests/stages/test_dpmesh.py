@@ -20,10 +20,11 @@ from stages.geometry.cameras import project
 from stages.keypoints.joint_sets import SETS
 from stages.models.dpmesh import DPMeshExtractor, DPMeshRecoverer
 from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
+from stages.models.dpmesh.inputs import condition_of
 from stages.models.dpmesh.network import camera_translation, focal_of
 from stages.models.dpmesh.outputs import full_translation
-from stages.models.dpmesh.rows import condition_of
 from stages.models.dpmesh.weights import load, own_names
+from stages.params import ConvertParams, FeaturesParams
 from stages.visualization import attention
 from tests import dpmesh_standin as standin
 
@@ -84,7 +85,7 @@ def test_features_in_memory_and_in_file_are_the_same_bits(direct: Path, publishe
 
 
 def test_latents_stand_for_the_pictures(direct: Path, published: Path, detections: Path, folder: Path) -> None:
-    latents = run(detections, folder / "latents.features.h5", ckpt=published, params=features.Params("dpmesh-latents"))
+    latents = run(detections, folder / "latents.features.h5", ckpt=published, params=FeaturesParams("dpmesh-latents"))
     again = features.run(detections, None, ckpt=published, latents=latents, root=folder / "no pictures here")
     with open_artefact(direct) as file:
         np.testing.assert_array_equal(file.read("features/dpmesh"), again.read("features/dpmesh"))
@@ -153,9 +154,9 @@ def test_attention_pictures(published: Path, detections: Path, folder: Path) -> 
 def forms(published: Path, folder: Path) -> dict[str, Path]:
     made = {}
     for name, params in {
-        "separate": convert.Params(fold=False),
-        "folded": convert.Params(),
-        "bf16": convert.Params(dtype="bfloat16"),
+        "separate": ConvertParams(fold=False),
+        "folded": ConvertParams(),
+        "bf16": ConvertParams(dtype="bfloat16"),
     }.items():
         made[name] = convert.convert(published, folder / f"{name}.safetensors", params)
     return made
@@ -179,11 +180,11 @@ def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshR
         for key, value in wanted.items():
             # Not the same bits: where weights lie in the file decides how they are aligned in memory.
             np.testing.assert_allclose(out[key], value, atol=1e-5 * max(1, np.abs(value).max()), err_msg=key)
-    assert convert.convert(published, folder / "folded.safetensors", convert.Params()).exists()
+    assert convert.convert(published, folder / "folded.safetensors", ConvertParams()).exists()
     with pytest.raises(InputError, match="made from another file or otherwise"):
-        convert.convert(published, folder / "folded.safetensors", convert.Params(fold=False))
+        convert.convert(published, folder / "folded.safetensors", ConvertParams(fold=False))
     with pytest.raises(UsageError, match="int8"):
-        convert.convert(published, folder / "x.safetensors", convert.Params(dtype="int8"))
+        convert.convert(published, folder / "x.safetensors", ConvertParams(dtype="int8"))
 
 
 @torch.no_grad()
@@ -209,7 +210,7 @@ def test_converted_file_says_what_it_is(published: Path, folder: Path) -> None:
     assert header["dtype"] == "float32" and '"width": 64' in header["architecture"]
     found = convert.describe(folder / "said.safetensors")["dpmesh"]
     assert found["lora"] == "folded (rank 64, 144 layers)" and found["precision"] == "float32"
-    small = convert.convert(folder / "said.safetensors", folder / "small.safetensors", convert.Params(dtype="float16"))
+    small = convert.convert(folder / "said.safetensors", folder / "small.safetensors", ConvertParams(dtype="float16"))
     again = read_checkpoint(small).metadata  # a copy of a copy knows where it comes from
     assert again["source_sha256"] == header["source_sha256"] and again["lora_layers"] == "144"
 

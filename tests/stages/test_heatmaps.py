@@ -16,6 +16,7 @@ from stages.geometry import crops
 from stages.geometry import heatmaps as heatmap
 from stages.geometry.cameras import default_K
 from stages.keypoints import joint_sets
+from stages.params import HeatmapsParams
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "dpmesh"
 
@@ -114,7 +115,7 @@ def test_nobody() -> None:
 
 
 def test_other_sets_sizes_and_bad_settings() -> None:
-    params = heatmaps.Params(joint_set="coco17", size=64, sigma=4.0)
+    params = HeatmapsParams(joint_set="coco17", size=64, sigma=4.0)
     assert heatmaps.run(detections(people(2)), None, params).shape("heatmaps/value") == (2, 17, 64, 64)
     with pytest.raises(UsageError):
-        heatmaps.run(detections(people(1)), None, heatmaps.Params(sigma=0.0))
+        heatmaps.run(detections(people(1)), None, HeatmapsParams(sigma=0.0))

@@ -12,12 +12,14 @@ from stages import recover
 from stages.artefacts.kinds import OK
 from stages.artefacts.table import memory
 from stages.errors import AssetError
-from stages.files.checkpoints import find_loader, read_checkpoint, write_checkpoint
+from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.geometry import cameras
 from stages.keypoints.joint_sets import SETS
-from stages.models import RECOVERERS, People
+from stages.models import find_loader
+from stages.models.base import People
 from stages.models.postometro import FastMetroRecoverer, PctExtractor, PostoMetroRecoverer, recoverers, weights
 from stages.models.postometro.network import FastMetro, Mesh
+from stages.models.tables import RECOVERERS
 from stages.smpl import mesh_sampling
 from stages.smpl.body import load_body
 from tests.parity.conftest import SHARED, Fixtures

@@ -17,7 +17,8 @@ from stages.errors import AssetError, UsageError
 from stages.geometry import cameras
 from stages.geometry.rotations import about, axis_angle_to_matrix
 from stages.keypoints import joint_sets
-from stages.models import People
+from stages.models.base import People
+from stages.params import RecoverParams
 from stages.smpl.body import Body, load_body
 
 SMPL = joint_sets.get("smpl24")
@@ -200,21 +201,21 @@ class Unfinished:
 
 def test_a_recoverer_of_ones_own() -> None:
     table = detections(scene(12)[0])
-    made = recovered(table, params=recover.Params(model=f"{__name__}:Constant"))
+    made = recovered(table, params=RecoverParams(model=f"{__name__}:Constant"))
     np.testing.assert_array_equal(made.read("smpl/transl"), np.tile([0, 0, 1], (12, 1)))
     assert not made.has("joints/xyz")
     with pytest.raises(UsageError, match=r"lacks .*needs_images"):
-        recovered(table, params=recover.Params(model=f"{__name__}:Unfinished"))
+        recovered(table, params=RecoverParams(model=f"{__name__}:Unfinished"))
 
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     table = detections(scene(3)[0])
     with pytest.raises(UsageError, match="no model 'nobody'"):
-        recovered(table, params=recover.Params(model="nobody"))
+        recovered(table, params=RecoverParams(model="nobody"))
     with pytest.raises(AssetError, match="no checkpoint at"):
         recovered(table, ckpt=tmp_path / "absent.safetensors")
     with pytest.raises(AssetError, match="no body model"):
-        recovered(table, params=recover.Params(body="absent"))
+        recovered(table, params=RecoverParams(body="absent"))
     maps = memory(
         "heatmaps",
         frames=table.frames,

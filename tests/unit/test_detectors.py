@@ -12,8 +12,10 @@ from stages.errors import AssetError
 from stages.keypoints.joint_sets import SETS
 from stages.keypoints.oks import iou, oks, sigmas
 from stages.media.frames import open_frame
-from stages.models.detectors import DETECTORS, Found, blazepose, clip_boxes
+from stages.models.detectors import blazepose
+from stages.models.detectors.base import Found, clip_boxes
 from stages.models.detectors.blazepose import ANCHORS, BlazePose, windows
+from stages.models.tables import DETECTORS
 from tests import real
 
 SIGMA = sigmas(SETS["coco17"])

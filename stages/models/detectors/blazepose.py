@@ -29,7 +29,7 @@ from stages.errors import AssetError, MachineError
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS, index
 from stages.keypoints.oks import extent, oks, sigmas, suppress
-from stages.models.detectors import Found, clip_boxes, hash_files
+from stages.models.detectors.base import Found, clip_boxes, hash_files
 
 FILES = ("pose_detection.tflite", "pose_landmark_full.tflite")
 GET = "hmr assets get blazepose"

@@ -32,7 +32,7 @@ import numpy as np
 from stages.errors import AssetError
 from stages.files.checkpoints import check_keys, read_checkpoint
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors import Found, hash_files
+from stages.models.detectors.base import Found, hash_files
 
 INSTALL = 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2'
 _DATE = re.compile(r"-[0-9a-f]{8}_\d{8}$")  # how mmpose's checkpoints end: -<hash>_<date>

@@ -15,7 +15,7 @@ from stages.errors import AssetError
 from stages.files.checkpoints import read_checkpoint
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors import Found, hash_files
+from stages.models.detectors.base import Found, hash_files
 from stages.models.pct import network
 
 SIDE = 256

@@ -18,7 +18,7 @@ from stages.errors import AssetError, MachineError
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
 from stages.keypoints.oks import iou, suppress
-from stages.models.detectors import Found, clip_boxes, hash_files
+from stages.models.detectors.base import Found, clip_boxes, hash_files
 
 FILES = ("detector.onnx", "pose.onnx")
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, of RTMPose's configs; YOLOX takes plain BGR

@@ -16,7 +16,7 @@ import numpy as np
 
 from stages.errors import AssetError
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors import Found, clip_boxes, hash_files
+from stages.models.detectors.base import Found, clip_boxes, hash_files
 
 HUB = {"detector": "PekingU/rtdetr_r50vd_coco_o365", "pose": "usyd-community/vitpose-base-simple"}
 NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")

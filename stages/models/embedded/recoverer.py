@@ -22,7 +22,7 @@ from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
 from stages.geometry.cameras import look_at
 from stages.geometry.rotations import matrix_to_axis_angle
 from stages.keypoints import joint_sets
-from stages.models import People
+from stages.models.base import People
 from stages.models.embedded.kinematics import Skeleton, matmul3, rotate
 from stages.models.embedded.network import Network
 from stages.models.embedded.virtual_camera import features, solve_pelvis

@@ -14,7 +14,7 @@ from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint
 from stages.geometry import cameras, crops
 from stages.keypoints.joint_sets import SETS, convert
-from stages.models import People
+from stages.models.base import People
 from stages.models.pct import network as pct
 from stages.models.pct.network import PCT, TOKENS, WIDTH, PoseTokens
 from stages.models.postometro import weights

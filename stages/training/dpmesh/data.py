@@ -24,7 +24,7 @@ from stages.geometry.rotations import about, axis_angle_to_matrix, matrix_to_axi
 from stages.keypoints.joint_sets import SETS, convert, flip
 from stages.keypoints.noise import disturb
 from stages.loaders.people import PeopleOf
-from stages.models.dpmesh.rows import CROP, HEAT
+from stages.models.dpmesh.inputs import CROP, HEAT
 from stages.smpl.body import Body
 from stages.synthetic.mocap import mirror
 from stages.training.augmentation import Change as Common

@@ -35,12 +35,12 @@ from stages.models.dpmesh.checkpoint_names import LICENCE
 from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
 from stages.models.dpmesh.network import DPMesh, camera_translation, project_to_crop
 from stages.models.dpmesh.weights import RANK, add_lora, load, own_names
+from stages.params import TrainDPMeshParams as Params
 from stages.params import to_json
 from stages.smpl.body import Body, load_body
 from stages.training.dpmesh import losses
 from stages.training.dpmesh.data import Batch, Examples
 from stages.training.loop import BySteps, train
-from stages.training.settings import DPMesh as Params
 
 CLIP = 10.0
 TERMS = 6

@@ -34,13 +34,13 @@ from stages.models.pct.network import PCT, Tokenizer
 from stages.models.postometro.network import JOINTS, FastMetro, PostoMetro
 from stages.models.postometro.recoverers import check_body
 from stages.models.postometro.weights import renamed
+from stages.params import TrainPostoMetroParams as Params
 from stages.smpl.body import Body, load_body
 from stages.smpl.mesh_sampling import MeshLevels, of_body, selection
 from stages.training.loop import train
 from stages.training.postometro import losses
 from stages.training.postometro.data import Examples, Keypoints
 from stages.training.postometro.steps import Trainer, frozen
-from stages.training.settings import PostoMetro as Params
 
 WAVELENGTH = 2.0  # metres
 RIDGE = 1e-3

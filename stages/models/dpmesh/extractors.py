@@ -1,12 +1,7 @@
-"""DPMesh on rows of a picture: `hmr features` (DPMeshExtractor, DPMeshLatents) and `hmr recover` (DPMeshRecoverer).
-
-Keypoints decide the crop; the detector's box is not looked at. Columns of earlier artefacts are used where they are
-given: heatmaps (value, crop), the crop's latent, or the merged features, in which case no picture is needed.
-"""
+"""DPMesh up to its features: `hmr features` (DPMeshExtractor, DPMeshLatents)."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,72 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.artefacts.kinds import JOINT_COLUMNS, SMPL_COLUMNS, Column
+from stages.artefacts.kinds import Column
 from stages.errors import ArtefactError, AssetError, InputError
 from stages.files.checkpoints import Checkpoint
-from stages.geometry import crops, heatmaps
-from stages.geometry.rotations import axis_angle_to_matrix
-from stages.keypoints.joint_sets import SETS
-from stages.models import People
-
-CROP, HEAT, SIGMA = 256, 32, 2.5
-LATENT, FEATURES, PLACE = "features/latent", "features/dpmesh", "features/crop"
-NO_BODY = (
-    "the checkpoint holds no SMPL body, so joints are those of the embedded body, which DPMesh was not trained with; "
-    "give it by --body smpl (hmr body-model add)"
+from stages.models.base import People
+from stages.models.dpmesh.inputs import (
+    CROP_COLUMN,
+    FEATURES,
+    HEAT,
+    LATENT,
+    PLACE,
+    SIGMA,
+    Condition,
+    condition_of,
+    crop_images,
 )
-CROP_COLUMN = Column(PLACE, "f4", ("R", 2, 3), "px", "affine from picture to 256-pixel crop")
-
-
-@dataclasses.dataclass
-class Condition:
-    """Crops (n, 2, 3), picture to 256 px; joints xy (n, 30, 2) of 32 px and mask (n, 30); rows with any seen joint."""
-
-    affine: np.ndarray
-    xy: np.ndarray
-    mask: np.ndarray
-    keypoints: np.ndarray
-    seen: np.ndarray
-
-    @property
-    def errors(self) -> list[str]:
-        return [
-            "" if s else "too few keypoints in the picture with a score above 0.05 to place a crop" for s in self.seen
-        ]
-
-
-def condition_of(people: People) -> Condition:
-    """The crop from given latents or features, else from given heatmaps, else from the keypoints by DPMesh's rule.
-
-    The crop is rounded to float32, as artefacts store it, so that each way gives the same bits.
-    """
-    keypoints = heatmaps.dpmesh_keypoints(people.keypoints, people.joints)
-    columns = people.columns
-    if PLACE in columns:
-        crop = columns[PLACE]
-        if not np.allclose(
-            crops.scaled(columns.get("heatmaps/crop", crop * 0.125), 8), crop, 1e-5, 8e-3, equal_nan=True
-        ):
-            raise ArtefactError("the heatmaps belong to other crops than the latents or features", "make both again")
-    elif "heatmaps/crop" in columns:
-        crop = crops.scaled(columns["heatmaps/crop"], CROP / HEAT)
-    else:
-        crop = crops.scaled(heatmaps.condition(keypoints, people.size, HEAT).affine, CROP / HEAT)
-    crop = np.asarray(crop, np.float32).astype(np.float64)
-    seen = np.isfinite(crop).all((1, 2))
-    xy = crops.apply(crops.scaled(crop, HEAT / CROP), keypoints[..., :2].astype(np.float64)).astype(np.float32)
-    mask = (keypoints[..., 2] > 0.05) & (xy >= 0).all(-1) & (xy < HEAT).all(-1)
-    return Condition(crop, np.nan_to_num(xy), mask & seen[:, None], keypoints, seen)
-
-
-def crop_images(images: list[np.ndarray], frame: np.ndarray, affine: np.ndarray) -> Tensor:
-    """Crops (n, 3, 256, 256) in [0, 1] of RGB uint8 pictures.
-
-    Bilinear, zeros outside, fractions of grey levels kept. OpenCV 5 samples exactly; OpenCV 4, like the published
-    environment, on a grid of 1/32 pixel (up to 4 grey levels apart on smooth pictures). Whichever is installed is used.
-    """
-    patches = crops.warp(images, frame, affine.astype(np.float32), CROP, np.float32)
-    return torch.from_numpy(np.clip(patches, 0, 255) / np.float32(255)).permute(0, 3, 1, 2).contiguous()
 
 
 class _Rows:
@@ -263,78 +207,6 @@ class DPMeshExtractor(_Rows):
         # Features reach 65504 only when weights are broken; a clamp would hide that, an infinity fails the row.
         merged = self.diffusion(people, condition)["merged"].to(getattr(torch, self.precision))
         return {FEATURES: merged, PLACE: condition.affine.astype(np.float32), "error": condition.errors}
-
-
-class DPMeshRecoverer(_Rows):
-    """SMPL parameters in the picture's camera, and the body's 24 joints.
-
-    The confidence of a joint is the score of the keypoint that stands for it in the network's input, 0 where none does:
-    DPMesh itself does not say how sure it is. `focal`: "row", or "first" for what the authors' program does: every body
-    of a batch is placed for a camera with the focal length of the batch's first picture. `remark`: what a user should
-    know before the results are trusted.
-    """
-
-    columns = (*SMPL_COLUMNS, *JOINT_COLUMNS)
-    uses = (FEATURES, *_Rows.uses)
-    focal = "row"
-    remark = ""
-
-    def __init__(self, model: Any, body: Any, **options: Any) -> None:
-        super().__init__(model, **options)
-        self.body = body.to(self.device)
-        self.group_attrs = {
-            "smpl": {"body_model": body.name, "gender": body.gender},
-            "joints": {"joints": list(SETS["smpl24"])},
-        }
-
-    @classmethod
-    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> DPMeshRecoverer:
-        """`body`: the body to report joints of; else the checkpoint's own SMPL, else the embedded one."""
-        from stages.models.dpmesh.checkpoint_names import body_arrays
-        from stages.smpl.body import Body, load_body
-
-        model, arrays = _network(checkpoint)
-        own = body_arrays(arrays)
-        remark = "" if own or body is not None else NO_BODY
-        if body is None:
-            body = Body.from_arrays(**own, name="smpl", licence="SMPL licence") if own else load_body("embedded")
-        made = cls(model, body, device=device, **_origin(checkpoint))
-        made.remark = remark
-        return made
-
-    def needs_images(self, given: frozenset[str]) -> bool:
-        return FEATURES not in given and LATENT not in given
-
-    @torch.no_grad()
-    def __call__(self, people: People) -> dict[str, Any]:
-        from stages.models.dpmesh.network import focal_of
-        from stages.models.dpmesh.outputs import full_translation
-
-        condition = condition_of(people)
-        if FEATURES in people.columns:
-            merged = torch.from_numpy(np.asarray(people.columns[FEATURES], np.float32)).to(self.device)
-        else:
-            merged = self.diffusion(people, condition)["merged"]
-        out = self.by_row(self.model.regress, merged)
-        back = crops.invert(np.where(condition.seen[:, None, None], condition.affine, np.eye(2, 3)))
-        center = torch.from_numpy(crops.apply(back, np.full((len(people), 1, 2), CROP / 2))[:, 0]).float()
-        side = torch.from_numpy(back[:, 0, 0] * CROP).float()
-        focal, K = focal_of(torch.from_numpy(people.size)).float(), torch.from_numpy(people.K).float()
-        if self.focal == "first":
-            K = K.clone()
-            K[:, [0, 1], [0, 1]] = focal[0]
-        place = (x.to(self.device) for x in (focal, center, side, K))
-        transl = full_translation(out["camera"], *place)
-        pose = torch.cat([out["global_orient"][:, None], out["body_pose"]], 1)
-        return {
-            "smpl/global_orient": out["global_orient"],
-            "smpl/body_pose": out["body_pose"],
-            "smpl/betas": out["betas"],
-            "smpl/transl": transl,
-            "joints/xyz": self.body.joints(axis_angle_to_matrix(pose), out["betas"], transl),
-            "joints/confidence": (condition.keypoints[:, :24, 2] * condition.mask[:, :24]).clip(0, 1),
-            "error": condition.errors,
-        }
 
 
 def _network(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, Tensor]]:
