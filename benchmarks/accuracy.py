@@ -32,7 +32,7 @@ from stages.files.checkpoints import read_checkpoint
 from stages.geometry import cameras
 from stages.geometry.rotations import about, axis_angle_to_matrix
 from stages.keypoints import joint_sets
-from stages.models.base import People
+from stages.models.base import PersonBatch
 from stages.models.embedded import EmbeddedRecoverer
 from stages.smpl.body import Body, load_body
 
@@ -119,9 +119,9 @@ def grouped(xy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(rng.random((n, 1)) < 0.5, limbs, beyond)
 
 
-def people_of(keypoints: np.ndarray, K: np.ndarray, size: np.ndarray) -> People:
+def people_of(keypoints: np.ndarray, K: np.ndarray, size: np.ndarray) -> PersonBatch:
     n = len(keypoints)
-    return People(np.zeros((n, 4)), keypoints, COCO, K, size, np.zeros(n, int), np.arange(n))
+    return PersonBatch(np.zeros((n, 4)), keypoints, COCO, K, size, np.zeros(n, int), np.arange(n))
 
 
 def mocap(model: EmbeddedRecoverer, shared: Path, n: int = 2000) -> list[dict[str, Any]]:
@@ -213,7 +213,7 @@ def speed(model: EmbeddedRecoverer, n: int = 512) -> dict[str, float]:
     many, one = people_of(keypoints, K, size), people_of(keypoints[:1], K[:1], size[:1])
     model(many)
 
-    def best(people: People, times: int) -> float:
+    def best(people: PersonBatch, times: int) -> float:
         spent = []
         for _ in range(times):
             start = time.thread_time()

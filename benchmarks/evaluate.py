@@ -28,10 +28,10 @@ import torch
 
 from stages.artefacts.kinds import Column
 from stages.artefacts.table import Artefact, open_artefact
-from stages.datasets.annotations import Table, TableData
+from stages.datasets.annotations import AnnotatedData, Annotations
 from stages.datasets.protocols import PROTOCOLS
-from stages.engine.job import Job
-from stages.engine.runner import Run, run_rows
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.evaluate import run
 from stages.keypoints.joint_sets import get
 from stages.params import EvaluateParams
@@ -64,11 +64,11 @@ def people(n: int, seed: int) -> dict[str, np.ndarray]:
     return found | {"transl": found["transl"] + np.array([0, 0, 4], np.float32)}
 
 
-def tables(n: int, folder: Path) -> tuple[TableData, Artefact]:
+def tables(n: int, folder: Path) -> tuple[AnnotatedData, Artefact]:
     """A data set of n rows, a man and a woman in turns of a thousand frames, and a file of meshes for it."""
     truth = people(n, 1)
     K = np.array([[600, 0, 320], [0, 600, 240], [0, 0, 1]], np.float32)
-    table = Table(
+    table = Annotations(
         name="3dpw (random)",
         protocol=PROTOCOL.name,
         root=folder,
@@ -85,7 +85,7 @@ def tables(n: int, folder: Path) -> tuple[TableData, Artefact]:
             "gender": np.where(np.arange(n) // 1000 % 2, "female", "male"),
         },
     )
-    data, estimate = TableData(table, folder), people(n, 2)
+    data, estimate = AnnotatedData(table, folder), people(n, 2)
     job = Job(
         stage="benchmark",
         kind="meshes",
@@ -95,7 +95,7 @@ def tables(n: int, folder: Path) -> tuple[TableData, Artefact]:
         group_attrs={"smpl": {"body_model": "smpl", "gender": "neutral"}},
     )
     out = folder / "x.meshes.h5"
-    run_rows(job, lambda: lambda rows: {f"smpl/{name}": v[rows] for name, v in estimate.items()}, out, Run())
+    run_rows(job, lambda: lambda rows: {f"smpl/{name}": v[rows] for name, v in estimate.items()}, out, RunOptions())
     return data, open_artefact(out)
 
 
@@ -122,7 +122,7 @@ def posers(folder: Path) -> tuple[dict[str, Any], str]:
     return {gender: poser(gender) for gender in GENDERS}, "smplx, one row at a time"
 
 
-def plain(data: TableData, meshes: Artefact, rows: range, poses: dict[str, Any], folder: Path) -> np.ndarray:
+def plain(data: AnnotatedData, meshes: Artefact, rows: range, poses: dict[str, Any], folder: Path) -> np.ndarray:
     """The errors of rows, one after the other: (n, 3) MPJPE, PA-MPJPE, MPVE in mm."""
     regressor = np.load(folder / "J_regressor_h36m_correct.npy").astype(np.float32)
     pelvis, names = load_body("smpl").J_regressor[0].numpy(), get(PROTOCOL.joint_set)
@@ -173,7 +173,7 @@ def main() -> None:
         add_bodies(folder)
         data, meshes = tables(given.rows, folder)
         out = folder / "x.scores.h5"
-        _, wall, cpu = timed(lambda: run(meshes, data, out, EvaluateParams(), Run()))
+        _, wall, cpu = timed(lambda: run(meshes, data, out, EvaluateParams(), RunOptions()))
         memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         poses, loop = posers(folder)
         rows = range(min(given.plain, given.rows))

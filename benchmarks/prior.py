@@ -32,18 +32,20 @@ from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Network
 from stages.models.scorehmr.body25 import evidence
 from stages.models.scorehmr.gradient_fit import fit
-from stages.models.scorehmr.refiner import EMBEDDED, Evidence, ScoreHmrRefiner, Settings
+from stages.models.scorehmr.refiner import EMBEDDED, EstimateBatch, ScoreHmrRefiner, ScoreHmrSettings
 from stages.smpl.body import Body, load_body
 from stages.synthetic.mocap import COCO, NOTHING, load_poses
-from stages.training.synthetic_keypoints import CROP, Batch, Camera, Defects, draw_batch
+from stages.training.synthetic_keypoints import CROP, Camera, Corruption, KeypointBatch, draw_batch
 
 RECOVERER = EMBEDDED.with_name("embedded.safetensors")
 NAMES = [f"{s}_{p}" for p in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder") for s in ("left", "right")]
 FOURTEEN = joint_sets.index(joint_sets.SETS["smpl24"], [*NAMES, "neck", "head"])
-EXACT = Defects(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
+EXACT = Corruption(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
 
 
-def draw(body: Body, poses: Path, source: str, subjects: tuple[str, ...], missing: float, px: float, n: int) -> Batch:
+def draw(
+    body: Body, poses: Path, source: str, subjects: tuple[str, ...], missing: float, px: float, n: int
+) -> KeypointBatch:
     """n people of held-out subjects with keypoints disturbed by exactly `px`, `missing` of them unseen."""
     bank = load_poses(poses, sources=source, subjects=subjects, without=())
     generator = torch.Generator().manual_seed(7)
@@ -58,7 +60,7 @@ def draw(body: Body, poses: Path, source: str, subjects: tuple[str, ...], missin
     return batch
 
 
-def recovered(network: Network, body: Body, batch: Batch) -> Evidence:
+def recovered(network: Network, body: Body, batch: KeypointBatch) -> EstimateBatch:
     """The recoverer's estimates of the batch; the focal length makes a picture pixel a crop pixel."""
     from stages.geometry.cameras import look_at
     from stages.models.embedded.virtual_camera import features, solve_pelvis
@@ -81,7 +83,7 @@ def recovered(network: Network, body: Body, batch: Batch) -> Evidence:
     K[:, 2, 2] = 1
     xy = (image * K[:, 0, 0]).permute(2, 1, 0)
     keypoints = torch.cat([xy, confidence.t()[..., None]], -1)
-    return Evidence(
+    return EstimateBatch(
         rotation, betas, transl, evidence(keypoints, tuple(COCO)), K, torch.full((n, 2), 256.0),
         torch.ones(n, dtype=torch.bool), torch.arange(n),
     )  # fmt: skip
@@ -95,7 +97,9 @@ def measure(body: Body, rotmat: Tensor, betas: Tensor, truth: np.ndarray) -> tup
     return float(metrics.mpjpe(a, b).mean()), float(metrics.pa_mpjpe(a, b).mean())
 
 
-def compare(refiner: ScoreHmrRefiner, settings: Settings, seen: Evidence, truth: np.ndarray) -> dict[str, Any]:
+def compare(
+    refiner: ScoreHmrRefiner, settings: ScoreHmrSettings, seen: EstimateBatch, truth: np.ndarray
+) -> dict[str, Any]:
     body = refiner.body
     for _ in range(2):  # the first warms up
         begin = time.process_time()

@@ -39,7 +39,7 @@ import numpy as np
 
 from stages import heatmaps, recover
 from stages.artefacts.kinds import KINDS
-from stages.artefacts.table import memory
+from stages.artefacts.table import in_memory
 from stages.engine.job import Job
 from stages.engine.runner import run_whole
 from stages.geometry import cameras
@@ -58,7 +58,7 @@ def write_detections(out: Path, n: int) -> None:
     names = list(joint_sets.get("coco17"))
     attrs = {"keypoints": {"joints": names, "joint_set": "coco17", "score_definition": "random"}}
     box = np.concatenate([xy.min(1), xy.max(1)], 1)
-    table = memory(
+    table = in_memory(
         "detections",
         frames={"name": [f"{i}.jpg" for i in range(count)], "size": size, "K": cameras.default_K(size * 1.0)},
         rows={"frame": np.arange(n) // PER_FRAME, "box": box},

@@ -150,7 +150,7 @@ def _stored_params(source: Path) -> str:
 
 
 def _run(flags: dict[str, Any], report: Any) -> Any:
-    from stages.engine.runner import Run
+    from stages.engine.job import RunOptions
 
     index, slash, count = flags["shard"].partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
@@ -161,4 +161,4 @@ def _run(flags: dict[str, Any], report: Any) -> Any:
         raise UsageError(f"--batch-size {flags['batch_size']}: must be 1 or more")
     if flags["workers"] < 0:
         raise UsageError(f"--workers {flags['workers']}: must be 0 or more")
-    return Run(**(flags | {"shard": (int(index), int(count)), "report": report}))
+    return RunOptions(**(flags | {"shard": (int(index), int(count)), "report": report}))

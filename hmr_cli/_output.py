@@ -18,7 +18,7 @@ from hmr_cli._errors import say
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
-class Report:
+class ConsoleReport:
     """Progress for a log file: plain lines. Also the base of the other two."""
 
     def start(self, title: str, total: int | None = None, *, unit: str = "rows", done: int = 0) -> None:
@@ -53,7 +53,7 @@ class Report:
         pass
 
 
-class Silent(Report):
+class QuietReport(ConsoleReport):
     """--quiet."""
 
     def note(self, text: str) -> None:
@@ -62,7 +62,7 @@ class Silent(Report):
     warn = note
 
 
-class Bar(Report):
+class BarReport(ConsoleReport):
     """A terminal: one rich progress bar with rate and time left."""
 
     def __init__(self) -> None:
@@ -114,13 +114,13 @@ class Bar(Report):
 
 
 @contextlib.contextmanager
-def make_report(*, quiet: bool) -> Iterator[Report]:
+def make_report(*, quiet: bool) -> Iterator[ConsoleReport]:
     """The reporter for this process's stderr."""
     try:
         terminal = sys.stderr.isatty()
     except (AttributeError, ValueError):  # stderr closed
         terminal = False
-    report = Silent() if quiet else Bar() if terminal else Report()
+    report = QuietReport() if quiet else BarReport() if terminal else ConsoleReport()
     try:
         yield report
     finally:

@@ -163,7 +163,8 @@ def rows(
         hmr eval rows 3dpw-oc --data 3DPW/ -o 3dpw-oc.detections.h5
     """
     from stages.datasets import LAYOUTS, open_dataset
-    from stages.engine.runner import Job, run_whole
+    from stages.engine.job import Job
+    from stages.engine.runner import run_whole
 
     if name not in LAYOUTS:
         raise UsageError(f"{name!r} is no licensed data set", "the synthetic sets: hmr synth NAME -o FILE")
@@ -324,7 +325,7 @@ def occlusion_map(
     from stages.engine.device import resolve_device
     from stages.evaluation.occlusion_map import occlusion_map as stage
     from stages.evaluation.occlusion_map import picture
-    from stages.loaders.people import PeopleOf
+    from stages.loaders.people import PersonLoader
     from stages.media.images import write_image
     from stages.params import RecoverParams
     from stages.recover import load
@@ -337,7 +338,7 @@ def occlusion_map(
         return out
     dataset = open_dataset(name, data, run, partial=partial)
     model, _ = load(RecoverParams(), ckpt, resolve_device(run.device))
-    people = PeopleOf(dataset.detections, uses=model.uses, needs_images=model.needs_images)
+    people = PersonLoader(dataset.detections, uses=model.uses, needs_images=model.needs_images)
     rows = np.unique(np.linspace(0, dataset.detections.n_rows - 1, limit).astype(int))
     attrs = model.group_attrs.get("smpl") or model.group_attrs.get("vertices") or {}
     body = load_body(str(attrs.get("body_model", "embedded")).split(" ")[0])

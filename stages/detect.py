@@ -18,7 +18,8 @@ import numpy as np
 from stages.artefacts.kinds import FAILED, K_USER, OK, Column
 from stages.artefacts.table import Artefact, open_artefact
 from stages.engine.device import resolve_device
-from stages.engine.runner import Job, Run, run_frames, run_rows
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_frames, run_rows
 from stages.errors import ArtefactError, AssetError, HmrError, InputError, UsageError
 from stages.files import cache
 from stages.keypoints import joint_sets
@@ -27,7 +28,7 @@ from stages.keypoints.tracking import MAX_GAP, Tracker
 from stages.media.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
 from stages.media.intrinsics import CameraFile
 from stages.models import find
-from stages.models.detectors.base import Detector, Found, clip_boxes
+from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
 from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
 from stages.params import DetectParams
 
@@ -42,7 +43,7 @@ def run(
     inputs: Sequence[str | Path],
     out: Path | None,
     params: DetectParams = DetectParams(),
-    run: Run = Run(),
+    run: RunOptions = RunOptions(),
     *,
     files_from: Path | None = None,
     boxes: Path | Artefact | None = None,
@@ -177,7 +178,7 @@ def detect(
         if helper and people:
             filled = detector(images, [p.box for p in people])
             people = [dataclasses.replace(p, keypoints=f.keypoints) for p, f in zip(people, filled, strict=True)]
-        found = [Found.nobody(count), *people]
+        found = [DetectedPeople.nobody(count), *people]
         keypoints = np.concatenate([p.keypoints for p in found])
         keypoints[~np.isfinite(keypoints[..., 2]), 2] = 0
         rows = {
@@ -190,7 +191,7 @@ def detect(
     return batch
 
 
-def select(people: Found, params: DetectParams, size: tuple[int, int]) -> Found:
+def select(people: DetectedPeople, params: DetectParams, size: tuple[int, int]) -> DetectedPeople:
     """The people to keep, best first: finite, inside the picture by a pixel at least, sure enough, not too many."""
     people = dataclasses.replace(people, box=clip_boxes(people.box, size))
     fine = np.isfinite(people.box).all(1) & (people.box[:, 2:] - people.box[:, :2] >= 1).all(1)

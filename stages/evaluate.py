@@ -19,7 +19,7 @@ from stages.artefacts.kinds import OK, Column
 from stages.datasets.base import Dataset
 from stages.datasets.protocols import Protocol, protocol_of
 from stages.errors import InputError
-from stages.evaluation.scorer import _scorer, threads
+from stages.evaluation.scorer import make_scorer, threads
 from stages.params import EvaluateParams
 
 COLUMNS = (
@@ -43,13 +43,14 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: EvaluateParams,
     Raises ArtefactError when the rows or the body topology differ.
     """
     from stages.artefacts.table import Artefact, open_artefact
-    from stages.engine.runner import Job, run_rows
+    from stages.engine.job import Job
+    from stages.engine.runner import run_rows
 
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
     protocol = protocol_of(params.protocol or dataset.protocol)
     dataset.check(protocol)
     with threads() as pool:
-        score, regressor = _scorer(table, dataset, protocol, pool)
+        score, regressor = make_scorer(table, dataset, protocol, pool)
         job = Job(
             stage="evaluate",
             kind="scores",

@@ -16,12 +16,12 @@ import numpy as np
 
 from stages.artefacts.table import Artefact, open_artefact
 from stages.engine.device import resolve_device
-from stages.engine.runner import Run
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, InputError, UsageError
 from stages.files.atomic import write_bytes
 from stages.formats.amass import to_amass, write_amass
-from stages.formats.glb import FLIP, Scene
-from stages.loaders.bodies import MeshRows
+from stages.formats.glb import FLIP, GltfScene
+from stages.loaders.bodies import BodyLoader
 from stages.loaders.motion import Sequence, even, motion, sequences
 from stages.params import ExportParams
 from stages.visualization import draw
@@ -30,7 +30,9 @@ FORMATS = ("glb", "npz", "obj")
 BINDS = ("auto", "pose", "t")
 
 
-def run(meshes: Path | Artefact, out: Path, params: ExportParams = ExportParams(), run: Run = Run()) -> dict[str, Any]:
+def run(
+    meshes: Path | Artefact, out: Path, params: ExportParams = ExportParams(), run: RunOptions = RunOptions()
+) -> dict[str, Any]:
     """Write the files to the folder `out`, or to the file `out` when its suffix is a format and one file comes of it.
 
     Returns {"out", "files", "people", "note"}. Raises UsageError, InputError (no such parameters in the table),
@@ -39,7 +41,7 @@ def run(meshes: Path | Artefact, out: Path, params: ExportParams = ExportParams(
     formats, alone = _formats(params, out)
     _check(params, run)
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
-    people = MeshRows(table, params.body, resolve_device(run.device))
+    people = BodyLoader(table, params.body, resolve_device(run.device))
     shapes = people.licence_note()
     if shapes and not params.licensed_body and table.n_rows and set(formats) - {"npz"}:
         raise AssetError(
@@ -76,7 +78,7 @@ def run(meshes: Path | Artefact, out: Path, params: ExportParams = ExportParams(
 Job = tuple[str, Callable[[Path], Path]]
 
 
-def _glb(people: MeshRows, everybody: list[Sequence], params: ExportParams) -> list[Job]:
+def _glb(people: BodyLoader, everybody: list[Sequence], params: ExportParams) -> list[Job]:
     """One file per photo or video. Rows of a video that belong to no track are left out."""
     table = people.table
     scenes: dict[str, list[Sequence]] = {}
@@ -88,7 +90,7 @@ def _glb(people: MeshRows, everybody: list[Sequence], params: ExportParams) -> l
         first = int(table.rows["frame"][group[0].rows[0]])
         about = {"picture": str(table.frames["name"][first]), "body": people.body.name, "licence": people.body.licence}
         about |= {"fingerprint": table.fingerprint}
-        scene = Scene(people.body, about, people.licence_note())
+        scene = GltfScene(people.body, about, people.licence_note())
         scene.add_camera(table.frames["K"][first].astype(np.float64), tuple(table.frames["size"][first].tolist()))
         # Keyframes of all people share the clock of the video.
         start = min(float(np.nan_to_num(table.frames["time"][table.rows["frame"][one.rows[0]]])) for one in group)
@@ -108,7 +110,7 @@ def _glb(people: MeshRows, everybody: list[Sequence], params: ExportParams) -> l
     return [(f"{name}.glb", lambda path, group=group: write(path, group)) for name, group in scenes.items()]  # type: ignore[misc]
 
 
-def _npz(people: MeshRows, everybody: list[Sequence], params: ExportParams) -> list[Job]:
+def _npz(people: BodyLoader, everybody: list[Sequence], params: ExportParams) -> list[Job]:
     """One file per person, per stretch where a track has long gaps."""
     jobs: list[Job] = []
     for one in everybody:
@@ -122,7 +124,7 @@ def _npz(people: MeshRows, everybody: list[Sequence], params: ExportParams) -> l
     return jobs
 
 
-def _obj(people: MeshRows, everybody: list[Sequence], params: ExportParams) -> list[Job]:
+def _obj(people: BodyLoader, everybody: list[Sequence], params: ExportParams) -> list[Job]:
     """One file per row: the posed mesh, y up, looking along -z, as OBJ readers take it."""
     faces = (people.body.faces.cpu().numpy() + 1).tolist()
     tail = "".join(f"f {a} {b} {c}\n" for a, b, c in faces)
@@ -157,7 +159,7 @@ def _formats(params: ExportParams, out: Path) -> tuple[list[str], bool]:
     return list(dict.fromkeys(names)), False
 
 
-def _check(params: ExportParams, run: Run) -> None:
+def _check(params: ExportParams, run: RunOptions) -> None:
     if params.bind not in BINDS:
         raise UsageError(f"--bind {params.bind}: must be one of {', '.join(BINDS)}")
     if params.axes not in ("amass", "camera"):

@@ -16,7 +16,8 @@ import torch
 
 from stages.artefacts.kinds import Column
 from stages.artefacts.table import Artefact, open_artefact
-from stages.engine.runner import Job, Run, run_rows
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import ArtefactError, UsageError
 from stages.geometry import heatmaps
 from stages.keypoints import joint_sets
@@ -37,7 +38,10 @@ def columns(params: HeatmapsParams) -> tuple[Column, ...]:
 
 
 def run(
-    detections: Path | Artefact, out: Path | None, params: HeatmapsParams = HeatmapsParams(), run: Run = Run()
+    detections: Path | Artefact,
+    out: Path | None,
+    params: HeatmapsParams = HeatmapsParams(),
+    run: RunOptions = RunOptions(),
 ) -> Path | Artefact:
     """Write the heatmaps of all rows to `out` (None: in memory). A person without a seen joint is a failed row.
 
@@ -78,7 +82,7 @@ def compute(table: Artefact, names: list[str], params: HeatmapsParams) -> Callab
         else:
             keypoints = np.nan_to_num(joint_sets.convert(keypoints, names, params.joint_set))
         size = table.frames["size"][table.rows["frame"][rows]]
-        made = heatmaps.condition(keypoints, size, params.size, params.threshold)
+        made = heatmaps.joints_in_crop(keypoints, size, params.size, params.threshold)
         seen = np.isfinite(made.affine).all((1, 2))
         value = heatmaps.gaussian_heatmaps(
             torch.from_numpy(made.xy), torch.from_numpy(made.visible), (params.size, params.size), params.sigma

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.kinds import FAILED, K_USER, KINDS, OK, SMPL_COLUMNS
-from stages.artefacts.table import Artefact, memory
-from stages.engine.runner import Job, Run, run_frames, run_whole
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_frames, run_whole
 from stages.errors import InputError, UsageError
 from stages.formats.bodies import Bodies
-from stages.formats.source import Source, parse_size, usable_boxes
+from stages.formats.source import KeypointSource, parse_size, usable_boxes
 from stages.media.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
 from stages.media.images import intrinsics
 from stages.params import ImportBodiesParams, ImportParams
@@ -28,7 +29,9 @@ from stages.params import ImportBodiesParams, ImportParams
 COLUMNS = KINDS["detections"].columns
 
 
-def run(source: Source, images: str | Path | None, out: Path | None, params: ImportParams, run: Run) -> Path | Artefact:
+def run(
+    source: KeypointSource, images: str | Path | None, out: Path | None, params: ImportParams, run: RunOptions
+) -> Path | Artefact:
     """Write the detections of `source`, whose pictures are below the folder (or are the video) `images`."""
     names, listing = _match(source, images)
     job = Job(
@@ -53,7 +56,7 @@ def run(source: Source, images: str | Path | None, out: Path | None, params: Imp
     return run_frames(job, len(names), load, out, run)
 
 
-def _match(source: Source, images: str | Path | None) -> tuple[list[str], FrameList | None]:
+def _match(source: KeypointSource, images: str | Path | None) -> tuple[list[str], FrameList | None]:
     """The names of the source in order and, frame for frame, the pictures behind them."""
     names = sorted(source.people, key=natural)
     if images is None:
@@ -90,7 +93,12 @@ def _last_number(name: str) -> int:
 
 
 def _table(
-    source: Source, names: list[str], listing: FrameList | None, frames: np.ndarray, params: ImportParams, workers: int
+    source: KeypointSource,
+    names: list[str],
+    listing: FrameList | None,
+    frames: np.ndarray,
+    params: ImportParams,
+    workers: int,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
     """Frames, rows and columns of a batch of frames."""
     if listing is not None:
@@ -126,7 +134,7 @@ def _compare_sizes(table: dict[str, Any], sizes: list[tuple[int, int] | None]) -
             table["error"][k] = f"the picture is {seen[0]} x {seen[1]}, the imported file says {said[0]} x {said[1]}"
 
 
-def _unseen(source: Source, names: list[str], params: ImportParams) -> dict[str, Any]:
+def _unseen(source: KeypointSource, names: list[str], params: ImportParams) -> dict[str, Any]:
     """Frames whose pictures were not given. Raises InputError where a size is not known."""
     common = parse_size(params.size)
     sizes = [source.sizes.get(name, common) for name in names]
@@ -146,7 +154,7 @@ def run_bodies(
     bodies: Bodies,
     out: Path | None,
     params: ImportBodiesParams = ImportBodiesParams(),
-    run: Run = Run(),
+    run: RunOptions = RunOptions(),
     *,
     boxes: Path | None = None,
 ) -> Path | Artefact:
@@ -158,13 +166,13 @@ def run_bodies(
         columns = {f"smpl/{name}": np.array(value) for name, value in bodies.smpl.items()}
         for value in columns.values():
             value[lost] = np.nan
-        return memory(
+        return in_memory(
             "meshes", frames=bodies.frames(), rows=bodies.rows(), columns=columns, group_attrs={"smpl": attrs}
         )
 
     def empty() -> Artefact:
         none = np.zeros((len(bodies.frame), 0))
-        return memory(
+        return in_memory(
             "detections", frames=bodies.frames(), rows=bodies.rows(), group_attrs={"keypoints": BOXES},
             columns={"keypoints/xy": none[..., None].repeat(2, 2), "keypoints/score": none},
         )  # fmt: skip

@@ -20,15 +20,16 @@ import numpy as np
 
 from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
-from stages.engine.runner import Job, Run, run_rows
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import ArtefactError, AssetError, UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint
-from stages.loaders.people import opened
+from stages.loaders.people import as_artefact
 from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.models.tables import REFINERS
 from stages.params import RefineParams
-from stages.refinement.rows import Rows, camera_turns, columns, plan_rows, usable
+from stages.refinement.rows import RowRefiner, camera_turns, columns, plan_rows, usable
 from stages.smpl.body import load_body
 
 MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
@@ -46,7 +47,7 @@ def run(
     detections: Path | Artefact,
     out: Path | None,
     params: RefineParams = RefineParams(),
-    run: Run = Run(),
+    run: RunOptions = RunOptions(),
     *,
     features: Path | Artefact | None = None,
     ckpt: Path | None = None,
@@ -56,9 +57,9 @@ def run(
     Raises UsageError for impossible settings, ArtefactError for inputs that do not fit, AssetError for the weights.
     """
     _check(params)
-    tables = {"meshes": opened(meshes, "meshes"), "detections": opened(detections, "detections")}
+    tables = {"meshes": as_artefact(meshes, "meshes"), "detections": as_artefact(detections, "detections")}
     if features is not None:
-        tables["features"] = opened(features, "features")
+        tables["features"] = as_artefact(features, "features")
     start, seen = tables["meshes"], tables["detections"]
     for name in ("smpl/body_pose", "smpl/global_orient", "smpl/betas", "smpl/transl"):
         if not start.has(name):
@@ -102,7 +103,7 @@ def run(
         device = resolve_device(run.device)
         loader: type[ScoreHmrRefiner] = find_loader(REFINERS, checkpoint)
         refiner = loader.load(checkpoint, device=device, body=body.to(device), stats=params.stats)
-        return Rows(tables, refiner, params, plan)
+        return RowRefiner(tables, refiner, params, plan)
 
     return run_rows(job, load, out, run)
 

@@ -18,7 +18,7 @@ from typing import Any
 from stages.artefacts.kinds import Column
 from stages.errors import UsageError
 from stages.params import SynthParams
-from stages.synthetic.examples import _maker, spec_of
+from stages.synthetic.examples import example_maker, spec_of
 from stages.synthetic.sets import VERSION
 
 COLUMNS = (
@@ -40,7 +40,8 @@ GROUP_ATTRS = {
 
 def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
     """Make set `name`: artefact `out` (*.detections.h5), and pictures in a folder named by set and poses beside it."""
-    from stages.engine.runner import Job, run_frames
+    from stages.engine.job import Job
+    from stages.engine.runner import run_frames
     from stages.keypoints.joint_sets import get
 
     spec, settings = spec_of(name), dataclasses.asdict(params)
@@ -75,4 +76,4 @@ def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
     )
     # Pictures of training beside those of the benchmark would replace them.
     folder = Path(out).parent / (f"{name}-{settings['poses'][:8]}" if params.poses else name)
-    return run_frames(job, count, lambda: _maker(spec, folder, params), out, run)  # type: ignore[return-value]
+    return run_frames(job, count, lambda: example_maker(spec, folder, params), out, run)  # type: ignore[return-value]

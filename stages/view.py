@@ -14,12 +14,13 @@ import numpy as np
 
 from stages.artefacts.table import Artefact, open_artefact
 from stages.engine.device import resolve_device
-from stages.engine.runner import Run, check_rows_agree
+from stages.engine.job import RunOptions
+from stages.engine.provenance import check_rows_agree
 from stages.errors import ArtefactError, UsageError
 from stages.params import ViewParams
-from stages.visualization.report import Report
+from stages.visualization.report import HtmlReport
 from stages.visualization.rerun import require_rerun, write_scene
-from stages.visualization.viewer import Viewer, Written, _by_source
+from stages.visualization.viewer import OverlayWriter, Viewer, by_source
 
 STYLES = ("mesh", "skeleton", "both")
 
@@ -29,7 +30,7 @@ def run(
     detections: Path | Artefact | None,
     out: Path,
     params: ViewParams = ViewParams(),
-    run: Run = Run(),
+    run: RunOptions = RunOptions(),
 ) -> dict[str, Any]:
     """Write pictures to the folder `out` (or, where its name ends in .html, the report alone).
 
@@ -47,7 +48,7 @@ def run(
     viewer = Viewer(tables["meshes"], tables["detections"], params, resolve_device(run.device))
     alone = out.suffix.lower() in (".html", ".htm")
     folder = out.parent if alone else out
-    written = Written(viewer, folder, pictures=params.pictures and not alone)
+    written = OverlayWriter(viewer, folder, pictures=params.pictures and not alone)
     frames = np.arange(viewer.table.n_frames)[: params.limit or None]
     if run.dry_run:
         run.report.note(f"would draw {len(frames)} frames into {out}")
@@ -55,9 +56,9 @@ def run(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder} is a file", "name a folder, or a file that ends in .html")
     folder.mkdir(parents=True, exist_ok=True)
-    report = Report(viewer, frames) if params.report or alone else None
+    report = HtmlReport(viewer, frames) if params.report or alone else None
     run.report.start("view", len(frames), unit="frames")
-    for sort, group in _by_source(viewer.table, frames):
+    for sort, group in by_source(viewer.table, frames):
         written.draw(sort, group, report, run.report)
     run.report.finish()
     result: dict[str, Any] = {"out": str(out), "pictures": written.pictures, "videos": written.videos}
@@ -70,7 +71,7 @@ def run(
 
 
 def run_files(
-    table: Path, detections: Path | None, out: Path, params: ViewParams = ViewParams(), how: Run = Run()
+    table: Path, detections: Path | None, out: Path, params: ViewParams = ViewParams(), how: RunOptions = RunOptions()
 ) -> dict[str, Any]:
     """As `run`, for a file that holds either meshes or detections."""
     first = open_artefact(table)
@@ -86,7 +87,7 @@ def _open(given: Path | Artefact | None, kind: str) -> Artefact | None:
     return given if given is None or isinstance(given, Artefact) else open_artefact(given, kind)
 
 
-def _check(params: ViewParams, run: Run) -> None:
+def _check(params: ViewParams, run: RunOptions) -> None:
     """Refuse settings that mean nothing before anything is loaded."""
     if params.style not in STYLES:
         raise UsageError(f"--style {params.style}: no such style", f"one of {', '.join(STYLES)}")

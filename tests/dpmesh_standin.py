@@ -46,7 +46,7 @@ def with_aliases(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
     """A detections file with the people of these photos: of one with two."""
     need_shared()
-    from stages.engine.runner import Run
+    from stages.engine.job import RunOptions
     from stages.formats.coco import read_coco
     from stages.import_ import run
     from stages.params import ImportParams
@@ -58,14 +58,14 @@ def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
     (folder / "people.json").write_text(json.dumps(known))
     params = ImportParams()
     out = folder / "people.detections.h5"
-    run(read_coco(folder / "people.json", PHOTOS, params), PHOTOS, out, params, Run())
+    run(read_coco(folder / "people.json", PHOTOS, params), PHOTOS, out, params, RunOptions())
     return out
 
 
 def people(path: Path, rows: Any = None) -> Any:
     """People of a detections file, with their pictures."""
     from stages.artefacts.table import open_artefact
-    from stages.loaders.people import PeopleOf
+    from stages.loaders.people import PersonLoader
 
     table = open_artefact(path)
-    return PeopleOf(table, root=PHOTOS)(np.arange(table.n_rows) if rows is None else np.asarray(rows))
+    return PersonLoader(table, root=PHOTOS)(np.arange(table.n_rows) if rows is None else np.asarray(rows))

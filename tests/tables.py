@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.kinds import JOINT_COLUMNS, SMPL_COLUMNS
-from stages.artefacts.table import Artefact, memory
-from stages.engine.runner import Job, Run, run_whole
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_whole
 from stages.keypoints.joint_sets import SETS
 from stages.params import param
 
@@ -23,7 +24,7 @@ def detections(n_rows: int = 10, per_frame: int = 2, seed: int = 0, **attrs: Any
     rng = np.random.default_rng(seed)
     frames = -(-n_rows // per_frame)
     corner = rng.uniform(0, 200, (n_rows, 2))
-    return memory(
+    return in_memory(
         "detections",
         frames={
             "name": [f"{i}.jpg" for i in range(frames)],
@@ -84,7 +85,7 @@ def save(artefact: Artefact, path: Path) -> Path:
         tuple(c for c in _columns(artefact)),
         group_attrs={g: artefact.group_attrs(g) for g in {c.split("/")[0] for c in artefact.columns()}},
     )
-    out = run_whole(job, lambda: artefact, path, Run())
+    out = run_whole(job, lambda: artefact, path, RunOptions())
     assert isinstance(out, Path)
     return out
 

@@ -165,7 +165,7 @@ def open_artefact(path: str | os.PathLike[str], kind: str | None = None) -> Arte
     return artefact
 
 
-def memory(
+def in_memory(
     kind: str,
     *,
     frames: Mapping[str, Any],

@@ -60,7 +60,7 @@ def _licensed(name: str, data: Path | None, partial: bool) -> Any:
     import importlib
 
     from stages.datasets import prohmr_npz, threedpw_json
-    from stages.datasets.annotations import TableData
+    from stages.datasets.annotations import AnnotatedData
     from stages.datasets.files import contents
 
     if data is None:
@@ -70,19 +70,19 @@ def _licensed(name: str, data: Path | None, partial: bool) -> Any:
     given = data if data.is_file() else None
     if name in threedpw_json.FILES and (path := given or threedpw_json.file_of(name, data)) and path.suffix == ".json":
         with contents(path, threedpw_json.SOURCE):
-            return TableData(threedpw_json.read(name, path, partial), data)
+            return AnnotatedData(threedpw_json.read(name, path, partial), data)
     if name in prohmr_npz.FILES:
         # 3DPW's files are ScoreHMR's protocol; beside the original ones they are used only when named.
         path = given or (None if name == "3dpw" and _has_poses(data) else prohmr_npz.file_of(name, data))
         if path is not None:
             with contents(path, prohmr_npz.SOURCE):
-                return TableData(prohmr_npz.read(name, path, partial), data)
+                return AnnotatedData(prohmr_npz.read(name, path, partial), data)
         if name == "mannequin":
             raise AssetError(
                 f"{data / prohmr_npz.FILES[name][0]}: no such file", prohmr_npz.SOURCE.hint(prohmr_npz.FILES[name][0])
             )
     module = importlib.import_module(f"stages.datasets.{LAYOUTS[name]}")
-    return TableData(module.read(name, data, partial), data)
+    return AnnotatedData(module.read(name, data, partial), data)
 
 
 def _has_poses(data: Path) -> bool:
@@ -94,11 +94,13 @@ def built(name: str, run: Any = None) -> Path:
     import dataclasses
 
     from stages import synth
-    from stages.engine.runner import Run
+    from stages.engine.job import RunOptions
     from stages.files.cache import cache_dir
     from stages.synthetic.sets import VERSION
 
-    run = dataclasses.replace(run or Run(), shard=(0, 1), batch_size=None, force=False, fresh=False, dry_run=False)
+    run = dataclasses.replace(
+        run or RunOptions(), shard=(0, 1), batch_size=None, force=False, fresh=False, dry_run=False
+    )
     folder = cache_dir() / f"synth-{VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
     return synth.run(name, folder / f"{name}.detections.h5", SynthParams(), run)

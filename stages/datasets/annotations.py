@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.kinds import K_USER
-from stages.artefacts.table import Artefact, memory
+from stages.artefacts.table import Artefact, in_memory
 from stages.datasets.base import Truth
 from stages.datasets.protocols import Protocol
 from stages.datasets.subsets import definition
@@ -32,7 +32,7 @@ _FILES = {
 
 
 @dataclasses.dataclass
-class Table:
+class Annotations:
     """name: data set, marked when partial · protocol: the papers' · root: frame names are relative to it.
 
     frames: name (F,), size (F, 2), K (F, 3, 3) and optionally time, source, view · frame, track (R,), box (R, 4) xyxy ·
@@ -59,10 +59,10 @@ class Table:
     detected: bool = False
 
 
-class TableData:
+class AnnotatedData:
     """A licensed data set, read (stages.datasets.base.Dataset)."""
 
-    def __init__(self, table: Table, data: Path) -> None:
+    def __init__(self, table: Annotations, data: Path) -> None:
         self.table = table
         self.data: Path | None = data
         self.name, self.protocol = table.name, table.protocol
@@ -98,7 +98,7 @@ class TableData:
         import torch
 
         from stages.datasets import joint_regressors
-        from stages.smpl.body import STEADY
+        from stages.smpl.body import BATCH_MULTIPLE
 
         assert self.table.smpl is not None
         pose, betas = (self.table.smpl[k][rows].astype(np.float32) for k in ("pose", "betas"))
@@ -108,7 +108,7 @@ class TableData:
         with torch.no_grad():
             for mine in groups:
                 body = _body(str(gender[mine[0]]))
-                filled = np.resize(mine, -(-len(mine) // STEADY) * STEADY)
+                filled = np.resize(mine, -(-len(mine) // BATCH_MULTIPLE) * BATCH_MULTIPLE)
                 orient, turns, shape = (torch.tensor(x[filled]) for x in (pose[:, :3], pose[:, 3:], betas))
                 found, tree = body.posed(body.rotmat(orient, turns), shape)
                 regress = joint_regressors.find(body, protocol.joint_set, self.data)
@@ -153,17 +153,17 @@ def _body(gender: str) -> Any:
         ) from error
 
 
-def _names(table: Table) -> tuple[str, ...]:
+def _names(table: Annotations) -> tuple[str, ...]:
     return joint_sets.get(table.joint_set) if isinstance(table.joint_set, str) else table.joint_set
 
 
-def _detections(table: Table) -> Artefact:
+def _detections(table: Annotations) -> Artefact:
     names = _names(table)
     rows: dict[str, Any] = {"frame": table.frame, "box": table.box}
     if table.track is not None:
         rows["track"] = table.track
     attrs = {"joint_set": table.joint_set if isinstance(table.joint_set, str) else "", "joints": list(names)}
-    return memory(
+    return in_memory(
         "detections",
         frames={"K_source": K_USER, **table.frames},
         rows=rows,
@@ -214,7 +214,7 @@ def camera_of(xyz: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return K
 
 
-def of_sequences(pieces: Sequence[Mapping[str, Any]], **rest: Any) -> Table:
+def of_sequences(pieces: Sequence[Mapping[str, Any]], **rest: Any) -> Annotations:
     """One Table of the sequences of a video data set, each with its frames' names, size, K, time and its people's frame
     (counted from the sequence's first), track, box, keypoints, pose, betas, gender; `rest` are Table's other fields."""
     starts = np.cumsum([0] + [len(piece["names"]) for piece in pieces])
@@ -222,7 +222,7 @@ def of_sequences(pieces: Sequence[Mapping[str, Any]], **rest: Any) -> Table:
     def join(key: str) -> np.ndarray:
         return np.concatenate([piece[key] for piece in pieces])
 
-    return Table(
+    return Annotations(
         frames={"name": join("names"), "size": join("size"), "K": join("K"), "time": join("time")},
         frame=np.concatenate([piece["frame"] + start for piece, start in zip(pieces, starts, strict=False)]),
         track=join("track"),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.datasets.files import Source, read_pickle
+from stages.datasets.files import DatasetOrigin, read_pickle
 from stages.errors import AssetError
 from stages.files.cache import cache_dir
 from stages.keypoints import joint_sets
@@ -31,7 +31,7 @@ class Named:
 
     files: tuple[str, ...]
     sha256: str
-    source: Source
+    source: DatasetOrigin
     keep: dict[int, slice] = dataclasses.field(default_factory=dict)  # rows in the file -> which of them are the set
 
 
@@ -39,19 +39,23 @@ FILES = {
     "h36m17": Named(
         ("J_regressor_h36m_correct.npy",),
         "1835d641",
-        Source("github.com/mks0601/I2L-MeshNet_RELEASE", "data/Human36M (also in FastMETRO's src/modeling/data)"),
+        DatasetOrigin(
+            "github.com/mks0601/I2L-MeshNet_RELEASE", "data/Human36M (also in FastMETRO's src/modeling/data)"
+        ),
     ),
-    "lsp14": Named(("J_regressor_lsp.npy",), "", Source("github.com/wzyzyy/PostoMETRO", "src/modeling/data")),
+    "lsp14": Named(("J_regressor_lsp.npy",), "", DatasetOrigin("github.com/wzyzyy/PostoMETRO", "src/modeling/data")),
     "j19": Named(
         ("SMPL_to_J19.pkl", "SMPL_to_J19.npy"),
         "",
-        Source("github.com/nkolot/ProHMR", "the data package that its fetch_data.sh downloads (also 4D-Humans')"),
+        DatasetOrigin(
+            "github.com/nkolot/ProHMR", "the data package that its fetch_data.sh downloads (also 4D-Humans')"
+        ),
     ),
     # Two different files have this name: SPIN's nine rows, and GraphCMR's fourteen, five vertices of the face before.
     "extra9": Named(
         ("J_regressor_extra.npy",),
         "",
-        Source("github.com/nkolot/SPIN", "the data package that its fetch_data.sh downloads"),
+        DatasetOrigin("github.com/nkolot/SPIN", "the data package that its fetch_data.sh downloads"),
         {9: slice(0, 9), 14: slice(5, 14)},
     ),
 }

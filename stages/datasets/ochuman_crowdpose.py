@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.kinds import K_DEFAULT
-from stages.datasets.annotations import Table, box_of
-from stages.datasets.files import Entry, Source, contents, damaged, missing_pictures, need, read_json
+from stages.datasets.annotations import Annotations, box_of
+from stages.datasets.files import DatasetOrigin, Entry, contents, damaged, missing_pictures, need, read_json
 from stages.errors import AssetError
 from stages.geometry.cameras import default_K
 from stages.keypoints import joint_sets
@@ -30,23 +30,23 @@ _CROWDPOSE = (
     "right_knee left_ankle right_ankle head_top neck"
 )
 CROWDPOSE = tuple(_CROWDPOSE.split())
-SETS: dict[str, tuple[tuple[str, ...], Source]] = {
+SETS: dict[str, tuple[tuple[str, ...], DatasetOrigin]] = {
     "ochuman": (
         (
             "ochuman.json",
             "ochuman_coco_format_test_range_0.00_1.00.json",
             "ochuman_coco_format_val_range_0.00_1.00.json",
         ),
-        Source("github.com/liruilong940607/OCHumanApi", "OCHuman's download (by application)"),
+        DatasetOrigin("github.com/liruilong940607/OCHumanApi", "OCHuman's download (by application)"),
     ),
     "crowdpose": (
         ("crowdpose_test.json", "mmpose_crowdpose_test.json"),
-        Source("github.com/Jeff-sjtu/CrowdPose", "annotations.zip and images.zip"),
+        DatasetOrigin("github.com/Jeff-sjtu/CrowdPose", "annotations.zip and images.zip"),
     ),
 }
 
 
-def read(name: str, data: Path, partial: bool = False) -> Table:
+def read(name: str, data: Path, partial: bool = False) -> Annotations:
     """All labelled people. Raises AssetError with the exact file, or how many pictures are missing."""
     files, source = SETS[name]
     places = [data / sub / f for f in files for sub in ("", "annotations", "json")]
@@ -55,7 +55,7 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
         return _read(name, path, source, partial)
 
 
-def _read(name: str, path: Path, source: Source, partial: bool) -> Table:
+def _read(name: str, path: Path, source: DatasetOrigin, partial: bool) -> Annotations:
     content = Entry(read_json(path, source), path, source)
     own_api = "annotations" not in content
     images = {}
@@ -92,8 +92,13 @@ def _person(each: Entry, key: Any, own_api: bool) -> tuple[Any, np.ndarray, np.n
 
 
 def _table(
-    name: str, path: Path, images: dict[Any, tuple[str, int, int]], people: list[Any], source: Source, partial: bool
-) -> Table:
+    name: str,
+    path: Path,
+    images: dict[Any, tuple[str, int, int]],
+    people: list[Any],
+    source: DatasetOrigin,
+    partial: bool,
+) -> Annotations:
     counts = {len(p[1]) for p in people}
     names = (
         {19: tuple(OCHUMAN), 17: joint_sets.get("coco17"), 14: tuple(CROWDPOSE)}.get(counts.pop())
@@ -117,7 +122,7 @@ def _table(
     frame = np.array([place[p[0]] for p in people])
     keypoints, box = np.stack([p[1] for p in people]), np.stack([p[2] for p in people])
     part = f" (partial: {len(people)} of {total} people)" if lost else ""
-    return Table(
+    return Annotations(
         name=f"{name} from {path.name}{part}",
         protocol="keypoints",
         root=folder,

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.kinds import K_DEFAULT
-from stages.datasets.annotations import Table
-from stages.datasets.files import Entry, Source, damaged, need_pictures, picture_size, read_npz, read_pickle
+from stages.datasets.annotations import Annotations
+from stages.datasets.files import DatasetOrigin, Entry, damaged, need_pictures, picture_size, read_npz, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.errors import AssetError
 from stages.geometry.cameras import default_K
 from stages.keypoints import joint_sets
 
-SOURCE = Source(
+SOURCE = DatasetOrigin(
     "github.com/nkolot/ProHMR and github.com/statho/ScoreHMR", "the data package that fetch_data.sh downloads"
 )
 FILES = {
@@ -39,7 +39,7 @@ def file_of(name: str, data: Path) -> Path | None:
     return next((p for p in places if p.is_file()), None)
 
 
-def read(name: str, path: Path, partial: bool = False) -> Table:
+def read(name: str, path: Path, partial: bool = False) -> Annotations:
     """The rows of one such file. Raises AssetError with the file and what is wrong in it, or the count."""
     items = [read_npz(path, SOURCE)] if path.suffix == ".npz" else read_pickle(path, SOURCE)
     if not isinstance(items, (list, tuple)) or not items:
@@ -67,7 +67,7 @@ def read(name: str, path: Path, partial: bool = False) -> Table:
     elif name == "mannequin":  # nobody moves: the pictures of a clip are views of one moment
         _, start, clip = np.unique([_folder(n) for n in names], return_index=True, return_inverse=True)
         frames |= {"view": np.arange(len(names)) - start[clip], "time": clip.astype(float)}
-    return Table(
+    return Annotations(
         name=f"{name} from {path.name}{f' (partial: {part})' if part else ''}",
         protocol="scorehmr",
         root=root,

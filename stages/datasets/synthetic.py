@@ -57,7 +57,7 @@ class SynthData:
 
     @functools.cached_property
     def _truth(self) -> dict[str, torch.Tensor]:
-        """All rows at once: half a kilobyte each, and single rows are slow to read. Tensors as in MeshRows."""
+        """All rows at once: half a kilobyte each, and single rows are slow to read. Tensors as in BodyLoader."""
         names = ("global_orient", "body_pose", "betas", "transl", "seen", "keypoints")
         return {name: torch.from_numpy(self.detections.read(f"extra/{name}")) for name in names}
 

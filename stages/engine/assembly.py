@@ -14,11 +14,11 @@ import numpy as np
 
 from stages.artefacts.kinds import Column
 from stages.artefacts.schema import rows_fingerprint
-from stages.artefacts.table import CHUNK_BYTES, Artefact, Writer, amend, memory, open_artefact
+from stages.artefacts.table import CHUNK_BYTES, Artefact, Writer, amend, in_memory, open_artefact
 from stages.artefacts.validate import check_file
 from stages.engine.parts import Parts, Tables, n_parts, part_range, root_attrs
 from stages.errors import ArtefactError
-from stages.files.atomic import check_space, disk, marked, replace
+from stages.files.atomic import check_space, disk_errors, replace, write_lock
 
 # What a job's `finish` does: the whole table in; row columns to replace (not frame, not box) and root attributes out.
 Finish = Callable[[Artefact], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
@@ -26,7 +26,7 @@ Read = Callable[[int, tuple[str, ...]], tuple[dict[str, Any], Tables]]
 TABLES = ("frames/", "rows/")
 
 
-class Plan:
+class TablePlan:
     """What the whole table will look like, from the header and a first look at every part (read(part, only) ->
     shapes, columns). `tables`: whole frames and rows, which are small enough for memory."""
 
@@ -111,7 +111,9 @@ def empty_rows(n: int, size: tuple[int, ...], dtype: Any) -> np.ndarray:
 def join_in_memory(header: Mapping[str, Any], tables: Tables, parts: list[Tables], finish: Finish | None) -> Artefact:
     """The whole table from parts in memory."""
     shapes = [{n: [v.dtype.str, v.shape] for n, v in part.items()} for part in parts]
-    plan = Plan(header, tables, lambda i, only: (shapes[i], {n: v for n, v in parts[i].items() if n.startswith(only)}))
+    plan = TablePlan(
+        header, tables, lambda i, only: (shapes[i], {n: v for n, v in parts[i].items() if n.startswith(only)})
+    )
     columns: Tables = {}
 
     def alloc(name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -120,7 +122,7 @@ def join_in_memory(header: Mapping[str, Any], tables: Tables, parts: list[Tables
 
     plan.fill(alloc)
     frames, rows = _split(plan.tables)
-    whole = memory(
+    whole = in_memory(
         header["kind"][4:], frames=frames, rows=rows, columns=columns, group_attrs=header["group_attrs"],
         attrs=root_attrs(header) | {"rows_fingerprint": rows_fingerprint(frames, rows)},
     )  # fmt: skip
@@ -134,11 +136,11 @@ def join_in_memory(header: Mapping[str, Any], tables: Tables, parts: list[Tables
 def join_on_disk(parts: Parts, header: Mapping[str, Any], finish: Finish | None) -> Path:
     """Make the target of whole parts: temporary file, full check, rename, delete the parts. Raises MachineError."""
     temporary = parts.out.with_name(parts.out.name + ".tmp")
-    with marked(parts.out.with_name(parts.out.name + ".merging"), parts.out):
-        plan = Plan(header, parts.tables(), lambda i, only: parts.read(i, header, only))
+    with write_lock(parts.out.with_name(parts.out.name + ".merging"), parts.out):
+        plan = TablePlan(header, parts.tables(), lambda i, only: parts.read(i, header, only))
         try:
             check_space(parts.out, sum(path.stat().st_size for path in parts.folder.glob("part-*.npz")))
-            with disk(parts.out):
+            with disk_errors(parts.out):
                 write_table(temporary, root_attrs(header), header["group_attrs"], plan)
                 if finish:
                     with open_artefact(temporary) as whole:
@@ -147,7 +149,7 @@ def join_on_disk(parts: Parts, header: Mapping[str, Any], finish: Finish | None)
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
             check_file(temporary)
-            with disk(parts.out):
+            with disk_errors(parts.out):
                 replace(temporary, parts.out)
         finally:
             with contextlib.suppress(OSError):
@@ -156,7 +158,7 @@ def join_on_disk(parts: Parts, header: Mapping[str, Any], finish: Finish | None)
     return parts.out
 
 
-def write_table(path: Path, attrs: Mapping[str, Any], group_attrs: Mapping[str, Any], plan: Plan) -> None:
+def write_table(path: Path, attrs: Mapping[str, Any], group_attrs: Mapping[str, Any], plan: TablePlan) -> None:
     """A whole artefact at `path`, not yet synced or renamed."""
     try:
         with Writer(path, reserve=plan.bytes_needed()) as writer:

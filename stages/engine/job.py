@@ -1,4 +1,4 @@
-"""What a stage makes and from what: `Job`; how it runs: `Run`; the provenance that artefacts and parts carry."""
+"""What a stage makes and from what: `Job`; how it runs: `RunOptions`; the provenance that artefacts and parts carry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.engine.assembly import Finish
 BATCH = 64
 
 
-class Report:
+class ProgressReport:
     """Where progress is told; this one keeps silent. hmr_cli/_output.py has those for people."""
 
     def start(self, title: str, total: int | None = None, *, unit: str = "rows", done: int = 0) -> None: ...
@@ -22,11 +22,11 @@ class Report:
     def warn(self, text: str) -> None: ...
 
 
-SILENT = Report()
+SILENT = ProgressReport()
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunOptions:
     """How to run, none of which changes a value: see the shared flags of the command line."""
 
     device: str = "auto"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stages.errors import ArtefactError, MachineError
-from stages.files.atomic import disk, holder, marked, write_bytes
+from stages.files.atomic import disk_errors, holder, write_bytes, write_lock
 
 NOT_STORED = ("part_rows", "n", "per", "finish", "columns", "group_attrs")  # header attributes that end with the parts
 
@@ -78,14 +78,14 @@ class Parts:
 
     def create(self, header: Mapping[str, Any], tables: Mapping[str, np.ndarray]) -> None:
         """Write the header, unless another shard has."""
-        with disk(self.out):
+        with disk_errors(self.out):
             if not self.header_path.exists():
                 write_bytes(self.header_path, pack(header, tables))
 
     def write(self, part: int, header: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> None:
         """Save one part. Raises MachineError when the disk does not take it."""
         content = pack({"fingerprint": header["fingerprint"], "part": part}, columns)
-        with disk(self.out, len(content) * (n_parts(header) - part)):
+        with disk_errors(self.out, len(content) * (n_parts(header) - part)):
             write_bytes(self.path(part), content)
 
     def read(
@@ -121,10 +121,10 @@ class Parts:
     @contextlib.contextmanager
     def writing(self, shard: tuple[int, int]) -> Iterator[None]:
         """Hold the mark of one shard. Raises MachineError naming who holds it or works with other shards."""
-        with disk(self.out):
+        with disk_errors(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
         mark = self.folder / f"writer-{shard[0]}-of-{shard[1]}"
-        with marked(mark, self.out):
+        with write_lock(mark, self.out):
             if who := self.busy(shard[1], but=mark):
                 raise MachineError(f"{self.out} is being written by {who}", "wait for it, or stop it")
             try:

@@ -22,13 +22,12 @@ from stages.artefacts.validate import check_cameras
 from stages.engine.assembly import Finish, join_in_memory, join_on_disk
 from stages.engine.batching import Tables, attempt, columns_of, store
 from stages.engine.interrupts import interruptible
-from stages.engine.job import SILENT, Job, Report, Run
+from stages.engine.job import Job, RunOptions
 from stages.engine.parts import Parts, n_parts, part_range
 from stages.engine.provenance import check_rows_agree, differences, estimate, make_header
 from stages.errors import ArtefactError, InputError, Interrupted, RowsFailed, UsageError
 from stages.files.atomic import check_space
 
-__all__ = ["SILENT", "Job", "Report", "Run", "merge", "run_frames", "run_rows", "run_whole"]
 PART_ROWS, PART_FRAMES = 256, 64
 Compute = Callable[[np.ndarray], Mapping[str, Any]]
 NO_FRAMES: Tables = frame_tables(
@@ -36,7 +35,7 @@ NO_FRAMES: Tables = frame_tables(
 )
 
 
-def run_rows(job: Job, load: Callable[[], Compute], out: Path | None, run: Run) -> Path | Artefact:
+def run_rows(job: Job, load: Callable[[], Compute], out: Path | None, run: RunOptions) -> Path | Artefact:
     """Compute every row of the job's first input whose status is ok, in batches, and commit the artefact.
 
     compute(rows int64 (n,)) -> {column: array (n, ...)} and optionally "error": n texts ('' = ok). A row that fails or
@@ -64,14 +63,14 @@ def run_rows(job: Job, load: Callable[[], Compute], out: Path | None, run: Run) 
 
 
 def run_frames(
-    job: Job, n_frames: int, load: Callable[[], Callable[..., Any]], out: Path | None, run: Run
+    job: Job, n_frames: int, load: Callable[[], Callable[..., Any]], out: Path | None, run: RunOptions
 ) -> Path | Artefact:
     """Find rows in frames (detect). compute(frames int64 (n,)) -> (frames: the columns of `frames` for these frames,
     rows: the columns of `rows` with `frame` in whole-job numbers, columns: {name: array per row})."""
     return _run_frames(job, make_header(job, "frames", n_frames, job.part_rows or PART_FRAMES, out, ""), load, out, run)
 
 
-def run_whole(job: Job, build: Callable[[], Artefact], out: Path | None, run: Run) -> Path | Artefact:
+def run_whole(job: Job, build: Callable[[], Artefact], out: Path | None, run: RunOptions) -> Path | Artefact:
     """A stage that makes its table at once (import): the same commit, refusal and provenance. build() -> Artefact."""
 
     def load() -> Callable[..., Any]:
@@ -83,7 +82,7 @@ def run_whole(job: Job, build: Callable[[], Artefact], out: Path | None, run: Ru
 
 
 def _run_frames(
-    job: Job, header: dict[str, Any], load: Callable[..., Any], out: Path | None, run: Run
+    job: Job, header: dict[str, Any], load: Callable[..., Any], out: Path | None, run: RunOptions
 ) -> Path | Artefact:
     def work(start: int, stop: int, compute: Callable[..., Any], batch: list[int]) -> Tables:
         pieces: list[Tables] = []
@@ -108,7 +107,7 @@ def _drive(
     work: Callable[..., Tables],
     load: Callable[[], Any],
     out: Path | None,
-    run: Run,
+    run: RunOptions,
 ) -> Path | Artefact:
     """The same for every stage: what is there already, what is left, part by part, commit."""
     batch = [run.batch_size or job.batch_size]
@@ -195,7 +194,7 @@ def _join(parts: Parts, header: Mapping[str, Any], present: set[int], finish: Fi
     return join_on_disk(parts, header, finish)
 
 
-def verdict(artefact: Artefact, run: Run) -> Artefact:
+def verdict(artefact: Artefact, run: RunOptions) -> Artefact:
     """Say how many rows and frames failed. Raises RowsFailed under --strict, InputError when nothing was left."""
     for unit, table, n in (("rows", artefact.rows, artefact.n_rows), ("frames", artefact.frames, artefact.n_frames)):
         failed = np.flatnonzero(table["status"] == FAILED)
@@ -238,7 +237,7 @@ def _is_current(out: Path, header: Mapping[str, Any]) -> bool:
     raise ArtefactError(f"{out} exists and was made otherwise: {differences(have, header)}", "--force replaces it")
 
 
-def _up_to_date(parts: Parts, header: Mapping[str, Any], run: Run) -> Path:
+def _up_to_date(parts: Parts, header: Mapping[str, Any], run: RunOptions) -> Path:
     run.report.note(f"{parts.out} is up to date")
     if (
         parts.folder.is_dir()
@@ -251,7 +250,7 @@ def _up_to_date(parts: Parts, header: Mapping[str, Any], run: Run) -> Path:
     return parts.out
 
 
-def _settle(parts: Parts, header: dict[str, Any], tables: Tables, run: Run) -> None:
+def _settle(parts: Parts, header: dict[str, Any], tables: Tables, run: RunOptions) -> None:
     """Leave either parts of this very job or none, and the header."""
     if run.fresh:
         if run.shard[1] > 1:
@@ -273,7 +272,7 @@ def _settle(parts: Parts, header: dict[str, Any], tables: Tables, run: Run) -> N
     parts.create(header, tables)
 
 
-def _used(header: dict[str, Any], batch: list[int], job: Job, run: Run) -> dict[str, Any]:
+def _used(header: dict[str, Any], batch: list[int], job: Job, run: RunOptions) -> dict[str, Any]:
     """The header, with the batch size where memory ran out."""
     return header | {"batch_size": batch[0]} if batch[0] != (run.batch_size or job.batch_size) else header
 
@@ -282,7 +281,7 @@ def _unit(header: Mapping[str, Any]) -> str:
     return {"rows": "rows", "frames": "frames"}.get(header["per"], "tables")
 
 
-def _dry_run(parts: Parts, header: dict[str, Any], run: Run) -> Path:
+def _dry_run(parts: Parts, header: dict[str, Any], run: RunOptions) -> Path:
     have = parts.header() if parts.folder.is_dir() else None
     same = have is not None and have.get("fingerprint") == header["fingerprint"]
     done = sum(parts.path(p).exists() for p in range(n_parts(header))) if same else 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from stages.artefacts.kinds import OK
 from stages.artefacts.table import Artefact, open_artefact
-from stages.engine.runner import check_rows_agree
+from stages.engine.provenance import check_rows_agree
 from stages.errors import ArtefactError
 from stages.evaluate import MEANS
 

@@ -18,7 +18,7 @@ from stages.datasets.protocols import protocol_of
 from stages.errors import InputError, UsageError
 from stages.evaluation import metrics
 from stages.evaluation.scorer import check_body, relative
-from stages.models.base import People
+from stages.models.base import PersonBatch
 
 GREY = 127
 
@@ -39,7 +39,7 @@ def occlusion_map(
 ) -> OcclusionMap:
     """Slide a square of `size` (share of the box's longer side) over grid x grid places of the people of `rows`.
 
-    model: a RowModel that gives SMPL parameters or vertices · people_of(rows) -> People · body: of its meshes.
+    model: a PersonModel that gives SMPL parameters or vertices · people_of(rows) -> People · body: of its meshes.
     Joints that the data set does not annotate are left out. Raises UsageError without 3D truth, ArtefactError for
     another body than the data set's, InputError when not even the people as they are can be recovered.
     """
@@ -48,13 +48,13 @@ def occlusion_map(
         raise UsageError(f"{dataset.name} has no joints in space, whose errors could be mapped", "choose another set")
     check_body(body, dataset, "the recovered meshes")
     dataset.check(protocol)
-    people: People = people_of(rows)
+    people: PersonBatch = people_of(rows)
     truth = relative(dataset.truth(rows, protocol), protocol)
     known = np.isfinite(truth).all(-1).any(0)
     names = tuple(name for name, have in zip(protocol.joints, known, strict=True) if have)
     regress = joint_regressors.find(body, protocol.joint_set, dataset.data)
 
-    def errors(seen: People) -> np.ndarray:
+    def errors(seen: PersonBatch) -> np.ndarray:
         found = relative(_predicted(model(seen), body, regress, protocol.joint_set), protocol)
         each = metrics.per_joint_error(found, truth)[:, known].T
         return metrics.masked_mean(each, np.isfinite(each))
@@ -67,7 +67,7 @@ def occlusion_map(
     return OcclusionMap(found.reshape(-1, grid, grid), plain, names, len(rows))
 
 
-def hide(people: People, x: float, y: float, size: float) -> People:
+def hide(people: PersonBatch, x: float, y: float, size: float) -> PersonBatch:
     """The people with a grey square at (x, y) of their boxes (shares of width and height), and no keypoint under it."""
     low, high = people.box[:, :2], people.box[:, 2:]
     centre = low + (high - low) * [x, y]

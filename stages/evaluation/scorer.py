@@ -35,9 +35,9 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(count)
 
 
-def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol, pool: ThreadPoolExecutor) -> tuple[Any, str]:
+def make_scorer(meshes: Any, dataset: Dataset, protocol: Protocol, pool: ThreadPoolExecutor) -> tuple[Any, str]:
     """rows -> the error columns, and which regressor they rest on."""
-    from stages.smpl.body import STEADY
+    from stages.smpl.body import BATCH_MULTIPLE
 
     predict, points, regressor = predictor(meshes, dataset, protocol)
     before, after = neighbours(dataset.detections)
@@ -55,7 +55,7 @@ def _scorer(meshes: Any, dataset: Dataset, protocol: Protocol, pool: ThreadPoolE
         wanted = np.unique(np.concatenate(near))
         wanted = wanted[wanted >= 0]
         # Whole steps, filled up with rows again: so no batch, shard or thread changes a digit.
-        steps = np.resize(wanted, (-(-len(wanted) // STEADY), STEADY))
+        steps = np.resize(wanted, (-(-len(wanted) // BATCH_MULTIPLE), BATCH_MULTIPLE))
         parts = max(1, len(wanted) // CHUNK) if mates is None else 1
         found = list(pool.map(chunk, (part.ravel() for part in np.array_split(steps, parts))))
         errors = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
@@ -114,9 +114,9 @@ def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, P
     people label, and which regressor its joints come from."""
     from stages.datasets import joint_regressors
     from stages.keypoints import joint_sets
-    from stages.loaders.bodies import MeshRows
+    from stages.loaders.bodies import BodyLoader
 
-    people = MeshRows(meshes)
+    people = BodyLoader(meshes)
     body = people.body
     check_body(body, dataset, str(meshes.path or "the meshes"))
     regress = joint_regressors.find(body, protocol.joint_set, dataset.data)

@@ -26,7 +26,7 @@ DISK = {
 
 
 @contextlib.contextmanager
-def disk(path: Path, need: int = 0) -> Iterator[None]:
+def disk_errors(path: Path, need: int = 0) -> Iterator[None]:
     """Failures to write `path` or its parts, as a MachineError that says how many bytes were to be written (`need`, if
     known), how many are free, and whether finished parts are kept."""
     try:
@@ -95,11 +95,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def marked(mark: Path, out: Path) -> Iterator[None]:
+def write_lock(mark: Path, out: Path) -> Iterator[None]:
     """Hold `mark`, a file with host and process id; a stale one is taken over. Raises MachineError (who holds it)."""
     content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
     for _ in range(10):
-        with disk(out):
+        with disk_errors(out):
             if _create(mark, content):
                 break
         if who := holder(mark):

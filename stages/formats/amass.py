@@ -23,7 +23,7 @@ import torch
 
 from stages.errors import InputError
 from stages.files.atomic import write_bytes
-from stages.formats.bodies import Bodies, _npz
+from stages.formats.bodies import Bodies, read_npz
 from stages.formats.source import parse_size
 from stages.geometry import cameras
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
@@ -96,7 +96,7 @@ def from_amass(arrays: dict[str, np.ndarray], body: Body) -> dict[str, np.ndarra
 
 def read_amass(path: Path, params: Params) -> Bodies:
     """An AMASS npz, or one of `hmr export`: every frame one person, seen by a level camera at the world's origin."""
-    arrays, fingerprint = _npz(path, ("poses", "trans", "betas"))
+    arrays, fingerprint = read_npz(path, ("poses", "trans", "betas"))
     poses = np.asarray(arrays["poses"])
     if poses.ndim != 2 or poses.shape[1] < 66 or len(arrays["trans"]) != len(poses):
         raise InputError(f"{path}: poses {poses.shape}, trans {arrays['trans'].shape}: no AMASS motion")

@@ -22,7 +22,7 @@ from stages.artefacts.kinds import FAILED, K_DEFAULT, K_USER, OK
 from stages.errors import InputError, UsageError
 from stages.formats.source import parse_size
 from stages.geometry import cameras
-from stages.media.images import read_picture
+from stages.media.images import read_image
 from stages.params import ImportBodiesParams as Params
 
 
@@ -73,27 +73,27 @@ class Bodies:
 # ---- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _smpl(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> dict[str, np.ndarray]:
+def smpl_columns(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> dict[str, np.ndarray]:
     return {"global_orient": pose[:, 0], "body_pose": pose[:, 1:], "betas": betas, "transl": transl}
 
 
-def _camera(size: np.ndarray, focal: float) -> np.ndarray:
+def program_camera(size: np.ndarray, focal: float) -> np.ndarray:
     """K (F, 3, 3) of these programs: one focal length, the principal point at (w / 2, h / 2)."""
     f = np.full(len(size), focal)
     return cameras.make_K(f, f, size[:, 0] / 2.0, size[:, 1] / 2.0)
 
 
-def _sizes(names: list[str], images: Path | None, params: Params) -> np.ndarray:
+def image_sizes(names: list[str], images: Path | None, params: Params) -> np.ndarray:
     """Sizes (F, 2) of the pictures, read or as told. Raises InputError."""
     told = parse_size(params.size)
     if images is None:
         if told is None:
             raise UsageError("the pictures' sizes are not known", "give --images DIR or --size WxH")
         return np.tile(np.array(told), (len(names), 1))
-    return np.array([read_picture(Path(images) / name).size for name in names]).reshape(-1, 2)
+    return np.array([read_image(Path(images) / name).size for name in names]).reshape(-1, 2)
 
 
-def _npz(path: Path, needed: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+def read_npz(path: Path, needed: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     """The arrays of an npz (never pickled objects) and the file's SHA-256. Raises InputError."""
     try:
         data = Path(path).read_bytes()

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError
-from stages.formats.base import _entries, _json, _number, _xywh
-from stages.formats.source import Person, Source, file_source
+from stages.formats.base import entries, number, parse_json, xywh_to_xyxy
+from stages.formats.source import KeypointSource, Person, file_source
 from stages.params import ImportParams
 
 
-def read_boxes(path: Path, params: ImportParams) -> Source:
+def read_boxes(path: Path, params: ImportParams) -> KeypointSource:
     """Boxes: CSV with a header, or JSON, a list of objects or {name: [[x1, y1, x2, y2], ...]}.
 
     Fields: name (or file, file_name, image), x1 y1 x2 y2 (or x y w h), and optionally score, track. No keypoints.
@@ -29,25 +29,25 @@ def read_boxes(path: Path, params: ImportParams) -> Source:
         if not name:
             raise InputError(f"{where} names no picture", "fields: name, x1, y1, x2, y2, and optionally score, track")
         if all(f in entry for f in ("x1", "y1", "x2", "y2")):
-            box = np.array([_number(entry[f]) for f in ("x1", "y1", "x2", "y2")])
+            box = np.array([number(entry[f]) for f in ("x1", "y1", "x2", "y2")])
         elif all(f in entry for f in ("x", "y", "w", "h")):
-            box = _xywh([entry[f] for f in ("x", "y", "w", "h")], where)
+            box = xywh_to_xyxy([entry[f] for f in ("x", "y", "w", "h")], where)
         else:
             raise InputError(f"{where} has no box", "fields: name, x1, y1, x2, y2, and optionally score, track")
         group = people.setdefault(name, [])
-        score = _number(entry.get("score") or 1.0)
+        score = number(entry.get("score") or 1.0)
         if score >= params.min_score:
-            group.append(Person(box, np.zeros((0, 3)), score, int(_number(entry.get("track") or -1))))
-    return Source("boxes", fingerprint, people, {}, (), "no keypoints", path=path)
+            group.append(Person(box, np.zeros((0, 3)), score, int(number(entry.get("track") or -1))))
+    return KeypointSource("boxes", fingerprint, people, {}, (), "no keypoints", path=path)
 
 
 def _box_entries(content: bytes, path: Path) -> Iterable[Mapping[str, Any]]:
     if path.suffix.lower() == ".json":
-        data = _json(content, path)
+        data = parse_json(content, path)
         if isinstance(data, dict):
             keys = ("x1", "y1", "x2", "y2", "score")
             data = [{"name": n, **dict(zip(keys, box, strict=False))} for n, boxes in data.items() for box in boxes]
-        return _entries(data, path, "boxes")
+        return entries(data, path, "boxes")
     try:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), skipinitialspace=True, strict=True)
         rows = list(reader)

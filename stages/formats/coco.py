@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError
-from stages.formats.base import _clean, _entries, _field, _join, _json, _number, _xywh
-from stages.formats.source import Person, Source, box_of, file_source, joint_names
+from stages.formats.base import clean_keypoints, field, joined_fingerprint, number, parse_json, xywh_to_xyxy
+from stages.formats.base import entries as _entries
+from stages.formats.source import KeypointSource, Person, box_of, file_source, joint_names
 from stages.media.frames import PICTURES
 from stages.params import ImportParams
 
 COCO_SETS = {17: "coco17"}
 
 
-def read_coco(path: Path, images: Path | None, params: ImportParams, annotations: Path | None = None) -> Source:
+def read_coco(path: Path, images: Path | None, params: ImportParams, annotations: Path | None = None) -> KeypointSource:
     """COCO annotations ({"images", "annotations", ...}) or results ([{"image_id", "keypoints", "score"}, ...]).
 
     In annotations a joint scores 1 when visible, 0.5 when labelled but occluded, 0 when not labelled; crowds are left
@@ -25,12 +26,12 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
     Raises InputError for anything else, naming the entry.
     """
     content, fingerprint = file_source(path)
-    data = _json(content, path)
+    data = parse_json(content, path)
     results = isinstance(data, list)
     book, extra = data, ""
     if results and annotations is not None:
         text, extra = file_source(annotations)
-        book = _json(text, annotations)
+        book = parse_json(text, annotations)
     if not results and not (isinstance(data, dict) and {"images", "annotations"} <= set(data)):
         raise InputError(f"{path} is neither COCO results (a list) nor annotations (with images and annotations)")
     stated: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
     if isinstance(book, dict):
         stated = next((tuple(c["keypoints"]) for c in book.get("categories", []) if c.get("keypoints")), ())
         for k, image in enumerate(_entries(book["images"], path, "images")):
-            ids[image.get("id")] = _field(image, "file_name", path, f"images[{k}]", str)
+            ids[image.get("id")] = field(image, "file_name", path, f"images[{k}]", str)
             if image.get("width") and image.get("height"):
                 sizes[ids[image["id"]]] = (int(image["width"]), int(image["height"]))
     entries = data if results else data["annotations"]
@@ -66,10 +67,12 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
         name = find(entry.get("image_id"))
         if name is None:
             raise InputError(f"{where}: no picture for image_id {entry.get('image_id')!r}", "--annotations or --images")
-        score = _number(entry.get("score", 1.0))
+        score = number(entry.get("score", 1.0))
         if score >= params.min_score:
-            box = _xywh(entry["bbox"], where) if entry.get("bbox") else box_of(keypoints, params.margin)
-            people.setdefault(name, []).append(Person(box, _clean(keypoints), score, int(entry.get("track_id", -1))))
+            box = xywh_to_xyxy(entry["bbox"], where) if entry.get("bbox") else box_of(keypoints, params.margin)
+            people.setdefault(name, []).append(
+                Person(box, clean_keypoints(keypoints), score, int(entry.get("track_id", -1)))
+            )
     joints = joints or stated or joint_names("coco17", 17, (), {}, str(path))
     for group in people.values():  # people without keypoints still have the columns
         for person in group:
@@ -78,7 +81,7 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
     definition = (
         "the detector's own score of each joint" if results else "1 visible, 0.5 labelled but occluded, 0 not labelled"
     )
-    return Source("coco", _join(fingerprint, extra), people, sizes, joints, definition, path=path)
+    return KeypointSource("coco", joined_fingerprint(fingerprint, extra), people, sizes, joints, definition, path=path)
 
 
 def _by_number(images: Path | None, path: Path) -> Callable[[Any], str | None]:

@@ -27,7 +27,7 @@ from stages.smpl.body import Body
 FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # OpenCV camera <-> glTF
 
 
-class Scene:
+class GltfScene:
     """A glTF file in the making, of people with this body."""
 
     def __init__(self, body: Body, about: dict[str, Any], copyright: str) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError
-from stages.formats.base import _clean, _json
-from stages.formats.source import Person, Source, box_of, file_source, joint_names
+from stages.formats.base import clean_keypoints, parse_json
+from stages.formats.source import KeypointSource, Person, box_of, file_source, joint_names
 from stages.params import ImportParams
 
 OPENPOSE_SETS = {25: "body25", 18: "openpose18"}
 
 
-def read_openpose(folder: Path, params: ImportParams) -> Source:
+def read_openpose(folder: Path, params: ImportParams) -> KeypointSource:
     """OpenPose's NAME_keypoints.json files, one per picture or video frame: BODY_25 or COCO-18 by their length."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of OpenPose files")
@@ -32,7 +32,7 @@ def read_openpose(folder: Path, params: ImportParams) -> Source:
     for path in files:
         content, fingerprint = file_source(path)
         digest.update(f"{path.name} {fingerprint}\n".encode("utf-8", "surrogateescape"))
-        data = _json(content, path)
+        data = parse_json(content, path)
         if not isinstance(data, dict) or not isinstance(data.get("people"), list):
             raise InputError(f"{path} is not an OpenPose file (no list of people)")
         group = people.setdefault(path.name.removesuffix("_keypoints.json"), [])
@@ -44,14 +44,14 @@ def read_openpose(folder: Path, params: ImportParams) -> Source:
             joints = joints or joint_names(params.joint_set, count, (), OPENPOSE_SETS, str(path))
             if count != len(joints):
                 raise InputError(f"{path}: a person has {count} joints, the others have {len(joints)}")
-            keypoints = _clean(flat.reshape(-1, 3))
+            keypoints = clean_keypoints(flat.reshape(-1, 3))
             seen = keypoints[:, 2] > 0
             score = float(keypoints[seen, 2].mean()) if seen.any() else 0.0
             if seen.sum() >= params.min_keypoints and score >= params.min_score:
                 group.append(Person(box_of(keypoints, params.margin), keypoints, score, _person_id(entry)))
     definition = "OpenPose's confidence of each joint; score is their mean"
     names = joints or joint_names("body25", 25, (), {}, str(folder))
-    return Source("openpose", digest.hexdigest(), people, {}, names, definition, video_frames=True)
+    return KeypointSource("openpose", digest.hexdigest(), people, {}, names, definition, video_frames=True)
 
 
 def _person_id(entry: Mapping[str, Any]) -> int:

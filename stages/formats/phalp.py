@@ -11,7 +11,7 @@ import torch
 
 from stages.errors import InputError
 from stages.files.joblib import read_data
-from stages.formats.bodies import Bodies, _camera, _smpl
+from stages.formats.bodies import Bodies, program_camera, smpl_columns
 from stages.formats.source import parse_size
 from stages.geometry import cameras
 from stages.geometry.rotations import matrix_to_axis_angle
@@ -55,12 +55,12 @@ def read_phalp(path: Path, params: Params) -> Bodies:
     known = sizes.any(1)
     if not known.all():
         sizes[~known] = parse_size(params.size) or sizes[known][0]
-    K = _camera(sizes, params.focal)
+    K = program_camera(sizes, params.focal)
     table = {name: np.array(values) for name, values in rows.items()}
     transl = cameras.weak_to_transl(table["camera"], table["center"], table["side"], K[table["frame"]])
     pose = matrix_to_axis_angle(torch.from_numpy(table["pose"])).numpy()
     return Bodies(
         "phalp", path, hashlib.sha256(path.read_bytes()).hexdigest(), [Path(str(n)).name for n in names], sizes,
-        table["frame"], table["box"], _smpl(pose, table["betas"], transl), K,
+        table["frame"], table["box"], smpl_columns(pose, table["betas"], transl), K,
         track=table["track"], score=table["score"], video=True,
     )  # fmt: skip

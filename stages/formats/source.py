@@ -25,7 +25,7 @@ class Person:
 
 
 @dataclasses.dataclass
-class Source:
+class KeypointSource:
     """What a file of another tool says: people by picture name, the pictures' sizes as far as it knows them."""
 
     kind: str

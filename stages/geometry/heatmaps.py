@@ -52,7 +52,7 @@ def dpmesh_keypoints(keypoints: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
+class JointsInCrop:
     """Where a crop's joints are: affine (n, 2, 3) float64, picture to heatmap pixels, NaN without a seen joint;
     xy (n, J, 2) float32 heatmap pixels (a missing joint is where the picture's origin falls), visible (n, J) bool."""
 
@@ -61,7 +61,7 @@ class Condition:
     visible: np.ndarray
 
 
-def condition(keypoints: np.ndarray, size: np.ndarray, side: int = 32, threshold: float = 0.05) -> Condition:
+def joints_in_crop(keypoints: np.ndarray, size: np.ndarray, side: int = 32, threshold: float = 0.05) -> JointsInCrop:
     """The crop and crop joints of keypoints (n, J, 3) by DPMesh's rule; size (n, 2) of the pictures, side of the map.
 
     A joint is visible when its score is above the threshold and it lies inside the map. The affine of the network's
@@ -71,4 +71,4 @@ def condition(keypoints: np.ndarray, size: np.ndarray, side: int = 32, threshold
     affine = crops.square_affine(center, extent, side)
     xy = crops.apply(affine, np.nan_to_num(keypoints[..., :2].astype(np.float64))).astype(np.float32)
     visible = (keypoints[..., 2] > threshold) & (xy >= 0).all(-1) & (xy < side).all(-1)
-    return Condition(affine, xy, visible)
+    return JointsInCrop(affine, xy, visible)

@@ -17,7 +17,7 @@ from stages.smpl.body import Body, load_body
 SMPL = ("global_orient", "body_pose", "betas", "transl")
 
 
-class MeshRows:
+class BodyLoader:
     """Vertices and parameters of rows. `body` names another body (or file) than the artefact does.
 
     Raises AssetError for a body that is not on this machine, ArtefactError for a table that holds no bodies.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.geometry.rotations import axis_angle_to_matrix, slerp
-from stages.loaders.bodies import MeshRows, stems
+from stages.loaders.bodies import BodyLoader, stems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sequence:
     number: int
 
 
-def sequences(people: MeshRows) -> list[Sequence]:
+def sequences(people: BodyLoader) -> list[Sequence]:
     """Every person of the table whose rows are ok: a track of a video is one, everybody else is one per row."""
     table = people.table
     frame = table.rows["frame"]
@@ -72,7 +72,7 @@ class Motion:
         return Motion(self.rotmat[where], self.betas[where], self.transl[where], self.time[where], self.rows[where])
 
 
-def motion(people: MeshRows, sequence: Sequence) -> Motion:
+def motion(people: BodyLoader, sequence: Sequence) -> Motion:
     """What the rows hold. Needs SMPL parameters."""
     given = people.smpl(sequence.rows)
     pose = torch.cat([given["global_orient"][:, None], given["body_pose"]], 1).cpu()

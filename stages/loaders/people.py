@@ -1,6 +1,6 @@
-"""Rows of artefacts -> `People`: what a network over rows is given, whichever verb runs it.
+"""Rows of artefacts -> `PersonBatch`: what a network over rows is given, whichever verb runs it.
 
-people = PeopleOf(detections, [heatmaps], uses=model.uses, needs_images=model.needs_images)
+people = PersonLoader(detections, [heatmaps], uses=model.uses, needs_images=model.needs_images)
 model(people(rows))
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 from stages.artefacts.table import Artefact, open_artefact
 from stages.errors import ArtefactError, UsageError
 from stages.media.frames import FrameSource
-from stages.models.base import People, RowModel
+from stages.models.base import PersonBatch, PersonModel
 
 
-class PeopleOf:
+class PersonLoader:
     """Builds the batch of given rows from detections and the artefacts made of them (same rows, same order).
 
     uses: columns that the network reads when there · needs_images(given names) -> whether pictures must be opened.
@@ -44,7 +44,7 @@ class PeopleOf:
         self.source = FrameSource(detections, root) if needs_images(frozenset(self.given)) else None
 
     @classmethod
-    def of(cls, model: RowModel, inputs: Mapping[str, Artefact], root: str | Path | None = None) -> PeopleOf:
+    def of(cls, model: PersonModel, inputs: Mapping[str, Artefact], root: str | Path | None = None) -> PersonLoader:
         """For a network and a verb's inputs by role, "detections" and others. Raises UsageError for one without use."""
         others = {role: table for role, table in inputs.items() if role != "detections"}
         uses, needs_images = model.uses, model.needs_images
@@ -54,13 +54,13 @@ class PeopleOf:
             raise UsageError(f"{model.name} does not use {' or '.join(unused)}", f"leave out --{unused[0]}")
         return people
 
-    def __call__(self, rows: np.ndarray) -> People:
+    def __call__(self, rows: np.ndarray) -> PersonBatch:
         """The people of rows (n,). Raises InputError when a picture cannot be read."""
         table = self.detections
         frame = table.rows["frame"][rows]
         frames, which = np.unique(frame, return_inverse=True)
         xy, score = table.read("keypoints/xy", rows), table.read("keypoints/score", rows)
-        return People(
+        return PersonBatch(
             box=table.rows["box"][rows],
             keypoints=np.concatenate([xy, score[..., None]], -1),
             joints=self.joints,
@@ -103,6 +103,6 @@ def model_record(model: Any, sha256: str) -> dict[str, str]:
     return {"name": model.name, "sha256": sha256, "licence": model.licence, **about, **getattr(model, "record", {})}
 
 
-def opened(given: Path | Artefact, kind: str) -> Artefact:
+def as_artefact(given: Path | Artefact, kind: str) -> Artefact:
     """An input of a verb, which may be a file or a table in memory."""
     return given if isinstance(given, Artefact) else open_artefact(given, kind)

@@ -27,11 +27,11 @@ import numpy as np
 
 from stages.artefacts.kinds import FAILED, OK
 from stages.errors import InputError, UsageError
-from stages.media.images import Picture, file_fingerprint, intrinsics, read_picture, write_image
+from stages.media.images import LoadedImage, file_fingerprint, intrinsics, read_image, write_image
 from stages.media.video import Video, time_base, video_times, write_video
 from stages.params import MAX_PIXELS
 
-__all__ = ["FrameList", "FrameSource", "Picture", "frame_columns", "intrinsics", "list_frames", "open_frame"]
+__all__ = ["FrameList", "FrameSource", "LoadedImage", "frame_columns", "intrinsics", "list_frames", "open_frame"]
 __all__ += ["read_frames", "write_image", "write_video"]
 
 PICTURES = frozenset(
@@ -107,13 +107,13 @@ class FrameList:
         digest.update(np.ascontiguousarray(self.index, "<i8").tobytes())
         return digest.hexdigest()
 
-    def picture(self, i: int) -> Picture:
+    def picture(self, i: int) -> LoadedImage:
         """Frame i decoded. Raises InputError."""
         media = self.files[self.file[i]]
         if media.times is None:
-            return read_picture(media.path, self.max_pixels)
+            return read_image(media.path, self.max_pixels)
         video = self._videos(media)
-        return Picture(video.read(int(self.index[i])), file=media.fingerprint)
+        return LoadedImage(video.read(int(self.index[i])), file=media.fingerprint)
 
     def _videos(self, media: MediaFile) -> Video:
         """The open video; only one is open at a time."""
@@ -173,7 +173,7 @@ class FrameSource:
                 self.videos = {name: Video(path, video_times(path), self.max_pixels)}
             rgb = self.videos[name].read(int(number))
         else:
-            picture = read_picture(self.find(name), self.max_pixels)
+            picture = read_image(self.find(name), self.max_pixels)
             self._compare(i, name, picture.file)
             assert picture.rgb is not None
             rgb = picture.rgb
@@ -192,14 +192,14 @@ class FrameSource:
 
 def open_frame(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One picture file as RGB (H, W, 3) uint8. Raises InputError."""
-    rgb = read_picture(path, max_pixels).rgb
+    rgb = read_image(path, max_pixels).rgb
     assert rgb is not None
     return rgb
 
 
 def read_frames(
     source: FrameList | FrameSource | Any, indices: Sequence[int] | np.ndarray, workers: int = 0
-) -> list[Picture]:
+) -> list[LoadedImage]:
     """The frames `indices` of a FrameList, a FrameSource or an Artefact, in this order, photos by `workers` threads.
 
     A frame that fails is a Picture whose `rgb` is None and whose `error` says why.
@@ -208,11 +208,11 @@ def read_frames(
         source = FrameSource(source)
     videos = source.source if isinstance(source, FrameList) else source.frames["source"]
 
-    def one(i: int) -> Picture:
+    def one(i: int) -> LoadedImage:
         try:
-            return source.picture(int(i)) if isinstance(source, FrameList) else Picture(source(int(i)))
+            return source.picture(int(i)) if isinstance(source, FrameList) else LoadedImage(source(int(i)))
         except InputError as error:
-            return Picture(None, error.message)
+            return LoadedImage(None, error.message)
 
     if workers and len(indices) > 1 and not (videos[np.asarray(indices)] >= 0).any():
         with ThreadPoolExecutor(workers) as pool:
@@ -221,7 +221,7 @@ def read_frames(
 
 
 def frame_columns(
-    listing: FrameList, indices: Sequence[int] | np.ndarray, pictures: Sequence[Picture]
+    listing: FrameList, indices: Sequence[int] | np.ndarray, pictures: Sequence[LoadedImage]
 ) -> dict[str, Any]:
     """The columns of `frames` for these frames, ready for run_frames; failed ones have size 0 and K NaN."""
     indices = np.asarray(indices)

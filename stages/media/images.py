@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # th
 
 
 @dataclasses.dataclass
-class Picture:
+class LoadedImage:
     """A decoded frame. rgb (H, W, 3) uint8 upright, None with `error` when it failed; focal in pixels or None;
     `file` the fingerprint of the file it came from."""
 
@@ -62,7 +62,7 @@ def file_fingerprint(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
+def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """The picture in `path`: first frame of an animation, EXIF orientation applied, any mode to RGB, alpha over white.
 
     Raises InputError (unreadable, not a picture, truncated, too large or too small).
@@ -76,7 +76,7 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
         raise InputError(f"{name}: {error.strerror or error}") from error
     mark = hashlib.sha256(size.to_bytes(8, "little") + content).hexdigest() if size <= WHOLE else file_fingerprint(path)
     rgb, focal = decode(content, name, max_pixels)
-    return Picture(rgb, "", focal, mark)
+    return LoadedImage(rgb, "", focal, mark)
 
 
 def decode(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, float | None]:

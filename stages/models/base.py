@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclasses.dataclass
-class People:
+class PersonBatch:
     """A batch of n rows (one person in one frame each), in picture pixels; (0, 0) is the centre of the first pixel.
 
     box (n, 4) xyxy · keypoints (n, J, 3) x, y, score (NaN or score 0 = not seen) · joints: the J names ·
@@ -35,7 +35,7 @@ class People:
 
 
 @runtime_checkable
-class RowModel(Protocol):
+class PersonModel(Protocol):
     """A network over rows: a feature extractor ("features/<name>" columns) or a recoverer (smpl, joints, vertices).
 
     `columns` name, dtype and shape of what `__call__` returns (stages.artefacts.kinds.Column), `group_attrs` the
@@ -52,7 +52,7 @@ class RowModel(Protocol):
 
     def needs_images(self, given: frozenset[str]) -> bool: ...
 
-    def __call__(self, people: People) -> dict[str, Any]: ...
+    def __call__(self, people: PersonBatch) -> dict[str, Any]: ...
 
 
 class Loader(Protocol):
@@ -62,4 +62,4 @@ class Loader(Protocol):
     def recognises(cls, names: frozenset[str]) -> bool: ...
 
     @classmethod
-    def load(cls, checkpoint: Any | None, *, device: str, body: Any | None) -> RowModel: ...
+    def load(cls, checkpoint: Any | None, *, device: str, body: Any | None) -> PersonModel: ...

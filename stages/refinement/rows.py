@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from stages.artefacts.kinds import FAILED, JOINT_COLUMNS, K_DEFAULT, OK, SMPL_COLUMNS, Column
-from stages.artefacts.table import Artefact, memory
+from stages.artefacts.table import Artefact, in_memory
 from stages.errors import InputError
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, slerp
 from stages.models.scorehmr.body25 import evidence
-from stages.models.scorehmr.kalman_update import NOT_WEIGHED
-from stages.models.scorehmr.refiner import Evidence, Result, ScoreHmrRefiner, Settings
-from stages.refinement.windows import Filled, Unit, track_units, view_units
+from stages.models.scorehmr.kalman_update import NOT_UPDATED
+from stages.models.scorehmr.refiner import EstimateBatch, RefinedBatch, ScoreHmrRefiner, ScoreHmrSettings
+from stages.refinement.windows import Interpolated, Window, track_windows, view_windows
 
 if TYPE_CHECKING:
     from stages.params import RefineParams
@@ -53,14 +53,14 @@ def columns(params: RefineParams) -> tuple[Column, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class WindowPlan:
     """`table` gives the rows to write; element[r] is what row r is: a row of the meshes, or -1 - k of `filled`. Rows of
     the meshes that are not `usable` stand alone."""
 
     table: Artefact
     element: np.ndarray
-    units: list[Unit]
-    filled: Filled
+    units: list[Window]
+    filled: Interpolated
     usable: np.ndarray
 
 
@@ -73,23 +73,23 @@ def usable(meshes: Artefact, features: Artefact | None) -> np.ndarray:
     return good if features is None else good & (features.rows["status"] == OK)
 
 
-def plan_rows(meshes: Artefact, params: RefineParams, usable: np.ndarray) -> Plan:
+def plan_rows(meshes: Artefact, params: RefineParams, usable: np.ndarray) -> WindowPlan:
     """What is computed together, and, with `fill_gaps`, the table with rows for the filled frames."""
     rows, frames = meshes.rows, meshes.frames
     status = np.where(usable, rows["status"], FAILED)
     none = np.zeros(0, int)
-    units, filled = [], Filled(none, none, none, np.zeros(0))
+    units, filled = [], Interpolated(none, none, none, np.zeros(0))
     element = np.arange(meshes.n_rows)
     if params.mode == "views":
-        units = view_units(rows["frame"], rows["track"], frames["view"], frames["time"], status)
+        units = view_windows(rows["frame"], rows["track"], frames["view"], frames["time"], status)
     elif params.mode == "video":
-        units, filled = track_units(
+        units, filled = track_windows(
             rows["frame"], rows["track"], frames["source"], status,
             max_gap=params.max_gap, window=WINDOW, margin=MARGIN,
         )  # fmt: skip
-    units += [Unit.plain(row) for row in np.argwhere(~usable & (rows["status"] == OK))]
+    units += [Window.plain(row) for row in np.argwhere(~usable & (rows["status"] == OK))]
     if not (params.fill_gaps and len(filled)):
-        return Plan(meshes, element, units, filled, usable)
+        return WindowPlan(meshes, element, units, filled, usable)
     # A failed row in a gap gives way to the filled one.
     taken = set(zip(filled.frame.tolist(), rows["track"][filled.before].tolist(), strict=True))
     stays = [
@@ -105,10 +105,10 @@ def plan_rows(meshes: Artefact, params: RefineParams, usable: np.ndarray) -> Pla
     made = {name: np.concatenate([rows[name][stays], rows[name][filled.before]])[order] for name in rows}
     made["frame"], made["box"] = frame[order], np.concatenate([rows["box"][stays], box])[order]
     made["score"][element[order] < 0] = 0
-    return Plan(memory("meshes", frames=frames, rows=made, columns={}), element[order], units, filled, usable)
+    return WindowPlan(in_memory("meshes", frames=frames, rows=made, columns={}), element[order], units, filled, usable)
 
 
-def settings(refiner: ScoreHmrRefiner, params: RefineParams) -> Settings:
+def settings(refiner: ScoreHmrRefiner, params: RefineParams) -> ScoreHmrSettings:
     """What the refiner is told."""
     base = refiner.preset(params.preset, alone=params.mode == "frame")
     return dataclasses.replace(
@@ -124,10 +124,12 @@ def settings(refiner: ScoreHmrRefiner, params: RefineParams) -> Settings:
     )
 
 
-class Rows:
+class RowRefiner:
     """rows -> columns. Units of several rows are computed once and kept until their last row has been asked for."""
 
-    def __init__(self, tables: dict[str, Artefact], refiner: ScoreHmrRefiner, params: RefineParams, plan: Plan) -> None:
+    def __init__(
+        self, tables: dict[str, Artefact], refiner: ScoreHmrRefiner, params: RefineParams, plan: WindowPlan
+    ) -> None:
         self.meshes, self.detections, self.features = tables["meshes"], tables["detections"], tables.get("features")
         self.refiner, self.params, self.plan, self.settings = refiner, params, plan, settings(refiner, params)
         self.names = tuple(self.detections.group_attrs("keypoints")["joints"])
@@ -143,14 +145,14 @@ class Rows:
     def __call__(self, rows: np.ndarray) -> dict[str, Any]:
         elements = self.plan.element[rows]
         if self.params.mode == "frame":
-            return self._compute(Unit.plain(elements), np.arange(len(rows)))
+            return self._compute(Window.plain(elements), np.arange(len(rows)))
         units = [self.unit_of[int(e)] for e in elements]
         todo = sorted({k for k in units if k not in self.done})
         while todo:
             size = np.cumsum([len(self.plan.units[k]) for k in todo])
             now, todo = todo[: max(1, int((size <= LIMIT).sum()))], todo[max(1, int((size <= LIMIT).sum())) :]
             group = np.repeat(np.arange(len(now)), [len(self.plan.units[k]) for k in now])
-            joined = Unit.join([self.plan.units[k] for k in now])
+            joined = Window.join([self.plan.units[k] for k in now])
             values = self._compute(joined, group)
             for g, k in enumerate(now):
                 mine = (group == g) & joined.own
@@ -183,7 +185,7 @@ class Rows:
 
     # ---- one batch
 
-    def _compute(self, unit: Unit, group: np.ndarray) -> dict[str, np.ndarray]:
+    def _compute(self, unit: Window, group: np.ndarray) -> dict[str, np.ndarray]:
         """All columns of all elements; rows with too little evidence are copied and marked."""
         start, axis = self._start(unit)
         seen = self._evidence(unit, group, *start)
@@ -204,7 +206,7 @@ class Rows:
             )
             rotmat[at], error[at] = made.rotmat.cpu(), made.error.cpu()
             if not self.settings.plan.loops:  # what could not be weighed stayed
-                use[at] = made.energy.cpu() < NOT_WEIGHED
+                use[at] = made.energy.cpu() < NOT_UPDATED
                 pose, betas, transl = (
                     torch.where(use.view(-1, *[1] * (new.dim() - 1)), new, old)
                     for new, old in ((pose, axis), (betas, seen.betas), (transl, seen.transl))
@@ -229,7 +231,12 @@ class Rows:
         return {name: value.numpy() for name, value in values.items()}
 
     def _hypotheses(
-        self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, at: torch.Tensor, every: Result | None
+        self,
+        pose: torch.Tensor,
+        betas: torch.Tensor,
+        transl: torch.Tensor,
+        at: torch.Tensor,
+        every: RefinedBatch | None,
     ) -> dict[str, torch.Tensor]:
         """All hypotheses of the refined rows `at`; of the others N times the same, with energy 0."""
         N = self.params.hypotheses
@@ -246,7 +253,7 @@ class Rows:
             "extra/hypotheses_energy": energy,
         }
 
-    def _start(self, unit: Unit) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def _start(self, unit: Window) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Rotation matrices and translations of the elements, filled ones between their neighbours; axis-angle."""
         rows = [
             torch.from_numpy(self.meshes.read(f"smpl/{n}", unit.before))
@@ -267,7 +274,7 @@ class Rows:
             transl[gap] = torch.lerp(transl[gap], rows[2], part[:, None])
         return (rotmat, transl), axis
 
-    def _evidence(self, unit: Unit, group: np.ndarray, rotmat: torch.Tensor, transl: torch.Tensor) -> Evidence:
+    def _evidence(self, unit: Window, group: np.ndarray, rotmat: torch.Tensor, transl: torch.Tensor) -> EstimateBatch:
         """What the refiner reads; filled elements see nothing."""
         d, frames, frame = self.detections, self.meshes.frames, self.meshes.rows["frame"][unit.before]
         betas = self.meshes.read("smpl/betas", unit.before) if self.betas is None else self.betas[unit.before]
@@ -275,7 +282,7 @@ class Rows:
         score = np.where((score >= self.params.min_score) & (unit.row >= 0)[:, None], score, 0)
         keypoints = torch.from_numpy(np.concatenate([xy, score[..., None]], -1).astype(np.float32))
         video, views = self.params.mode == "video", self.params.mode == "views"
-        return Evidence(
+        return EstimateBatch(
             rotmat=rotmat,
             betas=torch.from_numpy(betas),
             transl=transl,
@@ -290,7 +297,7 @@ class Rows:
             turn=self._turn(frames["view"][frame]) if views and self.turns else None,
         )
 
-    def _features(self, unit: Unit) -> torch.Tensor | None:
+    def _features(self, unit: Window) -> torch.Tensor | None:
         kind = self.refiner.condition
         if not kind or self.params.method == "fit":
             return None
@@ -307,7 +314,7 @@ class Rows:
             raise InputError(f"{self.params.cameras} has no pose of view {missing[0]}", "name every view of the frames")
         return torch.stack([self.turns[int(v)] for v in view])
 
-    def _confidence(self, unit: Unit, joints: torch.Tensor) -> torch.Tensor:
+    def _confidence(self, unit: Window, joints: torch.Tensor) -> torch.Tensor:
         """The recoverer's own, if it is of the same joints; a filled frame is not sure of anything."""
         names = self.meshes.group_attrs("joints").get("joints")
         if self.meshes.has("joints/confidence") and list(names or ()) == list(self.refiner.body.joint_names):

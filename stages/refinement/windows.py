@@ -16,7 +16,7 @@ from stages.errors import InputError, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class Window:
     """Elements i: `row[i]`, or -1 - k for the k-th filled frame. Its values lie between rows `before[i]` and `after[i]`
     (both the row itself, if it is one) at `fraction[i]`. `linked[i]`: one frame after element i - 1 of the same track.
     `own[i]`: this unit's result counts (other elements are margin)."""
@@ -32,25 +32,25 @@ class Unit:
         return len(self.row)
 
     @classmethod
-    def plain(cls, rows: np.ndarray) -> Unit:
+    def plain(cls, rows: np.ndarray) -> Window:
         """Rows without gaps and links."""
         return cls(rows, rows, rows, np.zeros(len(rows)), np.zeros(len(rows), bool), np.ones(len(rows), bool))
 
     @classmethod
-    def join(cls, units: Sequence[Unit]) -> Unit:
+    def join(cls, units: Sequence[Window]) -> Window:
         return cls(**{f.name: np.concatenate([getattr(u, f.name) for u in units]) for f in dataclasses.fields(cls)})
 
-    def cut(self, low: int, high: int, margin: int) -> Unit:
+    def cut(self, low: int, high: int, margin: int) -> Window:
         """Elements low to high with up to `margin` more on both sides."""
         a, b = max(low - margin, 0), min(high + margin, len(self))
         parts = {f.name: getattr(self, f.name)[a:b].copy() for f in dataclasses.fields(self)}
         parts["linked"][0] = False
         parts["own"] = (np.arange(a, b) >= low) & (np.arange(a, b) < high)
-        return Unit(**parts)
+        return Window(**parts)
 
 
 @dataclasses.dataclass(frozen=True)
-class Filled:
+class Interpolated:
     """Frames inside tracks without a usable row: frame (k,), rows before and after (k,), fraction (k,)."""
 
     frame: np.ndarray
@@ -62,7 +62,7 @@ class Filled:
         return len(self.frame)
 
 
-def track_units(
+def track_windows(
     frame: np.ndarray,
     track: np.ndarray,
     source: np.ndarray,
@@ -71,7 +71,7 @@ def track_units(
     max_gap: int,
     window: int,
     margin: int,
-) -> tuple[list[Unit], Filled]:
+) -> tuple[list[Window], Interpolated]:
     """Windows of all tracks, and the frames that had to be filled. frame, track, status (R,) of the rows, source (F,).
 
     Gaps of up to `max_gap` frames are filled; longer ones separate. Windows begin at fixed places of the track, so the
@@ -79,10 +79,10 @@ def track_units(
     track has two rows in one frame.
     """
     good = np.flatnonzero(status == OK)
-    units = [Unit.plain(row[None]) for row in good[track[good] < 0]]
+    units = [Window.plain(row[None]) for row in good[track[good] < 0]]
     good = good[track[good] >= 0]
     order = good[np.lexsort((frame[good], track[good], source[frame[good]]))]
-    pieces: list[Unit] = []
+    pieces: list[Window] = []
     if len(order):
         key = np.stack([source[frame[order]], track[order]], 1)
         same = np.r_[False, (key[1:] == key[:-1]).all(1)]
@@ -101,21 +101,21 @@ def track_units(
         units += [piece.cut(low, low + window, margin) for low in range(0, len(piece), window)]
     if not pieces:
         none = np.zeros(0, int)
-        return units, Filled(none, none, none, np.zeros(0))
-    whole = Unit.join(pieces)
+        return units, Interpolated(none, none, none, np.zeros(0))
+    whole = Window.join(pieces)
     gaps = whole.row < 0
     before, after, fraction = whole.before[gaps], whole.after[gaps], whole.fraction[gaps]
     at = frame[before] + np.round(fraction * (frame[after] - frame[before])).astype(int)
-    return units, Filled(at, before, after, fraction)
+    return units, Interpolated(at, before, after, fraction)
 
 
-def _every_frame(rows: np.ndarray, frames: np.ndarray) -> Unit:
+def _every_frame(rows: np.ndarray, frames: np.ndarray) -> Window:
     """One element a frame from the first to the last of `frames` (ascending) of `rows`; -1 where there is no row."""
     every = np.arange(frames[0], frames[-1] + 1)
     at = np.searchsorted(frames, every, side="right") - 1
     here = frames[at] == every
     after = np.where(here, at, np.minimum(at + 1, len(rows) - 1))
-    return Unit(
+    return Window(
         row=np.where(here, rows[at], -1),
         before=rows[at],
         after=rows[after],
@@ -125,9 +125,9 @@ def _every_frame(rows: np.ndarray, frames: np.ndarray) -> Unit:
     )
 
 
-def view_units(
+def view_windows(
     frame: np.ndarray, track: np.ndarray, view: np.ndarray, time: np.ndarray, status: np.ndarray
-) -> list[Unit]:
+) -> list[Window]:
     """The rows of one person at one moment in several views. frame, track, status (R,); view, time (F,).
 
     Moments: frames of equal time, or, without times, of equal place in their view; photos of a single view number are
@@ -156,7 +156,7 @@ def view_units(
         )
     order = np.lexsort((good, key[:, 1], key[:, 0]))
     new = np.r_[True, (key[order][1:, :2] != key[order][:-1, :2]).any(1)][: len(order)]
-    return [Unit.plain(np.sort(good[part])) for part in np.split(order, np.flatnonzero(new)[1:]) if len(part)]
+    return [Window.plain(np.sort(good[part])) for part in np.split(order, np.flatnonzero(new)[1:]) if len(part)]
 
 
 def _first_repeated(key: np.ndarray) -> int | None:

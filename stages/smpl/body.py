@@ -24,7 +24,7 @@ from stages.keypoints import joint_sets
 # Sets whose points people clicked on photos; the others are centres of rotation and surface points.
 _CLICKED = {"coco17", "body25", "openpose18", "blazepose33"}
 CACHED = 32_768  # vertices skinned at a time: more leave the processor's cache
-STEADY = 16  # in multiples of so many bodies every row of a product is the same sum, wherever it stands
+BATCH_MULTIPLE = 16  # in multiples of so many bodies every row of a product is the same sum, wherever it stands
 
 
 class BodyOutput(NamedTuple):

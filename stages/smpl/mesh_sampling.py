@@ -37,7 +37,7 @@ PUBLISHED_SHA256 = "567073a400828963b0ac95a37e03be7812e2fef1d9acdb3b0db67e364850
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshLevels:
+class MeshSampling:
     """faces: per level (F, 3) · keep: per step the kept vertices of the finer level, ascending · columns, weights: per
     step (V_finer, 3): a finer vertex is the weighted sum of three coarser ones (unused weights are 0)."""
 
@@ -76,7 +76,7 @@ class MeshLevels:
         return vertices
 
 
-def build(vertices: np.ndarray, faces: np.ndarray, counts: tuple[int, ...] = ()) -> MeshLevels:
+def build(vertices: np.ndarray, faces: np.ndarray, counts: tuple[int, ...] = ()) -> MeshSampling:
     """The levels of a closed mesh: template vertices (V, 3) in metres, faces (F, 3).
 
     `counts`: vertices of each coarser level; by default a quarter of the one before, as published.
@@ -91,10 +91,10 @@ def build(vertices: np.ndarray, faces: np.ndarray, counts: tuple[int, ...] = ())
         columns.append(cols)
         weights.append(vals)
         vertices, faces = vertices[keep], coarse
-    return MeshLevels(tuple(all_faces), tuple(keeps), tuple(columns), tuple(weights))
+    return MeshSampling(tuple(all_faces), tuple(keeps), tuple(columns), tuple(weights))
 
 
-def of_body(body: Body, counts: tuple[int, ...] = (), *, own: bool = False) -> MeshLevels:
+def of_body(body: Body, counts: tuple[int, ...] = (), *, own: bool = False) -> MeshSampling:
     """The levels of a body, derived once and kept in the cache folder ($HMR_CACHE). `counts` as in `build`.
 
     Published weights know one selection of SMPL's vertices alone, and another template (gender, version) gives another
@@ -113,7 +113,7 @@ def of_body(body: Body, counts: tuple[int, ...] = (), *, own: bool = False) -> M
     return next(filter(is_published, _of_added_bodies(folder)), levels)
 
 
-def _of_added_bodies(folder: Path) -> Iterator[MeshLevels]:
+def _of_added_bodies(folder: Path) -> Iterator[MeshSampling]:
     """The levels of every SMPL body that `hmr body-model add` has stored."""
     from stages.smpl.body_files import listed, read_arrays
 
@@ -124,17 +124,17 @@ def _of_added_bodies(folder: Path) -> Iterator[MeshLevels]:
             yield load(template - template.mean(0), arrays["f"], folder)
 
 
-def selection(levels: MeshLevels) -> str:
+def selection(levels: MeshSampling) -> str:
     """A fingerprint of which vertices are kept: what a network's weights are tied to."""
     return hashlib.sha256(b"".join(keep.astype("<i4").tobytes() for keep in levels.keep)).hexdigest()[:16]
 
 
-def is_published(levels: MeshLevels) -> bool:
+def is_published(levels: MeshSampling) -> bool:
     """Whether these are the levels that METRO, FastMETRO and PostoMETRO were trained on (by fingerprint)."""
     return hashlib.sha256(levels.keep[0].astype("<i4").tobytes()).hexdigest() == PUBLISHED_SHA256
 
 
-def read_published(path: Path) -> MeshLevels:
+def read_published(path: Path) -> MeshSampling:
     """The authors' pickled file, without its meshes and without running what is in it. Raises AssetError."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -148,7 +148,7 @@ def read_published(path: Path) -> MeshLevels:
         if any((m != 0).sum(1).max() > 3 for m in matrices[LEVELS:]):
             raise ValueError("a row of U has more than three entries")
         triangles = tuple(np.asarray(f, np.int64).reshape(-1, 3) for f in faces[: LEVELS + 1])
-        return MeshLevels(triangles, keep, columns, weights)
+        return MeshSampling(triangles, keep, columns, weights)
     except Exception as error:  # a foreign file fails in many ways, all of them meaning the same
         raise AssetError(
             f"{path} is not the mesh_downsampling.npz of METRO or FastMETRO: {error or type(error).__name__}",
@@ -167,7 +167,7 @@ def _objects(npy: bytes) -> list[Any]:
     return list(load_content(stream.read()))
 
 
-def load(vertices: np.ndarray, faces: np.ndarray, folder: Path, counts: tuple[int, ...] = ()) -> MeshLevels:
+def load(vertices: np.ndarray, faces: np.ndarray, folder: Path, counts: tuple[int, ...] = ()) -> MeshSampling:
     """`build`, kept in `folder` under the mesh's hash (the derivation takes seconds)."""
     vertices, faces = np.ascontiguousarray(vertices, "<f8"), np.ascontiguousarray(faces, "<i8")
     name = "-".join(
@@ -176,7 +176,7 @@ def load(vertices: np.ndarray, faces: np.ndarray, folder: Path, counts: tuple[in
     path = folder / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return MeshLevels(*(tuple(stored[f"{f}{k}"] for k in range(n)) for f, n in FIELDS))
+            return MeshSampling(*(tuple(stored[f"{f}{k}"] for k in range(n)) for f, n in FIELDS))
     except (OSError, KeyError, ValueError):
         levels = build(vertices, faces, counts)
     try:

@@ -26,10 +26,10 @@ def main(folder: Path, photos: list[Path]) -> None:
         from skimage import data
 
         write_image(folder / "astronaut.png", data.astronaut())
-    from stages.synthetic.examples import draw
+    from stages.synthetic.examples import draw_example
 
     for name, number in SCENES:
-        write_image(folder / f"{name}-{number}.jpg", draw(name, number))
+        write_image(folder / f"{name}-{number}.jpg", draw_example(name, number))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from stages.errors import UsageError
 from stages.params import SynthParams
 from stages.synthetic.sets import SETS, SIZE, SynthSet
 
-LEAST = 4  # keypoints that must be seen for a person to become a row
+MIN_VISIBLE = 4  # keypoints that must be seen for a person to become a row
 
 
 def spec_of(name: str) -> SynthSet:
@@ -21,7 +21,7 @@ def spec_of(name: str) -> SynthSet:
     return SETS[name]
 
 
-def _maker(spec: SynthSet, folder: Path, params: SynthParams) -> Any:
+def example_maker(spec: SynthSet, folder: Path, params: SynthParams) -> Any:
     """frames -> (frame columns, row columns, columns), writing the pictures on the way."""
     import torch
 
@@ -36,7 +36,7 @@ def _maker(spec: SynthSet, folder: Path, params: SynthParams) -> Any:
         people: list[dict[str, np.ndarray]] = []
         for number in numbers:
             with torch.no_grad():
-                frame, rows, image = _picture(spec, int(number), body, params)
+                frame, rows, image = make_example(spec, int(number), body, params)
             path = folder / f"{number:05d}.jpg"
             write_image(path, image)
             frame |= {"name": f"{folder.name}/{path.name}", "file": file_fingerprint(path)}
@@ -49,7 +49,7 @@ def _maker(spec: SynthSet, folder: Path, params: SynthParams) -> Any:
     return make
 
 
-def _picture(
+def make_example(
     spec: SynthSet, number: int, body: Any, params: SynthParams
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
     """One picture: its frame columns, its people's rows (truth and disturbed keypoints), RGB."""
@@ -77,7 +77,7 @@ def _picture(
     noisy = disturb(truth, given, rng, crowded=spec.crowded) if params.noise else truth
     box = np.concatenate([outline.min(1), outline.max(1)], 1).clip(0, np.tile(SIZE, 2) - 1)
 
-    keep = picture.seen.sum(1) >= LEAST
+    keep = picture.seen.sum(1) >= MIN_VISIBLE
     frame = {"size": SIZE, "K": scene.K, "K_source": 2, "time": scene.time, "view": scene.view, "source": -1}
     rows = {
         "frame": np.full(len(keep), number),
@@ -96,11 +96,11 @@ def _picture(
     return frame, {name: values[keep] for name, values in rows.items()}, picture.image
 
 
-def draw(name: str, number: int) -> np.ndarray:
+def draw_example(name: str, number: int) -> np.ndarray:
     """Picture `number` of a set alone, RGB uint8."""
     import torch
 
     from stages.smpl.body import load_body
 
     with torch.no_grad():
-        return _picture(spec_of(name), number, load_body("embedded"), SynthParams())[2]
+        return make_example(spec_of(name), number, load_body("embedded"), SynthParams())[2]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def _thing(kind: str, size: np.ndarray, centre: np.ndarray, turn: np.ndarray) -> tuple[Tensor, Tensor]:
+def occluder_mesh(kind: str, size: np.ndarray, centre: np.ndarray, turn: np.ndarray) -> tuple[Tensor, Tensor]:
     """Vertices (V, 3) and outward faces of a box, panel or ball: a grid on a cube, bent to a sphere for the ball."""
     steps = np.linspace(-1, 1, 9)
     u, v = (g.ravel() for g in np.meshgrid(steps, steps, indexing="ij"))

@@ -16,15 +16,15 @@ from torch import Tensor
 from stages.geometry.cameras import project
 from stages.geometry.rasterizer import Hits, rasterize, vertex_normals
 from stages.smpl.body import Body
-from stages.synthetic.occluders import _thing
-from stages.synthetic.scenes import Scene
+from stages.synthetic.occluders import occluder_mesh
+from stages.synthetic.scenes import SyntheticScene
 from stages.synthetic.sets import SIZE
 
 BEHIND = 0.14  # metres a joint's centre may lie behind the surface that is seen there and still count as seen
 
 
 @dataclasses.dataclass
-class Picture:
+class RenderedImage:
     """image (H, W, 3) uint8 RGB · seen (n, J) bool of the given points · owner (H, W) person, n = thing, -1 none."""
 
     image: np.ndarray
@@ -32,9 +32,11 @@ class Picture:
     owner: np.ndarray
 
 
-def render(scene: Scene, body: Body, vertices: Tensor, points: Tensor) -> Picture:
+def render(scene: SyntheticScene, body: Body, vertices: Tensor, points: Tensor) -> RenderedImage:
     """Draw the scene; vertices (n, V, 3) and the points (n, J, 3) to test for visibility, camera frame, metres."""
-    meshes = [(vertices[i], body.faces) for i in range(len(vertices))] + [_thing(*thing) for thing in scene.things]
+    meshes = [(vertices[i], body.faces) for i in range(len(vertices))] + [
+        occluder_mesh(*thing) for thing in scene.things
+    ]
     xyz = torch.cat([m[0] for m in meshes])
     offsets = np.cumsum([0] + [len(m[0]) for m in meshes])
     faces = torch.cat([m[1] + int(o) for m, o in zip(meshes, offsets, strict=False)])
@@ -62,7 +64,7 @@ def render(scene: Scene, body: Body, vertices: Tensor, points: Tensor) -> Pictur
     image.reshape(-1, 3)[hits.pixel.numpy()] = paint * _light(normal, rng)[:, None]
     owner = np.full(SIZE[0] * SIZE[1], -1)
     owner[hits.pixel.numpy()] = np.minimum(mesh, len(vertices))
-    return Picture(_film(image, rng), _seen(points, K, hits), owner.reshape(SIZE[1], SIZE[0]))
+    return RenderedImage(_film(image, rng), _seen(points, K, hits), owner.reshape(SIZE[1], SIZE[0]))
 
 
 def _seen(points: Tensor, K: Tensor, hits: Hits) -> np.ndarray:

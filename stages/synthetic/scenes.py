@@ -25,7 +25,7 @@ FLIP = np.diag([1.0, -1.0, -1.0])  # y up, camera looking along -z -> OpenCV
 
 
 @dataclasses.dataclass
-class Scene:
+class SyntheticScene:
     """n people and m things in one picture.
 
     K (3, 3) px · global_orient (n, 3), body_pose (n, 23, 3), betas (n, 10), transl (n, 3): camera frame, metres ·
@@ -66,7 +66,7 @@ def generator(spec: SynthSet, scene: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
 
 
-def make_scene(spec: SynthSet, number: int, body: Body) -> Scene:
+def make_scene(spec: SynthSet, number: int, body: Body) -> SyntheticScene:
     """Picture `number` of a set: scene number // (frames * views), its frame and view the rest."""
     index, rest = divmod(number, spec.frames * spec.views)
     frame, view = divmod(rest, spec.views)
@@ -88,7 +88,7 @@ def make_scene(spec: SynthSet, number: int, body: Body) -> Scene:
     root = camera[:3, :3] @ turned
     transl = pelvis @ camera[:3, :3].T + camera[:3, 3] - _rest_pelvis(body, betas)
     things = _things(spec, rng, pelvis, camera)
-    return Scene(
+    return SyntheticScene(
         K=K.astype(np.float32),
         global_orient=matrix_to_axis_angle(torch.from_numpy(root)).numpy().astype(np.float32),
         body_pose=pose[:, 1:],

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Change:
+class Augmentation:
     """What augmentation does to n crops. scale (n,) · angle (n,) rad · gains (n, 3) · mirrored (n,) bool."""
 
     scale: np.ndarray

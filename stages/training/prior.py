@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from stages.engine.runner import SILENT
+from stages.engine.job import SILENT
 from stages.errors import UsageError
 from stages.files.checkpoints import write_checkpoint
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d_columns
@@ -38,10 +38,10 @@ from stages.params import TrainPriorParams as Params
 from stages.params import to_json
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
 from stages.training.loop import ByProgress, train
-from stages.training.synthetic_keypoints import Camera, Defects, draw_batch, draw_rotation
+from stages.training.synthetic_keypoints import Camera, Corruption, draw_batch, draw_rotation
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
-NOISY = Defects(clean=0, gauss=1, pixels=5.5, told=0, scattered=0, grouped=0, focal=0)
+NOISY = Corruption(clean=0, gauss=1, pixels=5.5, told=0, scattered=0, grouped=0, focal=0)
 
 
 def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT) -> Path:
@@ -59,7 +59,7 @@ def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT)
         raise UsageError("nothing to train: --max-minutes and --steps are both 0")
     bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
     watched = load_poses(poses, subjects=VALIDATION, without=HELD_OUT)
-    trainer = Trainer(bank, params)
+    trainer = PriorTrainer(bank, params)
     report.note(f"learning from {len(bank)} poses")
     train(trainer, out.with_name(out.name + ".state"), report)
     errors = validate(trainer.average, watched, trainer.mean, trainer.std)
@@ -119,7 +119,7 @@ def draw(n: int, bank: PoseBank, generator: Generator, augment: Augment = Augmen
     return matrix_to_rot6d_columns(rotation).reshape(n, 144)
 
 
-class Trainer(ByProgress):
+class PriorTrainer(ByProgress):
     """Denoiser, optimiser, averaged weights and the stream of poses; all of it can be saved and continued."""
 
     def __init__(self, bank: PoseBank, params: Params) -> None:

@@ -18,7 +18,7 @@ from stages.models.embedded.virtual_camera import features
 from stages.synthetic.mocap import COCO, COCO_FLIP, Augment, PoseBank
 
 CROP = 256 / 1.2  # pixels along the longer side of the box of all keypoints in a 256 crop with a margin of 1.2
-FEWEST = 5  # keypoints
+MIN_KEYPOINTS = 5  # keypoints
 
 # Standard deviations of COCO's annotators relative to the root of the person's area (the OKS constants).
 SIGMAS = torch.tensor([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
@@ -36,7 +36,7 @@ class Camera:
 
 
 @dataclasses.dataclass(frozen=True)
-class Defects:
+class Corruption:
     """What is wrong with the keypoints. Probabilities, and pixels of a 256 crop."""
 
     clean: float = 0.2
@@ -48,11 +48,11 @@ class Defects:
     focal: float = 0.3  # probability that the focal length is a guess, wrong by 30 %
 
 
-EXACT = Defects(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
+EXACT = Corruption(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
 
 
 @dataclasses.dataclass
-class Batch:
+class KeypointBatch:
     """n people in the virtual camera: inputs (n, F), rotation (3, 3, 24, n), betas (10, n), joints (3, 24, n) and
     points (3, 17, n) from the pelvis, pelvis (3, n), half (n,) tangent units, image (2, 17, n) true keypoints."""
 
@@ -76,8 +76,8 @@ def draw_batch(
     *,
     augment: Augment = Augment(),
     camera: Camera = Camera(distance=(1.5, 12.0), broad=0.15),
-    defects: Defects = Defects(),
-) -> Batch:
+    defects: Corruption = Corruption(),
+) -> KeypointBatch:
     """n people with everything drawn at random: pose, betas, camera, noise and missing keypoints."""
     with generator.device:  # every tensor below is made there
         betas = torch.randn(10, n, generator=generator)
@@ -98,7 +98,7 @@ def draw_batch(
         pelvis = rotate(turn, pelvis)
         guess = torch.rand(n, generator=generator) < defects.focal
         told = half * torch.exp(0.3 * torch.randn(n, generator=generator) * guess)
-        return Batch(
+        return KeypointBatch(
             inputs=features(normal, confidence, told),
             seen=confidence > 0,
             observed=normal,
@@ -141,7 +141,7 @@ def draw_rotation(n: int, camera: Camera, generator: Generator) -> Tensor:
     return world
 
 
-def disturb(image: Tensor, rotation: Tensor, generator: Generator, defects: Defects) -> tuple[Tensor, Tensor]:
+def disturb(image: Tensor, rotation: Tensor, generator: Generator, defects: Corruption) -> tuple[Tensor, Tensor]:
     """Keypoints as a detector gives them: image (2, 17, n) -> disturbed (2, 17, n), confidence (17, n), 0 = missing."""
     n = image.shape[-1]
     side = (image.amax(1) - image.amin(1)).amax(0)
@@ -213,7 +213,7 @@ _GROUPS = (
 )
 
 
-def hidden(image: Tensor, rotation: Tensor, generator: Generator, defects: Defects) -> Tensor:
+def hidden(image: Tensor, rotation: Tensor, generator: Generator, defects: Corruption) -> Tensor:
     """Which are missing (17, n): scattered ones, whole limbs, everything beyond a line, the far side of the head."""
     n = image.shape[-1]
     out = torch.zeros(17, n, dtype=torch.bool)
@@ -247,5 +247,5 @@ def hidden(image: Tensor, rotation: Tensor, generator: Generator, defects: Defec
     out[2] |= shy & (sideways < -0.8)
     # Never fewer than the network is asked for: bring back at random until enough are seen.
     order = torch.rand(17, n, generator=generator) + out
-    keep = order.argsort(0).argsort(0) < FEWEST
+    keep = order.argsort(0).argsort(0) < MIN_KEYPOINTS
     return out & ~keep

@@ -16,11 +16,11 @@ import numpy as np
 from stages.artefacts.kinds import OK
 from stages.artefacts.table import Artefact, open_artefact
 from stages.engine.device import resolve_device
-from stages.engine.runner import Run
+from stages.engine.job import RunOptions
 from stages.errors import UsageError
 from stages.files.checkpoints import read_checkpoint
 from stages.keypoints.joint_sets import SETS
-from stages.loaders.people import PeopleOf
+from stages.loaders.people import PersonLoader
 from stages.media.frames import write_image
 from stages.models import find_loader
 from stages.models.tables import EXTRACTORS
@@ -31,7 +31,12 @@ COLOUR = np.array([1.0, 0.3, 0.0])
 
 
 def run(
-    detections: Path | Artefact, out: Path, ckpt: Path, *, root: str | Path | None = None, run: Run = Run()
+    detections: Path | Artefact,
+    out: Path,
+    ckpt: Path,
+    *,
+    root: str | Path | None = None,
+    run: RunOptions = RunOptions(),
 ) -> list[Path]:
     """Write out/row_NNNNN.jpg for each person; returns the files.
 
@@ -42,7 +47,7 @@ def run(
     model: Any = find_loader(EXTRACTORS, checkpoint).load(checkpoint, device=resolve_device(run.device), body=None)
     if not hasattr(model, "attention"):
         raise UsageError(f"{model.name} has no attention over joints", "--attention wants a DPMesh checkpoint")
-    people = PeopleOf(table, root=root)
+    people = PersonLoader(table, root=root)
     rows = np.flatnonzero(table.rows["status"] == OK)
     out.mkdir(parents=True, exist_ok=True)
     written = []

@@ -24,7 +24,7 @@ VIDEO_BYTES = 16_000_000  # larger videos are linked, not inlined
 SEEN = 0.3  # keypoints above this count as seen in the table
 
 
-class Report:
+class HtmlReport:
     """Collects what is drawn and writes the page. `frames` are those that will be drawn; at most CARDS get a card."""
 
     def __init__(self, viewer: Any, frames: np.ndarray) -> None:

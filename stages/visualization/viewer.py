@@ -14,14 +14,14 @@ from stages.artefacts.kinds import OK
 from stages.artefacts.table import Artefact
 from stages.geometry.cameras import project, scaled_K
 from stages.keypoints import joint_sets
-from stages.loaders.bodies import MeshRows, body_rows, stems
+from stages.loaders.bodies import BodyLoader, body_rows, stems
 from stages.media.frames import FrameSource, write_image, write_video
 from stages.params import ViewParams
 from stages.visualization import draw
 
 
 @dataclasses.dataclass
-class Scene:
+class FrameView:
     """One frame ready to be drawn: photo (H, W, 3) as shown, K (3, 3) of it, factor = shown / original size, rows,
     colours (n, 3), vertices (n, V, 3), stick figures (xy (n, J, 2) shown px, seen (n, J), bones, left)."""
 
@@ -49,7 +49,7 @@ class Viewer:
         table = meshes or detections
         assert table is not None
         self.table = table
-        self.bodies = MeshRows(meshes, params.body, device) if meshes is not None else None
+        self.bodies = BodyLoader(meshes, params.body, device) if meshes is not None else None
         self.source = FrameSource(self.table, params.root or None)
         self.of_frame = body_rows(self.table)
         track, number = self.table.rows["track"], np.arange(self.table.n_rows)
@@ -61,7 +61,7 @@ class Viewer:
         self.colour = draw.colours(np.where(track >= 0, track, keys))
         self.label = [f"#{t}" if t >= 0 else str(n) for t, n in zip(track, number, strict=True)]
 
-    def scene(self, frame: int) -> Scene:
+    def scene(self, frame: int) -> FrameView:
         """Frame `frame` with its people. Raises InputError when the photo cannot be found or has changed."""
         width, height = (int(v) for v in self.table.frames["size"][frame])
         factor = min(1.0, self.params.max_side / max(width, height, 1))
@@ -74,7 +74,7 @@ class Viewer:
         rows = rows[self.table.rows["status"][rows] == OK]
         K = scaled_K(self.table.frames["K"][frame].astype(np.float64), factor)
         vertices = self.bodies.vertices(rows) if self.bodies is not None and len(rows) else None
-        return Scene(frame, photo, K, factor, rows, self.colour[rows], vertices, self.sticks(rows, K, factor))
+        return FrameView(frame, photo, K, factor, rows, self.colour[rows], vertices, self.sticks(rows, K, factor))
 
     def sticks(self, rows: np.ndarray, K: np.ndarray, factor: float) -> Any:
         """Stick figures of the detections, else of the bodies' joints projected; None where there are neither."""
@@ -91,7 +91,7 @@ class Viewer:
         left = np.array([joint_sets.side(name) == "left" for name in names], bool)
         return xy, seen, joint_sets.bones(names), left
 
-    def overlay(self, scene: Scene) -> np.ndarray:
+    def overlay(self, scene: FrameView) -> np.ndarray:
         """The photo with bodies, stick figures and labels, as the params ask."""
         params, image = self.params, scene.photo
         if params.style != "skeleton" and scene.vertices is not None and self.bodies is not None:
@@ -111,7 +111,9 @@ class Viewer:
                     draw.label(image, (float(box[0]), float(box[1])), self.label[row], colour)
         return image
 
-    def turned(self, scene: Scene, yaw: float, pitch: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
+    def turned(
+        self, scene: FrameView, yaw: float, pitch: float = 0.0, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """The scene's people from elsewhere, on paper."""
         size = size or scene.size
         if scene.vertices is None or self.bodies is None:
@@ -119,13 +121,13 @@ class Viewer:
         faces, fine = self.bodies.body.faces, self.params.supersample
         return draw.turned(scene.vertices, faces, scene.colour, size, yaw=yaw, pitch=pitch, supersample=fine)
 
-    def walk_round(self, scene: Scene, count: int = 48) -> Iterator[np.ndarray]:
+    def walk_round(self, scene: FrameView, count: int = 48) -> Iterator[np.ndarray]:
         """Frames of a video once round the people, starting from the camera's side."""
         for step in range(count):
             yield self.turned(scene, 2 * np.pi * step / count, 0.2, (540, 540))
 
 
-class Written:
+class OverlayWriter:
     """Draws frames and keeps the names of the files that were written."""
 
     def __init__(self, viewer: Viewer, folder: Path, *, pictures: bool) -> None:
@@ -153,7 +155,7 @@ class Written:
     def name(self, frame: int) -> str:
         return str(self.viewer.table.frames["name"][frame])
 
-    def overlay(self, frame: int, report: Any) -> Iterator[tuple[Scene, np.ndarray]]:
+    def overlay(self, frame: int, report: Any) -> Iterator[tuple[FrameView, np.ndarray]]:
         """The scene and its overlay; nothing for a frame that failed before."""
         if self.viewer.table.frames["status"][frame] != OK:
             if report is not None:
@@ -180,10 +182,10 @@ class Written:
                 yield last
             waiting = 0
 
-    def beside(self, scene: Scene, image: np.ndarray) -> np.ndarray:
+    def beside(self, scene: FrameView, image: np.ndarray) -> np.ndarray:
         return draw.beside([scene.photo, image, self.viewer.turned(scene, np.pi / 2)])
 
-    def save(self, scene: Scene, image: np.ndarray) -> None:
+    def save(self, scene: FrameView, image: np.ndarray) -> None:
         stem, params = self.stems[scene.frame], self.viewer.params
         images = {"overlay": image}
         if params.side:
@@ -198,7 +200,7 @@ class Written:
             self.videos.append(str(path))
 
 
-def _by_source(table: Artefact, frames: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def by_source(table: Artefact, frames: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     source = table.frames["source"][frames]
     for value in np.unique(source):
         yield int(value), frames[source == value]

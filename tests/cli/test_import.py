@@ -12,7 +12,7 @@ from PIL import Image
 
 from stages.artefacts.kinds import FAILED, K_USER, OK
 from stages.artefacts.table import Artefact, open_artefact
-from stages.engine.runner import Run
+from stages.engine.job import RunOptions
 from stages.formats.boxes import read_boxes
 from stages.formats.coco import read_coco
 from stages.formats.openpose import read_openpose
@@ -79,7 +79,7 @@ def test_coco_annotations(tmp_path: Path, photos: Path) -> None:
 
 
 def in_memory(source: Any, images: Path | None, params: ImportParams = ImportParams()) -> Artefact:
-    made = import_run(source, images, None, params, Run())
+    made = import_run(source, images, None, params, RunOptions())
     assert isinstance(made, Artefact)
     return made
 

@@ -62,7 +62,7 @@ def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find("blazepose") is None, reason="the detector is not on this machine: hmr assets get blazepose")
 def test_a_rendered_photo_from_pixels_to_a_body(tmp_path: Path) -> None:
-    write_image(tmp_path / "scene.jpg", examples.draw("synth", 0))
+    write_image(tmp_path / "scene.jpg", examples.draw_example("synth", 0))
     done = hmr("run", tmp_path / "scene.jpg", "-o", tmp_path / "out", "--json", "--focal", 700)
     assert done.returncode == 0, done.stderr
     with open_artefact(json.loads(done.stdout)["meshes"]) as meshes:

@@ -19,7 +19,7 @@ import torch
 
 from stages.evaluation import metrics
 from stages.geometry import crops
-from stages.geometry.heatmaps import condition, dpmesh_keypoints, gaussian_heatmaps
+from stages.geometry.heatmaps import dpmesh_keypoints, gaussian_heatmaps, joints_in_crop
 from stages.geometry.rotations import about, axis_angle_to_matrix
 from stages.keypoints.joint_sets import SETS, index
 from stages.models.dpmesh.checkpoint_names import body_arrays
@@ -228,7 +228,7 @@ def prep(case: Case) -> dict[str, Any]:
     said = re.search(r"annotations? ([\d, and]+)", case.spec["inputs"].get("hhrnet_coco", ""))
     which = [int(n) for n in re.findall(r"\d+", said[1])] if said else range(len(hhrnet))
     crowd[which] = dpmesh_keypoints(hhrnet, SETS["coco17"])
-    made, crowd_made = condition(own, size), condition(crowd, size)
+    made, crowd_made = joints_in_crop(own, size), joints_in_crop(crowd, size)
     affine = crops.scaled(made.affine, 256 / HEAT)
     images = [case.stored[f"image{i}"] for i in range(len(size))]
     crop = crop_images(images, np.arange(len(size)), affine)

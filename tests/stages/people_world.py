@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from stages.artefacts.kinds import KINDS
-from stages.artefacts.table import Artefact, memory
-from stages.engine.runner import Job, Run, run_whole
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_whole
 from stages.geometry import cameras
 from stages.geometry.rotations import about, axis_angle_to_matrix, matrix_to_axis_angle
 from stages.keypoints import joint_sets
@@ -95,7 +96,7 @@ def build(
     low, high = np.nanmin(keypoints[..., :2], 1), np.nanmax(keypoints[..., :2], 1)
     rows = {"frame": frame, "box": np.concatenate([low, high], 1), "track": -1 if track is None else track}
     n = len(pose)
-    meshes = memory(
+    meshes = in_memory(
         "meshes", frames=table, rows=rows, group_attrs={"smpl": {"body_model": "embedded", "gender": "neutral"}},
         columns={
             "smpl/global_orient": start[:, 0].numpy(), "smpl/body_pose": start[:, 1:].numpy(),
@@ -103,7 +104,7 @@ def build(
         },
     )  # fmt: skip
     attrs = {"joints": list(joint_sets.SETS["coco17"]), "joint_set": "coco17", "score_definition": ""}
-    detections = memory(
+    detections = in_memory(
         "detections", frames=table, rows=rows, group_attrs={"keypoints": attrs},
         columns={"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]},
     )  # fmt: skip
@@ -159,5 +160,5 @@ def save(table: Artefact, path: Path) -> Path:
     columns = tuple(c for c in KINDS[table.kind].columns if table.has(c.name))
     groups = {g: table.group_attrs(g) for g in ("smpl", "keypoints") if table.group_attrs(g)}
     job = Job(stage="test", kind=table.kind, params=None, inputs={}, columns=columns, group_attrs=groups)
-    run_whole(job, lambda: table, path, Run())
+    run_whole(job, lambda: table, path, RunOptions())
     return path

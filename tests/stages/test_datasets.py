@@ -252,7 +252,7 @@ def test_men_are_compared_with_men(
     made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """The neutral protocol is another number: the stand-ins differ by five per cent."""
-    from stages.engine.runner import Run
+    from stages.engine.job import RunOptions
     from stages.evaluate import run
     from stages.params import EvaluateParams
 
@@ -261,10 +261,12 @@ def test_men_are_compared_with_men(
     data = open_dataset(tree.name, tree.data, partial=True)
     meshes = trees.estimate(rows, vertices, tmp_path / "test.meshes.h5")
     found = [
-        run(meshes, data, None, EvaluateParams(protocol=p), Run()).attrs["summary"]["mpve"]
+        run(meshes, data, None, EvaluateParams(protocol=p), RunOptions()).attrs["summary"]["mpve"]
         for p in ("dpmesh", "neutral")
     ]
-    again = [run(meshes, data, None, EvaluateParams(), Run(batch_size=n)).attrs["summary"]["mpve"] for n in (1, 5)]
+    again = [
+        run(meshes, data, None, EvaluateParams(), RunOptions(batch_size=n)).attrs["summary"]["mpve"] for n in (1, 5)
+    ]
     assert again == [found[0]] * 2  # to the last digit, men and women in one batch or apart
     assert abs(found[0] - found[1]) > 3
 
@@ -275,8 +277,8 @@ def test_emdb_scores_the_joints_of_the_kinematic_tree(
     """A known turn of one elbow, in SMPL parameters: the hand's way is known, everything else stays."""
     import torch
 
-    from stages.artefacts.table import memory
-    from stages.engine.runner import Run
+    from stages.artefacts.table import in_memory
+    from stages.engine.job import RunOptions
     from stages.evaluate import run
     from stages.params import EvaluateParams
 
@@ -291,14 +293,14 @@ def test_emdb_scores_the_joints_of_the_kinematic_tree(
     woman = body.load_body("smpl", "female")
     a, b = (woman(torch.tensor(x[:, 0]), torch.tensor(x[:, 1:]), betas).joints.numpy() for x in (true, bent))
     smpl = {"global_orient": bent[:, 0], "body_pose": bent[:, 1:], "betas": betas.numpy(), "transl": np.ones((3, 3))}
-    meshes = memory(
+    meshes = in_memory(
         "meshes",
         frames=rows.frames,
         rows=rows.rows,
         columns={f"smpl/{k}": v for k, v in smpl.items()},
         group_attrs={"smpl": {"body_model": "smpl", "gender": "female"}},
     )
-    scores = run(meshes, data, None, EvaluateParams(), Run())
+    scores = run(meshes, data, None, EvaluateParams(), RunOptions())
     gaps = np.linalg.norm(a - b, axis=-1)
     assert (gaps > 1e-4).sum(1).tolist() == [2, 2, 2]
     np.testing.assert_allclose(scores.read("errors/mpjpe"), 1000 * gaps.mean(1), atol=1e-2)
@@ -336,7 +338,7 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
     made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """Two people's bodies exchanged: nothing changes there, everything where rows are compared with rows."""
-    from stages.engine.runner import Run
+    from stages.engine.job import RunOptions
     from stages.evaluate import run
     from stages.params import EvaluateParams
 
@@ -348,7 +350,7 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
         assert rows.rows["frame"].tolist() == [0, 0, 1, 1, 2, 2]
         for name, order in (("right", [0, 1, 2, 3, 4, 5]), ("swapped", [1, 0, 3, 2, 5, 4])):
             meshes = trees.estimate(rows, vertices[order], tmp_path / f"{layout}{name}.meshes.h5")
-            found[layout, name] = run(meshes, data, None, EvaluateParams(), Run()).attrs["summary"]["mpjpe"]
+            found[layout, name] = run(meshes, data, None, EvaluateParams(), RunOptions()).attrs["summary"]["mpjpe"]
     assert found["panoptic", "swapped"] == pytest.approx(found["panoptic", "right"], abs=1e-3)
     assert found["3dpw json", "swapped"] > 2 * found["3dpw json", "right"]
 
@@ -358,14 +360,14 @@ def test_how_rows_can_be_refined_together(
     layout: str, mode: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from stages.refine import mode_of
-    from stages.refinement.windows import view_units
+    from stages.refinement.windows import view_windows
 
     tree = tree_of(layout, made, tmp_path_factory)
     rows = open_dataset(tree.name, tree.data, partial=tree.partial).detections
     assert mode_of(rows) == mode
     if mode == "views":
         frame, track, status = (rows.rows[name] for name in ("frame", "track", "status"))
-        units = view_units(frame, track, rows.frames["view"], rows.frames["time"], status)
+        units = view_windows(frame, track, rows.frames["view"], rows.frames["time"], status)
         assert all(len(unit) > 1 for unit in units)
 
 
@@ -373,7 +375,7 @@ def test_how_rows_can_be_refined_together(
 def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     layout: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    from stages.engine.runner import Run
+    from stages.engine.job import RunOptions
     from stages.evaluate import run
     from stages.params import EvaluateParams
 
@@ -383,7 +385,9 @@ def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     names = list(rows.group_attrs("keypoints")["joints"])
     data.table.keypoints = data.table.keypoints.copy()
     data.table.keypoints[0, names.index("left_knee"), 2] = 0.04
-    scores = run(trees.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, EvaluateParams(), Run())
+    scores = run(
+        trees.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, EvaluateParams(), RunOptions()
+    )
     scored = protocol_of("dpmesh").joints
     seen = scores.read("errors/visible").astype(bool)
     head, knee = scored.index("head_top"), scored.index("left_knee")  # no detector gives the top of the head

@@ -11,8 +11,9 @@ import pytest
 
 from stages import detect
 from stages.artefacts.kinds import FAILED, K_DEFAULT, K_USER, OK
-from stages.artefacts.table import Artefact, memory, open_artefact
-from stages.engine.runner import Run, merge
+from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.engine.job import RunOptions
+from stages.engine.runner import merge
 from stages.errors import ArtefactError, AssetError, InputError, RowsFailed, UsageError
 from stages.media.frames import write_image, write_video
 from stages.params import DetectParams
@@ -84,7 +85,7 @@ def test_unreadable_pictures_fail_and_the_others_are_done(tmp_path: Path) -> Non
     assert table.frames["status"].tolist() == [OK, FAILED, FAILED, FAILED, OK]
     assert all(table.frames["error"][1:4]) and table.rows["frame"].tolist() == [0, 4]
     with pytest.raises(RowsFailed):
-        detect.run([photos], tmp_path / "s.h5", PARAMS, Run(strict=True))
+        detect.run([photos], tmp_path / "s.h5", PARAMS, RunOptions(strict=True))
     with pytest.raises(InputError, match="every frame failed"):
         detect.run([photos / "b.jpg", photos / "c.jpg"], None, PARAMS)
 
@@ -160,13 +161,13 @@ def test_tracks_follow_people_through_a_film(film: Path, tmp_path: Path) -> None
 def test_batches_shards_and_resumption_change_nothing(film: Path, tmp_path: Path) -> None:
     whole = values(detect.run([film], tmp_path / "whole.h5", PARAMS))
     for batch in (1, 7, 64):
-        other = values(detect.run([film], tmp_path / f"b{batch}.h5", PARAMS, Run(batch_size=batch)))
+        other = values(detect.run([film], tmp_path / f"b{batch}.h5", PARAMS, RunOptions(batch_size=batch)))
         assert other.keys() == whole.keys()
         for name in whole:
             np.testing.assert_array_equal(other[name], whole[name], err_msg=name)
     out = tmp_path / "shards.h5"
     for shard in (2, 0, 1):
-        detect.run([film], out, PARAMS, Run(shard=(shard, 3)))
+        detect.run([film], out, PARAMS, RunOptions(shard=(shard, 3)))
     if not out.exists():
         merge(out)
     again = values(out)
@@ -256,7 +257,7 @@ def boxes_only(photos: Path, boxes: list[list[float]], frame: list[int], names: 
     rows = {"frame": np.array(frame), "box": np.array(boxes, float)}
     nothing = {"keypoints/xy": np.zeros((len(boxes), 0, 2)), "keypoints/score": np.zeros((len(boxes), 0))}
     attrs = {"keypoints": {"joints": [], "joint_set": "", "score_definition": "no keypoints"}}
-    return memory(
+    return in_memory(
         "detections", frames=frames, rows=rows, columns=nothing, group_attrs=attrs, attrs={"root": str(photos)}
     )
 

@@ -12,15 +12,16 @@ import torch
 
 from stages import convert, features
 from stages.artefacts.kinds import FAILED, OK
-from stages.artefacts.table import memory, open_artefact
-from stages.engine.runner import Run
+from stages.artefacts.table import in_memory as memory
+from stages.artefacts.table import open_artefact
+from stages.engine.job import RunOptions
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint
 from stages.geometry.cameras import project
 from stages.keypoints.joint_sets import SETS
 from stages.models.dpmesh import DPMeshExtractor, DPMeshRecoverer
 from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
-from stages.models.dpmesh.inputs import condition_of
+from stages.models.dpmesh.inputs import crops_of
 from stages.models.dpmesh.network import camera_translation, focal_of
 from stages.models.dpmesh.outputs import full_translation
 from stages.models.dpmesh.weights import load, own_names
@@ -66,7 +67,7 @@ def numpy(out: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def run(detections: Any, out: Path | None = None, batch: int = 4, **options: Any) -> Any:
-    return features.run(detections, out, run=Run(batch_size=batch, device="cpu"), root=standin.PHOTOS, **options)
+    return features.run(detections, out, run=RunOptions(batch_size=batch, device="cpu"), root=standin.PHOTOS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_attention_maps_for_the_viewer(recoverer: DPMeshRecoverer, detections: P
 
 @pytest.mark.slow
 def test_attention_pictures(published: Path, detections: Path, folder: Path) -> None:
-    made = attention.run(detections, folder / "attention", published, root=standin.PHOTOS, run=Run(device="cpu"))
+    made = attention.run(detections, folder / "attention", published, root=standin.PHOTOS, run=RunOptions(device="cpu"))
     assert len(made) == 2 and all(p.stat().st_size > 10_000 for p in made)
 
 
@@ -174,7 +175,7 @@ def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshR
         loaded = DPMeshRecoverer.load(checkpoint, body=recoverer.body)
         out = numpy(loaded(people))
         if name == "bf16":  # bodies of random weights are not close: compare what the networks see
-            mine, own = (r.diffusion(people, condition_of(people))["merged"].float() for r in (loaded, recoverer))
+            mine, own = (r.diffusion(people, crops_of(people))["merged"].float() for r in (loaded, recoverer))
             assert float((mine - own).norm() / own.norm()) < 0.05
             continue
         for key, value in wanted.items():
@@ -198,7 +199,7 @@ def test_a_whole_file_in_half_precision(
     assert loaded.model.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     assert next(loaded.model.regressor.parameters()).dtype == torch.float32
     people = standin.people(detections, [0])
-    mine, own = (r.diffusion(people, condition_of(people))["merged"].float() for r in (loaded, recoverer))
+    mine, own = (r.diffusion(people, crops_of(people))["merged"].float() for r in (loaded, recoverer))
     assert float((mine - own).norm() / own.norm()) < 0.05
     out = numpy(loaded(people))
     assert loaded.body.name == "smpl" and all(np.isfinite(v).all() for v in out.values())

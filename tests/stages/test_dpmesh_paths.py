@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from stages import features, heatmaps, recover
-from stages.artefacts.table import Artefact, memory, open_artefact
+from stages.artefacts.table import Artefact, in_memory, open_artefact
 from stages.convert import convert
-from stages.engine.runner import SILENT, Run
+from stages.engine.job import SILENT, RunOptions
 from stages.errors import InputError, UsageError
 from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.models.dpmesh import DPMeshRecoverer
@@ -40,8 +40,8 @@ def recoverer(dpmesh_checkpoint: Path) -> tuple[DPMeshRecoverer, str]:
     return DPMeshRecoverer.load(checkpoint), checkpoint.sha256
 
 
-def run(batch: int = 3, **options: Any) -> Run:
-    return Run(batch_size=batch, device="cpu", **options)
+def run(batch: int = 3, **options: Any) -> RunOptions:
+    return RunOptions(batch_size=batch, device="cpu", **options)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_heatmaps_of_other_keypoints_are_used_as_they_are(bodies: Any, direct: A
         columns = {n: made.read(n) for n in made.columns()}
         columns["heatmaps/value"] = columns["heatmaps/value"][:, ::-1]
         groups = {"heatmaps": made.group_attrs("heatmaps")}
-        other = memory("heatmaps", frames=made.frames, rows=made.rows, columns=columns, group_attrs=groups)
+        other = in_memory("heatmaps", frames=made.frames, rows=made.rows, columns=columns, group_attrs=groups)
     assert np.nanmax(np.abs(bodies(heatmaps=other)["smpl/body_pose"] - direct["smpl/body_pose"])) > 1e-2
 
 

@@ -12,17 +12,17 @@ import trimesh
 
 from stages import export
 from stages.artefacts.kinds import FAILED
-from stages.artefacts.table import Artefact, memory
-from stages.engine.runner import Run
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, InputError, UsageError
 from stages.formats.amass import from_amass
-from stages.loaders.bodies import MeshRows
+from stages.loaders.bodies import BodyLoader
 from stages.params import ExportParams
 from stages.smpl.body import Body, load_body
 from tests.stages.gltf_reader import Gltf
 from tests.stages.test_view import people
 
-CPU = Run(device="cpu")
+CPU = RunOptions(device="cpu")
 TO_GLTF = np.array([1.0, -1.0, -1.0])
 TENTH = 1e-4  # metres
 
@@ -48,7 +48,7 @@ def test_photo_glb_opens_in_trimesh_with_the_posed_vertices(tmp_path: Path) -> N
     made = export.run(table, tmp_path / "out", ExportParams(), CPU)
     assert [Path(f).name for f in made["files"]] == ["picture 0.glb"]
     scene = trimesh.load(made["files"][0])
-    expected = MeshRows(table).vertices(np.arange(3)).numpy() * TO_GLTF
+    expected = BodyLoader(table).vertices(np.arange(3)).numpy() * TO_GLTF
     assert len(scene.geometry) == 3
     for row in range(3):
         transform, geometry = scene.graph[f"person{row}_body"]
@@ -65,7 +65,7 @@ def test_skinning_by_the_file_alone_gives_the_body(tmp_path: Path, bind: str) ->
     path = tmp_path / "one.glb"
     export.run(table, path, ExportParams(bind=bind), CPU)
     gltf = Gltf(path)
-    expected = MeshRows(table).vertices(np.arange(2)).numpy() * TO_GLTF
+    expected = BodyLoader(table).vertices(np.arange(2)).numpy() * TO_GLTF
     for row in range(2):
         np.testing.assert_allclose(gltf.skinned(f"person{row}"), expected[row], atol=TENTH)
         position = gltf.array(gltf.primitive(f"person{row}")["attributes"]["POSITION"])
@@ -90,7 +90,7 @@ def test_video_glb_is_animated_and_right_at_every_keyframe(tmp_path: Path) -> No
         times = gltf.times(f"track{track}")
         np.testing.assert_allclose(times, table.frames["time"][table.rows["frame"][rows]], atol=1e-6)
         assert len(times) == count
-        smpl = MeshRows(table).smpl(rows)
+        smpl = BodyLoader(table).smpl(rows)
         mean = smpl["betas"].mean(0, keepdim=True).expand(count, -1)
         with torch.no_grad():
             pelvis = body.rest_joints(smpl["betas"])[:, 0] - body.rest_joints(mean)[:, 0]
@@ -143,7 +143,7 @@ def test_amass_round_trip(tmp_path: Path) -> None:
         body = load_body()
         with torch.no_grad():
             again = body(**{k: torch.from_numpy(v) for k, v in back.items()}).vertices[0].numpy()
-        np.testing.assert_allclose(again, MeshRows(table).vertices(np.array([row]))[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(again, BodyLoader(table).vertices(np.array([row]))[0].numpy(), atol=1e-5)
         for name in ("body_pose", "betas", "transl"):
             np.testing.assert_allclose(back[name][0], table.read(f"smpl/{name}")[row], atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_obj_is_the_posed_mesh(tmp_path: Path) -> None:
     made = export.run(table, tmp_path / "out", ExportParams(format="obj"), CPU)
     assert [Path(f).name for f in made["files"]] == ["picture 0_person0.obj", "picture 0_person1.obj"]
     mesh = trimesh.load(made["files"][1], process=False)
-    np.testing.assert_allclose(mesh.vertices, MeshRows(table).vertices(np.array([1]))[0].numpy() * TO_GLTF, atol=2e-6)
+    np.testing.assert_allclose(mesh.vertices, BodyLoader(table).vertices(np.array([1]))[0].numpy() * TO_GLTF, atol=2e-6)
     assert mesh.is_watertight and mesh.volume > 0.02
 
 
@@ -222,14 +222,14 @@ def test_licensed_bodies_leave_only_on_purpose(tmp_path: Path, monkeypatch: pyte
     gltf = Gltf(tmp_path / "x.glb")
     assert "standin" in gltf.json["asset"]["copyright"]
     # Bound in the pose, pose blend shapes are exact too.
-    expected = MeshRows(table).vertices(np.array([0]))[0].numpy() * TO_GLTF
+    expected = BodyLoader(table).vertices(np.array([0]))[0].numpy() * TO_GLTF
     np.testing.assert_allclose(gltf.skinned("person0"), expected, atol=TENTH)
 
 
 def test_vertices_without_parameters(tmp_path: Path) -> None:
     table = meshes(tmp_path, 2)
-    vertices = MeshRows(table).vertices(np.arange(2)).numpy()
-    bare = memory(
+    vertices = BodyLoader(table).vertices(np.arange(2)).numpy()
+    bare = in_memory(
         "meshes",
         frames=table.frames,
         rows=table.rows,

@@ -9,8 +9,8 @@ import pytest
 
 from stages import heatmaps
 from stages.artefacts.kinds import FAILED, OK
-from stages.artefacts.table import memory, open_artefact
-from stages.engine.runner import Run
+from stages.artefacts.table import in_memory, open_artefact
+from stages.engine.job import RunOptions
 from stages.errors import UsageError
 from stages.geometry import crops
 from stages.geometry import heatmaps as heatmap
@@ -27,7 +27,7 @@ def detections(keypoints: np.ndarray, joint_set: str = "coco17", size: tuple[int
     rows = {"frame": np.zeros(n, int), "box": np.tile([0.0, 0, *size], (n, 1))}
     columns = {"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]}
     attrs = {"joints": list(joint_sets.SETS[joint_set]), "joint_set": joint_set, "score_definition": "test"}
-    return memory("detections", frames=frames, rows=rows, columns=columns, group_attrs={"keypoints": attrs})
+    return in_memory("detections", frames=frames, rows=rows, columns=columns, group_attrs={"keypoints": attrs})
 
 
 def people(n: int, count: int = 17, seed: int = 0) -> np.ndarray:
@@ -42,13 +42,13 @@ def test_the_recorded_inputs_of_dpmesh() -> None:
     size = recorded["image_hw"][:, ::-1]
     keypoints = heatmap.dpmesh_keypoints(recorded["openpose"], joint_sets.SETS["openpose18"])
     np.testing.assert_array_equal(keypoints[..., 2], recorded["out.joints"][..., 2])
-    made = heatmap.condition(keypoints, size)
+    made = heatmap.joints_in_crop(keypoints, size)
     np.testing.assert_allclose(made.xy, recorded["out.joints"][..., :2], atol=2e-5)
     np.testing.assert_array_equal(made.visible, recorded["out.joints_mask"][..., 0] > 0)
     box = crops.dpmesh_boxes(keypoints, size)
     np.testing.assert_allclose(np.c_[box[:, :2], box[:, 2:] - box[:, :2]], recorded["out.bbox"], rtol=1e-5, atol=1e-4)
     crowd = heatmap.dpmesh_keypoints(recorded["hhrnet_coco"], joint_sets.SETS["coco17"])
-    made = heatmap.condition(crowd, size[:2])
+    made = heatmap.joints_in_crop(crowd, size[:2])
     np.testing.assert_allclose(made.xy, recorded["out.crowd_joints"][:2, :, :2], atol=2e-5)
     np.testing.assert_array_equal(made.visible, recorded["out.crowd_joints_mask"][:2, :, 0] > 0)
 
@@ -104,7 +104,7 @@ def test_batch_size_and_parts_change_nothing(tmp_path: Path) -> None:
     table = detections(people(300))
     whole = heatmaps.run(table, None)
     for batch in (1, 7, 64):
-        made = heatmaps.run(table, None, run=Run(batch_size=batch))
+        made = heatmaps.run(table, None, run=RunOptions(batch_size=batch))
         for name in whole.columns():
             np.testing.assert_array_equal(made.read(name), whole.read(name))
 

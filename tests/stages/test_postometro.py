@@ -10,13 +10,13 @@ import torch
 
 from stages import recover
 from stages.artefacts.kinds import OK
-from stages.artefacts.table import memory
+from stages.artefacts.table import in_memory
 from stages.errors import AssetError
 from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.geometry import cameras
 from stages.keypoints.joint_sets import SETS
 from stages.models import find_loader
-from stages.models.base import People
+from stages.models.base import PersonBatch
 from stages.models.postometro import FastMetroRecoverer, PctExtractor, PostoMetroRecoverer, recoverers, weights
 from stages.models.postometro.network import FastMetro, Mesh
 from stages.models.tables import RECOVERERS
@@ -105,7 +105,7 @@ def people_table(folder: Path) -> object:
 
     image = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
     cv2.imwrite(str(folder / "a.png"), image)
-    return memory(
+    return in_memory(
         "detections",
         frames={"name": ["a.png"], "size": [[160, 120]], "K": [[[200.0, 0, 79.5], [0, 200, 59.5], [0, 0, 1]]]},
         rows={"frame": [0, 0, 0], "box": [[20.0, 10, 60, 110], [90, 5, 150, 115], [5, 5, 5, 5]]},
@@ -160,7 +160,7 @@ def test_no_checkpoint_is_an_asset_error() -> None:
 
 def test_given_pose_tokens_are_used() -> None:
     soft, scores = np.ones((2, 34, 512), np.float32), np.full((2, 34, 2), 0.5, np.float32)
-    people = People(
+    people = PersonBatch(
         *(np.zeros((2, k)) for k in (4, 3)),
         ("nose",),
         *(np.zeros(2) for _ in range(4)),

@@ -11,13 +11,13 @@ import torch
 
 from stages import recover
 from stages.artefacts.kinds import FAILED, OK, SMPL_COLUMNS
-from stages.artefacts.table import Artefact, memory, open_artefact
-from stages.engine.runner import Run
+from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, UsageError
 from stages.geometry import cameras
 from stages.geometry.rotations import about, axis_angle_to_matrix
 from stages.keypoints import joint_sets
-from stages.models.base import People
+from stages.models.base import PersonBatch
 from stages.params import RecoverParams
 from stages.smpl.body import Body, load_body
 
@@ -47,7 +47,7 @@ def detections(keypoints: np.ndarray, names: tuple[str, ...] = joint_sets.get("c
     n, size = len(keypoints), np.array([[640, 480]])
     frames = {"name": ["nowhere.jpg"], "size": size, "K": cameras.default_K(size * 1.0)}
     attrs = {"joints": list(names), "joint_set": joint_sets.identify(names) or "own", "score_definition": "test"}
-    return memory(
+    return in_memory(
         "detections",
         frames=frames,
         rows={"frame": np.zeros(n, int), "box": np.tile([0.0, 0, 640, 480], (n, 1)), **rows},
@@ -105,7 +105,7 @@ def test_a_person_elsewhere_in_the_picture_has_the_same_pose() -> None:
 def test_batches_and_shards_do_not_change_a_bit(tmp_path: Path, batch: int) -> None:
     table = detections(scene(33)[0])
     whole = recovered(table)
-    made = recovered(table, run=Run(batch_size=batch))
+    made = recovered(table, run=RunOptions(batch_size=batch))
     for name in whole.columns():
         np.testing.assert_array_equal(made.read(name), whole.read(name), err_msg=name)
 
@@ -114,7 +114,7 @@ def test_shards_and_resuming_give_the_same_file(tmp_path: Path) -> None:
     table = detections(scene(515)[0])
     out = tmp_path / "m.h5"
     for shard in range(3):
-        recover.run(table, out, run=Run(shard=(shard, 3)))
+        recover.run(table, out, run=RunOptions(shard=(shard, 3)))
     if not out.exists():
         recover.run(table, out)
     whole = recovered(table)
@@ -187,7 +187,7 @@ class Constant:
     def needs_images(self, given: frozenset[str]) -> bool:
         return False
 
-    def __call__(self, people: People) -> dict[str, Any]:
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
         sizes = {c.name: np.zeros((len(people), *map(int, c.shape[1:]))) for c in self.columns}
         sizes["smpl/transl"][:, 2] = 1.0
         return sizes
@@ -216,7 +216,7 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         recovered(table, ckpt=tmp_path / "absent.safetensors")
     with pytest.raises(AssetError, match="no body model"):
         recovered(table, params=RecoverParams(body="absent"))
-    maps = memory(
+    maps = in_memory(
         "heatmaps",
         frames=table.frames,
         rows=table.rows,

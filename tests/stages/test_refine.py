@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefacts.table import Artefact, memory, open_artefact
-from stages.engine.runner import Run
+from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.engine.job import RunOptions
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
 from stages.evaluation import metrics
 from stages.models.scorehmr.refiner import EMBEDDED
@@ -24,7 +24,7 @@ FEW = RefineParams(loops=2)
 
 
 def refined(world: World, params: RefineParams = FEW, **run_flags: Any) -> Artefact:
-    made = run(world.meshes, world.detections, None, params, Run(**run_flags))
+    made = run(world.meshes, world.detections, None, params, RunOptions(**run_flags))
     assert isinstance(made, Artefact)
     return made
 
@@ -45,7 +45,7 @@ def same(a: Artefact, b: Artefact, atol: float = 1e-5) -> None:
 
 def with_keypoints(world: World, xy: np.ndarray, score: np.ndarray) -> World:
     d = world.detections
-    again = memory(
+    again = in_memory(
         "detections", frames=d.frames, rows=d.rows, group_attrs={"keypoints": d.group_attrs("keypoints")},
         columns={"keypoints/xy": xy, "keypoints/score": score},
     )  # fmt: skip
@@ -56,7 +56,7 @@ def subset(world: World, rows: np.ndarray) -> World:
     """The same world with these rows, in this order."""
 
     def cut(table: Artefact) -> Artefact:
-        return memory(
+        return in_memory(
             table.kind, frames=table.frames, rows={k: v[rows] for k, v in table.rows.items()},
             columns={name: table.read(name)[rows] for name in table.columns()},
             group_attrs={g: table.group_attrs(g) for g in ("smpl", "keypoints") if table.group_attrs(g)},
@@ -110,7 +110,7 @@ def test_failed_rows_stay_failed() -> None:
     broken = {name: table.read(name).copy() for name in table.columns()}
     for value in broken.values():
         value[2] = np.nan
-    world.meshes = memory(
+    world.meshes = in_memory(
         "meshes", frames=table.frames, rows=rows, columns=broken, group_attrs={"smpl": table.group_attrs("smpl")}
     )
     for mode in ("frame", "video"):
@@ -127,7 +127,7 @@ def test_a_body_that_is_not_finite_is_nobodys_neighbour(params: RefineParams) ->
     bodies = {name: world.meshes.read(name).copy() for name in SMPL}
     bodies["smpl/transl"][8] = np.nan  # its status says ok
     table = world.meshes
-    world.meshes = memory(
+    world.meshes = in_memory(
         "meshes", frames=table.frames, rows=table.rows, columns=bodies, group_attrs={"smpl": table.group_attrs("smpl")}
     )
     out = refined(world, params)
@@ -157,7 +157,7 @@ def test_batches_shards_and_order_change_nothing(mode: str, tmp_path: Path) -> N
         same(whole, refined(world, params, batch_size=size))
     out = tmp_path / "r.meshes.h5"
     for i in range(3):
-        run(world.meshes, world.detections, out, params, Run(shard=(i, 3)))
+        run(world.meshes, world.detections, out, params, RunOptions(shard=(i, 3)))
     with open_artefact(out) as joined:
         same(whole, joined)
     order = np.random.default_rng(0).permutation(world.meshes.n_rows)
@@ -313,9 +313,9 @@ def test_what_is_refused() -> None:
         refined(world, RefineParams(mode="views"))
     other = crowd(5)
     with pytest.raises(ArtefactError, match="rows"):
-        run(world.meshes, other.detections, None, FEW, Run())
+        run(world.meshes, other.detections, None, FEW, RunOptions())
     with pytest.raises(AssetError):
-        run(world.meshes, world.detections, None, FEW, Run(), ckpt=Path("nowhere.pt"))
+        run(world.meshes, world.detections, None, FEW, RunOptions(), ckpt=Path("nowhere.pt"))
 
 
 def test_nobody_is_a_result() -> None:

@@ -12,8 +12,8 @@ import torch
 
 from stages import view
 from stages.artefacts.kinds import FAILED
-from stages.artefacts.table import Artefact, memory
-from stages.engine.runner import Run
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, InputError, UsageError
 from stages.geometry.cameras import default_K, project
 from stages.keypoints import joint_sets
@@ -24,7 +24,7 @@ from stages.smpl.body import load_body
 from stages.visualization.viewer import Viewer
 
 SIZE = (320, 240)
-CPU = Run(device="cpu")
+CPU = RunOptions(device="cpu")
 STILL = ViewParams(supersample=1, report=False)
 
 
@@ -72,9 +72,9 @@ def people(folder: Path, n: int, frames: int = 1, seed: int = 0, **frame: Any) -
         "smpl": {"body_model": "embedded", "gender": "neutral"},
         "joints": {"joints": list(joint_sets.SETS["smpl24"])},
     }
-    meshes = memory("meshes", columns=columns, group_attrs=attrs, **table)
+    meshes = in_memory("meshes", columns=columns, group_attrs=attrs, **table)
     keypoints = {"joints": list(joint_sets.SETS["coco17"]), "joint_set": "coco17", "score_definition": "test"}
-    detections = memory(
+    detections = in_memory(
         "detections",
         columns={"keypoints/xy": xy, "keypoints/score": np.full((total, 17), 0.8)},
         group_attrs={"keypoints": keypoints},
@@ -203,7 +203,7 @@ def test_settings_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             view.run(meshes, None, tmp_path / "x", params, CPU)
     with pytest.raises(UsageError):
-        view.run(meshes, None, tmp_path / "x", ViewParams(), Run(device="cpu", shard=(0, 2)))
+        view.run(meshes, None, tmp_path / "x", ViewParams(), RunOptions(device="cpu", shard=(0, 2)))
     with pytest.raises(AssetError):
         view.run(meshes, None, tmp_path / "x", ViewParams(body="no-such-body"), CPU)
 

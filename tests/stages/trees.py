@@ -19,7 +19,8 @@ from scipy.spatial.transform import Rotation
 
 from stages.artefacts.kinds import Column
 from stages.artefacts.table import Artefact
-from stages.engine.runner import Job, Run, run_rows
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.smpl import body_files as body_file
 from stages.smpl.body import load_body
 from tests.unit import body_files
@@ -134,4 +135,4 @@ def estimate(rows: Artefact, vertices: np.ndarray, out: Path) -> Path:
         columns=(Column("vertices/xyz", "f4", ("R", 6890, 3), "m", "test"),),
         group_attrs={"vertices": {"body_model": "smpl", "gender": "neutral"}},
     )
-    return Path(run_rows(job, lambda: lambda r: {"vertices/xyz": SCALE * vertices[r]}, out, Run()))
+    return Path(run_rows(job, lambda: lambda r: {"vertices/xyz": SCALE * vertices[r]}, out, RunOptions()))

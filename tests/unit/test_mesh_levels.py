@@ -18,20 +18,20 @@ from scipy import sparse
 from stages.errors import AssetError
 from stages.smpl import body_files, mesh_sampling
 from stages.smpl.body import load_body
-from stages.smpl.mesh_sampling import MeshLevels
+from stages.smpl.mesh_sampling import MeshSampling
 
 
 @pytest.fixture(scope="module")
-def levels() -> MeshLevels:
+def levels() -> MeshSampling:
     body = load_body()
     return mesh_sampling.build(body.v_template.numpy(), body.faces.numpy())
 
 
-def test_sizes_are_those_of_the_published_networks(levels: MeshLevels) -> None:
+def test_sizes_are_those_of_the_published_networks(levels: MeshSampling) -> None:
     assert levels.counts == (6890, 1723, 431)
 
 
-def test_coarse_meshes_stay_close_to_the_body(levels: MeshLevels) -> None:
+def test_coarse_meshes_stay_close_to_the_body(levels: MeshSampling) -> None:
     template = load_body().v_template.double().numpy()
     for level in (1, 0):
         fine, coarse = levels.down(template, level), levels.down(template, level + 1)
@@ -42,7 +42,7 @@ def test_coarse_meshes_stay_close_to_the_body(levels: MeshLevels) -> None:
         assert np.allclose(made[kept], fine[kept], atol=1e-9)
 
 
-def test_adjacency_is_the_faces(levels: MeshLevels) -> None:
+def test_adjacency_is_the_faces(levels: MeshSampling) -> None:
     adjacency = levels.adjacency(2)
     assert adjacency.shape == (431, 431) and (adjacency == adjacency.T).all() and adjacency.diagonal().all()
     assert adjacency.sum() == 431 + 2 * len(levels.edges(2))
@@ -89,7 +89,7 @@ def test_the_added_body_with_the_published_selection_serves_the_others(
     assert coarser.counts == (642, 100, 30)
 
 
-def write_published(path: Path, levels: MeshLevels, extra: object = None) -> None:
+def write_published(path: Path, levels: MeshSampling, extra: object = None) -> None:
     """The authors' layout: object arrays of scipy matrices, pickled, and meshes that must not be unpickled."""
 
     def up(k: int) -> sparse.csc_matrix:
@@ -126,7 +126,7 @@ class Trap:
         return (exec, ("raise SystemExit('the pickle was run')",))
 
 
-def test_the_published_file_is_read_without_running_it(tmp_path: Path, levels: MeshLevels) -> None:
+def test_the_published_file_is_read_without_running_it(tmp_path: Path, levels: MeshSampling) -> None:
     path = tmp_path / mesh_sampling.PUBLISHED
     write_published(path, levels, Trap())
     read = mesh_sampling.read_published(path)
@@ -138,7 +138,7 @@ def test_the_published_file_is_read_without_running_it(tmp_path: Path, levels: M
     assert np.allclose(*made, atol=1e-12)
 
 
-def test_a_hostile_published_file_is_refused(tmp_path: Path, levels: MeshLevels) -> None:
+def test_a_hostile_published_file_is_refused(tmp_path: Path, levels: MeshSampling) -> None:
     path = tmp_path / mesh_sampling.PUBLISHED
     write_published(path, levels)
     with zipfile.ZipFile(path) as archive:

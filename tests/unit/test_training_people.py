@@ -17,7 +17,7 @@ from stages.smpl.body import load_body
 from stages.synthetic import mocap
 from stages.synthetic.mocap import NOTHING, Augment, PoseBank, load_poses
 from stages.training import synthetic_keypoints
-from stages.training.synthetic_keypoints import EXACT, Camera, Defects, draw_batch
+from stages.training.synthetic_keypoints import EXACT, Camera, Corruption, draw_batch
 
 
 def motion_file(path: Path, n: int = 40) -> Path:
@@ -117,7 +117,7 @@ def test_labels_are_exact(bank: PoseBank, skeleton: Skeleton) -> None:
 def test_imperfect_keypoints(bank: PoseBank, skeleton: Skeleton) -> None:
     batch = draw_batch(4000, bank, skeleton, draw())
     count = batch.seen.sum(0)
-    assert count.min() >= synthetic_keypoints.FEWEST and (count == 17).float().mean() > 0.1
+    assert count.min() >= synthetic_keypoints.MIN_KEYPOINTS and (count == 17).float().mean() > 0.1
     assert 0.1 < 1 - batch.seen.float().mean() < 0.45
     confidence = batch.inputs[:, 34:51].T
     assert (confidence[~batch.seen] == 0).all() and (confidence[batch.seen] > 0.03).all() and confidence.max() <= 1
@@ -127,7 +127,7 @@ def test_imperfect_keypoints(bank: PoseBank, skeleton: Skeleton) -> None:
 
 def test_the_stated_noise_is_the_noise(bank: PoseBank, skeleton: Skeleton) -> None:
     """5 px at most, even: a mean square of 25 / 3 per axis on a crop of 256 px with a margin of 1.2."""
-    noisy = Defects(clean=0, gauss=1, pixels=5, told=0, scattered=0, grouped=0, focal=0)
+    noisy = Corruption(clean=0, gauss=1, pixels=5, told=0, scattered=0, grouped=0, focal=0)
     joint, point = skeleton(torch.eye(3)[:, :, None, None].expand(3, 3, 24, 3000).contiguous(), torch.zeros(10, 3000))
     image = synthetic_keypoints.project(point, torch.tensor([[0.0], [0], [5]]).expand(3, 3000))
     found, confidence = synthetic_keypoints.disturb(

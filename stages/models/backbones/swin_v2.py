@@ -35,7 +35,7 @@ class SwinV2(nn.Module):
         super().__init__()
         self.channels = 8 * width
         self.patch_embed = PatchEmbedding(width)
-        self.layers = nn.ModuleList(Stage(width << k, depth, k) for k, depth in enumerate(depths))
+        self.layers = nn.ModuleList(SwinStage(width << k, depth, k) for k, depth in enumerate(depths))
         self.norm3 = nn.LayerNorm(8 * width, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,14 +48,14 @@ class SwinV2(nn.Module):
     def prepare(self) -> SwinV2:
         """Cache all picture-independent terms of attention for evaluation."""
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, WindowAttention):
                 module.prepare()
         return self
 
     def train(self, mode: bool = True) -> SwinV2:
         if mode:
             for module in self.modules():
-                if isinstance(module, Attention):
+                if isinstance(module, WindowAttention):
                     module.cached = None
         return super().train(mode)
 
@@ -72,14 +72,14 @@ class PatchEmbedding(nn.Module):
         return self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class Stage(nn.Module):
+class SwinStage(nn.Module):
     """The blocks of one resolution, (n, grid^2, channels) to the same shape, and, but for the last, a halved grid."""
 
     def __init__(self, channels: int, depth: int, level: int) -> None:
         super().__init__()
         # One window that covers the grid cannot be shifted.
         shift = WINDOWS[level] // 2 if WINDOWS[level] < GRIDS[level] else 0
-        self.blocks = nn.ModuleList(Block(channels, level, shift if k % 2 else 0) for k in range(depth))
+        self.blocks = nn.ModuleList(SwinBlock(channels, level, shift if k % 2 else 0) for k in range(depth))
         self.downsample = PatchMerging(channels, GRIDS[level]) if level < 3 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,13 +88,13 @@ class Stage(nn.Module):
         return self.downsample(x)
 
 
-class Block(nn.Module):
+class SwinBlock(nn.Module):
     """x + norm(attention(x)), then x + norm(mlp(x)): the norms are on the branches, after them."""
 
     def __init__(self, channels: int, level: int, shift: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, EPS)
-        self.attn = Attention(channels, level, shift)
+        self.attn = WindowAttention(channels, level, shift)
         self.norm2 = nn.LayerNorm(channels, EPS)
         self.mlp = MLP(channels)
 
@@ -131,7 +131,7 @@ class PatchMerging(nn.Module):
         return self.norm(self.reduction(x))
 
 
-class Attention(nn.Module):
+class WindowAttention(nn.Module):
     """Cosine attention within windows of the grid, shifted by `shift`: (n, grid^2, channels) to the same shape."""
 
     def __init__(self, channels: int, level: int, shift: int) -> None:

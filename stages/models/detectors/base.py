@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclasses.dataclass
-class Found:
+class DetectedPeople:
     """The n people of one picture: box (n, 4) xyxy px · score (n,) 0..1 · keypoints (n, J, 3) x, y px, score 0..1."""
 
     box: np.ndarray
@@ -21,11 +21,11 @@ class Found:
     def __len__(self) -> int:
         return len(self.box)
 
-    def take(self, index: np.ndarray) -> Found:
-        return Found(self.box[index], self.score[index], self.keypoints[index])
+    def take(self, index: np.ndarray) -> DetectedPeople:
+        return DetectedPeople(self.box[index], self.score[index], self.keypoints[index])
 
     @classmethod
-    def nobody(cls, joints: int) -> Found:
+    def nobody(cls, joints: int) -> DetectedPeople:
         return cls(np.zeros((0, 4)), np.zeros(0), np.zeros((0, joints, 3)))
 
 
@@ -49,7 +49,7 @@ class Detector(Protocol):
     def missing(cls, path: Path | None) -> str:
         """What stands in the way of `load(path)` without a download, as the mend; empty when it is ready."""
 
-    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         """People in each RGB uint8 picture. With boxes (n, 4) per picture: exactly those n, keypoints filled in."""
 
 

@@ -15,7 +15,7 @@ from stages.errors import AssetError
 from stages.files.checkpoints import read_checkpoint
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors.base import Found, hash_files
+from stages.models.detectors.base import DetectedPeople, hash_files
 from stages.models.pct import network
 
 SIDE = 256
@@ -55,10 +55,12 @@ class PctPose:
         assert path
         return cls(path, device)
 
-    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         if boxes is None:
             raise AssetError("detector pct finds no people, only their joints", "give it boxes: --boxes FILE")
-        found = [Found(b, np.full(len(b), np.nan), np.full((len(b), 17, 3), np.nan)) for b in map(np.asarray, boxes)]
+        found = [
+            DetectedPeople(b, np.full(len(b), np.nan), np.full((len(b), 17, 3), np.nan)) for b in map(np.asarray, boxes)
+        ]
         frame = np.repeat(np.arange(len(found)), [len(each) for each in found])
         box = np.concatenate([each.box for each in found]).astype(float) if len(frame) else np.zeros((0, 4))
         fine = np.flatnonzero(np.isfinite(box).all(1) & (box[:, 2:] > box[:, :2]).all(1))

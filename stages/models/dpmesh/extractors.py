@@ -13,7 +13,7 @@ from torch import Tensor
 from stages.artefacts.kinds import Column
 from stages.errors import ArtefactError, AssetError, InputError
 from stages.files.checkpoints import Checkpoint
-from stages.models.base import People
+from stages.models.base import PersonBatch
 from stages.models.dpmesh.inputs import (
     CROP_COLUMN,
     FEATURES,
@@ -21,13 +21,13 @@ from stages.models.dpmesh.inputs import (
     LATENT,
     PLACE,
     SIGMA,
-    Condition,
-    condition_of,
+    DPMeshCrops,
     crop_images,
+    crops_of,
 )
 
 
-class _Rows:
+class DPMeshModel:
     """What the three share: the network, the device, the licence of the weights, `source`: the SHA-256 of the file that
     the checkpoint was converted from ('' if it was not)."""
 
@@ -105,14 +105,14 @@ class _Rows:
         parts = sorted(hashlib.sha256(_bytes(p.float())).digest() for p in self.model.vae.parameters())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
-    def latent(self, people: People, condition: Condition) -> Tensor:
+    def latent(self, people: PersonBatch, condition: DPMeshCrops) -> Tensor:
         """(n, 4, 32, 32), given or computed."""
         if LATENT in people.columns:
             return torch.from_numpy(np.asarray(people.columns[LATENT], np.float32)).to(self.device)
         image = crop_images(people.images, people.frame, condition.affine).to(self.device)
         return self.by_row(self.model.latent, image.to(self.model.dtype))
 
-    def diffusion(self, people: People, condition: Condition) -> dict[str, Tensor]:
+    def diffusion(self, people: PersonBatch, condition: DPMeshCrops) -> dict[str, Tensor]:
         """Maps, attention and merged features (n, 2048, 8, 8).
 
         Given heatmaps are float16. Where they are, to that rounding, those of the keypoints, the exact ones are drawn
@@ -145,13 +145,13 @@ class _Rows:
         return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
     @torch.no_grad()
-    def attention(self, people: People) -> dict[str, np.ndarray]:
+    def attention(self, people: PersonBatch) -> dict[str, np.ndarray]:
         """The paper's Figure 6: how the crop's places look at each joint of the prompt, for `hmr view --attention`.
 
         {"attn16": (n, 30, 16, 16), "attn8": (n, 30, 8, 8): shares that sum to 1 over the joints of SETS["dpmesh30"],
         "seen": (n, 30) bool, "images": (n, 256, 256, 3) uint8 crops}.
         """
-        condition = condition_of(people)
+        condition = crops_of(people)
         found = self.diffusion(people, condition)
         patches = crop_images(people.images, people.frame, condition.affine)
         return {
@@ -162,7 +162,7 @@ class _Rows:
         }
 
 
-class DPMeshLatents(_Rows):
+class DPMeshLatents(DPMeshModel):
     """The crop's Stable Diffusion latent: half the work of DPMesh, the same for every checkpoint and keypoint noise."""
 
     name = "dpmesh-latents"
@@ -178,16 +178,16 @@ class DPMeshLatents(_Rows):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> DPMeshLatents:
-        return cls(_network(checkpoint)[0], device=device, **_origin(checkpoint))
+        return cls(load_network(checkpoint)[0], device=device, **weights_origin(checkpoint))
 
     @torch.no_grad()
-    def __call__(self, people: People) -> dict[str, Any]:
-        condition = condition_of(people)
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
+        condition = crops_of(people)
         latent = self.latent(people, condition).float()
         return {LATENT: latent, PLACE: condition.affine.astype(np.float32), "error": condition.errors}
 
 
-class DPMeshExtractor(_Rows):
+class DPMeshExtractor(DPMeshModel):
     """The merged diffusion features. `precision`: "float16", or "float32" for the bits of a run without files."""
 
     precision = "float16"
@@ -199,17 +199,17 @@ class DPMeshExtractor(_Rows):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> DPMeshExtractor:
-        return cls(_network(checkpoint)[0], device=device, **_origin(checkpoint))
+        return cls(load_network(checkpoint)[0], device=device, **weights_origin(checkpoint))
 
     @torch.no_grad()
-    def __call__(self, people: People) -> dict[str, Any]:
-        condition = condition_of(people)
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
+        condition = crops_of(people)
         # Features reach 65504 only when weights are broken; a clamp would hide that, an infinity fails the row.
         merged = self.diffusion(people, condition)["merged"].to(getattr(torch, self.precision))
         return {FEATURES: merged, PLACE: condition.affine.astype(np.float32), "error": condition.errors}
 
 
-def _network(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, Tensor]]:
+def load_network(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, Tensor]]:
     if checkpoint is None:
         raise AssetError(
             "DPMesh has no weights of its own in hmr",
@@ -220,7 +220,7 @@ def _network(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, Tensor]]:
     return load(checkpoint)
 
 
-def _origin(checkpoint: Checkpoint | None) -> dict[str, str]:
+def weights_origin(checkpoint: Checkpoint | None) -> dict[str, str]:
     """What the rows say of the weights: their licence, and the file that they were converted from."""
     from stages.models.dpmesh.checkpoint_names import LICENCE
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.artefacts.kinds import Column
 from stages.errors import ArtefactError
 from stages.geometry import crops, heatmaps
-from stages.models.base import People
+from stages.models.base import PersonBatch
 
 CROP, HEAT, SIGMA = 256, 32, 2.5
 
@@ -23,7 +23,7 @@ CROP_COLUMN = Column(PLACE, "f4", ("R", 2, 3), "px", "affine from picture to 256
 
 
 @dataclasses.dataclass
-class Condition:
+class DPMeshCrops:
     """Crops (n, 2, 3), picture to 256 px; joints xy (n, 30, 2) of 32 px and mask (n, 30); rows with any seen joint."""
 
     affine: np.ndarray
@@ -39,7 +39,7 @@ class Condition:
         ]
 
 
-def condition_of(people: People) -> Condition:
+def crops_of(people: PersonBatch) -> DPMeshCrops:
     """The crop from given latents or features, else from given heatmaps, else from the keypoints by DPMesh's rule.
 
     The crop is rounded to float32, as artefacts store it, so that each way gives the same bits.
@@ -55,12 +55,12 @@ def condition_of(people: People) -> Condition:
     elif "heatmaps/crop" in columns:
         crop = crops.scaled(columns["heatmaps/crop"], CROP / HEAT)
     else:
-        crop = crops.scaled(heatmaps.condition(keypoints, people.size, HEAT).affine, CROP / HEAT)
+        crop = crops.scaled(heatmaps.joints_in_crop(keypoints, people.size, HEAT).affine, CROP / HEAT)
     crop = np.asarray(crop, np.float32).astype(np.float64)
     seen = np.isfinite(crop).all((1, 2))
     xy = crops.apply(crops.scaled(crop, HEAT / CROP), keypoints[..., :2].astype(np.float64)).astype(np.float32)
     mask = (keypoints[..., 2] > 0.05) & (xy >= 0).all(-1) & (xy < HEAT).all(-1)
-    return Condition(crop, np.nan_to_num(xy), mask & seen[:, None], keypoints, seen)
+    return DPMeshCrops(crop, np.nan_to_num(xy), mask & seen[:, None], keypoints, seen)
 
 
 def crop_images(images: list[np.ndarray], frame: np.ndarray, affine: np.ndarray) -> Tensor:

@@ -12,9 +12,9 @@ from stages.files.checkpoints import Checkpoint
 from stages.geometry import crops
 from stages.geometry.rotations import axis_angle_to_matrix
 from stages.keypoints.joint_sets import SETS
-from stages.models.base import People
-from stages.models.dpmesh.extractors import _network, _origin, _Rows
-from stages.models.dpmesh.inputs import CROP, FEATURES, LATENT, condition_of
+from stages.models.base import PersonBatch
+from stages.models.dpmesh.extractors import DPMeshModel, load_network, weights_origin
+from stages.models.dpmesh.inputs import CROP, FEATURES, LATENT, crops_of
 
 NO_BODY = (
     "the checkpoint holds no SMPL body, so joints are those of the embedded body, which DPMesh was not trained with; "
@@ -22,7 +22,7 @@ NO_BODY = (
 )
 
 
-class DPMeshRecoverer(_Rows):
+class DPMeshRecoverer(DPMeshModel):
     """SMPL parameters in the picture's camera, and the body's 24 joints.
 
     The confidence of a joint is the score of the keypoint that stands for it in the network's input, 0 where none does:
@@ -32,7 +32,7 @@ class DPMeshRecoverer(_Rows):
     """
 
     columns = (*SMPL_COLUMNS, *JOINT_COLUMNS)
-    uses = (FEATURES, *_Rows.uses)
+    uses = (FEATURES, *DPMeshModel.uses)
     focal = "row"
     remark = ""
 
@@ -50,12 +50,12 @@ class DPMeshRecoverer(_Rows):
         from stages.models.dpmesh.checkpoint_names import body_arrays
         from stages.smpl.body import Body, load_body
 
-        model, arrays = _network(checkpoint)
+        model, arrays = load_network(checkpoint)
         own = body_arrays(arrays)
         remark = "" if own or body is not None else NO_BODY
         if body is None:
             body = Body.from_arrays(**own, name="smpl", licence="SMPL licence") if own else load_body("embedded")
-        made = cls(model, body, device=device, **_origin(checkpoint))
+        made = cls(model, body, device=device, **weights_origin(checkpoint))
         made.remark = remark
         return made
 
@@ -63,11 +63,11 @@ class DPMeshRecoverer(_Rows):
         return FEATURES not in given and LATENT not in given
 
     @torch.no_grad()
-    def __call__(self, people: People) -> dict[str, Any]:
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
         from stages.models.dpmesh.network import focal_of
         from stages.models.dpmesh.outputs import full_translation
 
-        condition = condition_of(people)
+        condition = crops_of(people)
         if FEATURES in people.columns:
             merged = torch.from_numpy(np.asarray(people.columns[FEATURES], np.float32)).to(self.device)
         else:

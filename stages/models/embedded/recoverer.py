@@ -22,7 +22,7 @@ from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
 from stages.geometry.cameras import look_at
 from stages.geometry.rotations import matrix_to_axis_angle
 from stages.keypoints import joint_sets
-from stages.models.base import People
+from stages.models.base import PersonBatch
 from stages.models.embedded.kinematics import Skeleton, matmul3, rotate
 from stages.models.embedded.network import Network
 from stages.models.embedded.virtual_camera import features, solve_pelvis
@@ -30,13 +30,13 @@ from stages.smpl.body import Body, load_body
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "embedded.safetensors"
 PREFIX = "embedded."
-FEWEST = 5  # keypoints seen; fewer is a failed row
+MIN_KEYPOINTS = 5  # keypoints seen; fewer is a failed row
 SEEN = 0.05  # scores above this count as seen
 CHUNK = 32  # people per forward pass, always: so that a row's values do not depend on its neighbours
 
 
 class EmbeddedRecoverer:
-    """RowModel of the embedded default. `sha256`, `about`: of the weights file."""
+    """PersonModel of the embedded default. `sha256`, `about`: of the weights file."""
 
     name = "embedded"
     batch_size = 256
@@ -94,15 +94,15 @@ class EmbeddedRecoverer:
         return False
 
     @torch.no_grad()
-    def __call__(self, people: People) -> dict[str, Any]:
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
         """Columns of `people`. A row with fewer than five seen keypoints, or all in one place, is an error."""
         image, confidence = normalised(people)
         seen = (confidence > 0).sum(0)
         spread = np.where(confidence > 0, image, np.nan)
         wide = np.nan_to_num(np.nanmax(spread, 1, initial=-np.inf) - np.nanmin(spread, 1, initial=np.inf)).max(0)
         errors = [
-            f"{k} keypoints with a score above {SEEN}; at least {FEWEST} are needed"
-            if k < FEWEST
+            f"{k} keypoints with a score above {SEEN}; at least {MIN_KEYPOINTS} are needed"
+            if k < MIN_KEYPOINTS
             else ""
             if w > 1e-5
             else "the keypoints are all in one place"
@@ -147,7 +147,7 @@ class EmbeddedRecoverer:
         }
 
 
-def normalised(people: People) -> tuple[np.ndarray, np.ndarray]:
+def normalised(people: PersonBatch) -> tuple[np.ndarray, np.ndarray]:
     """COCO keypoints (2, 17, n) as tangents of the angles to the optical axis, confidence (17, n), 0 = not seen."""
     coco = joint_sets.convert(np.asarray(people.keypoints, np.float64), people.joints, "coco17")
     inverse = np.linalg.inv(np.asarray(people.K, np.float64).reshape(-1, 3, 3))

@@ -15,7 +15,7 @@ from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint, check_keys
 from stages.geometry import crops
 from stages.models.backbones.resnet import ResNet, fold_batch_norms
-from stages.models.base import People
+from stages.models.base import PersonBatch
 from stages.models.pare.network import PARTS, POSE_CHANNELS, SHAPE_CHANNELS, Pare
 
 SIDE = 224
@@ -27,7 +27,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 
 
-def prepare(people: People) -> Tensor:
+def prepare(people: PersonBatch) -> Tensor:
     """Normalised crops (n, 3, 224, 224) of the square around each box, no margin, bilinear, black outside."""
     center, side = crops.square_boxes(people.box)
     patches = crops.warp(people.images, people.frame, crops.square_affine(center, side, SIDE), SIDE, np.float32)
@@ -52,7 +52,7 @@ class _Extractor(abc.ABC):
         return True
 
     @torch.no_grad()
-    def __call__(self, people: People) -> dict[str, Any]:
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
         return {f"features/{self.name}": self.features(prepare(people).to(self.device))}
 
     @abc.abstractmethod

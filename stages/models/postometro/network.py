@@ -22,7 +22,7 @@ from stages.models.pct.network import PCT, TOKENS, LinearNormReLU, Mixer, PoseTo
 from stages.models.pct.network import WIDTH as TOKEN_WIDTH
 from stages.models.postometro import backbones
 from stages.models.postometro.transformer import Transformer, attention_mask, sine_positions
-from stages.smpl.mesh_sampling import MeshLevels
+from stages.smpl.mesh_sampling import MeshSampling
 
 JOINTS = 14
 WIDTHS = (512, 128)  # of the two stages, as published; the hidden layers are four times as wide
@@ -82,7 +82,7 @@ class FastMetro(nn.Module):
             self.smpl_parameter_regressor = SmplRegressor(3 * intermediate)
         self.has_regressor = regressor
 
-    def set_body(self, levels: MeshLevels) -> FastMetro:
+    def set_body(self, levels: MeshSampling) -> FastMetro:
         """The parts that follow from a body and the sizes, so that no state dict holds them: mask, fixed upsampling."""
         columns, weights = levels.upsampling(0)
         self.set_mask(levels.adjacency(2))

@@ -14,7 +14,7 @@ from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint
 from stages.geometry import cameras, crops
 from stages.keypoints.joint_sets import SETS, convert
-from stages.models.base import People
+from stages.models.base import PersonBatch
 from stages.models.pct import network as pct
 from stages.models.pct.network import PCT, TOKENS, WIDTH, PoseTokens
 from stages.models.postometro import weights
@@ -95,7 +95,7 @@ class _MeshRecoverer:
         return True
 
     @torch.no_grad()
-    def __call__(self, people: People) -> dict[str, Any]:
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
         box, errors = metro_boxes(people.box, self.network.side)
         images = normalised(people, box, self.network.side).to(self.device)
         mesh, sure = self.predict(images, people, box)
@@ -115,7 +115,7 @@ class _MeshRecoverer:
             "error": errors,
         }
 
-    def predict(self, images: Tensor, people: People, box: np.ndarray) -> tuple[Mesh, Tensor]:
+    def predict(self, images: Tensor, people: PersonBatch, box: np.ndarray) -> tuple[Mesh, Tensor]:
         """The mesh of crops (n, 3, side, side) of integer boxes (n, 4), and how sure the network is (n,)."""
         return self.network(images), images.new_ones(len(images))
 
@@ -148,7 +148,7 @@ class PostoMetroRecoverer(_MeshRecoverer):
             made.from_keypoints, made.name = True, f"{made.name}, tokens of given keypoints"  # type: ignore[attr-defined]
         return made
 
-    def predict(self, images: Tensor, people: People, box: np.ndarray) -> tuple[Mesh, Tensor]:
+    def predict(self, images: Tensor, people: PersonBatch, box: np.ndarray) -> tuple[Mesh, Tensor]:
         assert isinstance(self.network, PostoMetro)
         pose = given_tokens(people, self.device)
         if pose is None and self.from_keypoints:
@@ -197,13 +197,13 @@ class PctExtractor:
         return True
 
     @torch.no_grad()
-    def __call__(self, people: People) -> dict[str, Any]:
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
         box, errors = metro_boxes(people.box, PostoMetro.side)
         pose = self.network(normalised(people, box, PostoMetro.side).to(self.device))
         return {SOFT: pose.soft, SCORES: torch.stack([pose.scores[..., 0], pose.peak], -1), "error": errors}
 
 
-def given_tokens(people: People, device: str) -> PoseTokens | None:
+def given_tokens(people: PersonBatch, device: str) -> PoseTokens | None:
     """The pose tokens that an earlier stage stored, or None."""
     if SOFT not in people.columns or SCORES not in people.columns:
         return None
@@ -212,7 +212,7 @@ def given_tokens(people: People, device: str) -> PoseTokens | None:
     return PoseTokens(soft.view(-1, TOKENS, WIDTH), scores[..., :1], scores[..., 1])
 
 
-def check_body(checkpoint: Checkpoint, body: Any, levels: mesh_sampling.MeshLevels) -> str:
+def check_body(checkpoint: Checkpoint, body: Any, levels: mesh_sampling.MeshSampling) -> str:
     """What to say where a network meets another mesh than its own, which scatters its vertices over the body; or ''.
 
     Raises AssetError where it is certain.
@@ -243,13 +243,13 @@ def metro_boxes(box: np.ndarray, side: int) -> tuple[np.ndarray, list[str]]:
     return integer, ["" if g else "the box is empty or not finite" for g in good]
 
 
-def normalised(people: People, box: np.ndarray, side: int) -> Tensor:
+def normalised(people: PersonBatch, box: np.ndarray, side: int) -> Tensor:
     """Crops (n, 3, side, side) of the integer boxes, normalised as ImageNet's."""
     patches = crops.cut_and_resize(people.images, people.frame, box, side)
     return torch.from_numpy((patches - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
 
 
-def crop_keypoints(people: People, box: np.ndarray) -> Tensor:
+def crop_keypoints(people: PersonBatch, box: np.ndarray) -> Tensor:
     """COCO keypoints (n, 17, 3) in pixels of the 256-pixel crops of integer boxes (n, 4): x, y, 1 = given."""
     keypoints = convert(people.keypoints, people.joints, "coco17")
     given = (keypoints[..., 2:] > 0) & np.isfinite(keypoints).all(-1, keepdims=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stages.keypoints import joint_sets
-from stages.models.scorehmr.kinematic_chain import Chain
+from stages.models.scorehmr.kinematic_chain import KinematicChain
 from stages.smpl.body import Body
 
 NAMES = joint_sets.SETS["body25"]
@@ -17,7 +17,7 @@ OPENPOSE25_VERTICES = [332, 6260, 2800, 4071, 583, 3216, 3226, 3387, 6617, 6624,
 OPENPOSE25_MIX = [24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34]
 
 
-def chain_of(body: Body) -> Chain:
+def chain_of(body: Body) -> KinematicChain:
     """The chain of the 25 points. SMPL: as released (joints, and single vertices). Others: the body's own regressor."""
     if body.topology == "smpl":
         which = torch.tensor(OPENPOSE25_VERTICES, device=body.device)
@@ -31,7 +31,7 @@ def chain_of(body: Body) -> Chain:
     if pose_dirs is None:
         vertices, dirs, weights, mix = _fold(vertices, dirs, weights, mix)
     parents = torch.tensor(body.parents)
-    return Chain(parents, body.joint_template, body.joint_dirs, vertices, dirs, weights, mix, pose_dirs)
+    return KinematicChain(parents, body.joint_template, body.joint_dirs, vertices, dirs, weights, mix, pose_dirs)
 
 
 def _fold(vertices: Tensor, dirs: Tensor, weights: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from stages.geometry.cameras import look_at
-from stages.models.scorehmr.linearized_body import POSE, Arms, Scene, in_picture, in_space
+from stages.models.scorehmr.linearized_body import POSE, LinearizedBody, PosedEstimate, in_picture, in_space
 
 PIXEL = 2 * 1.2 / 256  # a pixel of a 256 crop (box with a margin of 1.2) in half boxes
-FEWEST = 3  # keypoints; rows with fewer stay
+MIN_KEYPOINTS = 3  # keypoints; rows with fewer stay
 NEAREST = 0.1  # m; somebody nearer than that, or behind the camera, is not where the estimate says
-NOT_WEIGHED = 1e30  # surprise of what stayed as it was: never the likeliest of several
+NOT_UPDATED = 1e30  # surprise of what stayed as it was: never the likeliest of several
 
 
 @dataclass(frozen=True)
-class Trust:
+class NoiseModel:
     """What is believed of estimates and keypoints. px: pixels of a 256 crop. Chosen on subjects 08 and 11."""
 
     place: float = 0.04  # m that the points of an estimate may move for keypoints; keeps what is not seen in place
@@ -43,19 +43,19 @@ class Trust:
 
 
 @dataclass
-class Weighed:
+class UpdatedBodies:
     """scene: the likeliest; surprise (n,): half the squared error and residuals in units of their deviations, the
     negative logarithm of the posterior up to a constant."""
 
-    scene: Scene
+    scene: PosedEstimate
     surprise: Tensor
 
 
-class Weigher:
+class KalmanUpdate:
     """`covariance` (82, 82) of the error of an estimate: 24 rotation vectors (rad, axes of a camera that looks at the
     person), 10 betas."""
 
-    def __init__(self, covariance: Tensor, arms: Arms, trust: Trust = Trust()) -> None:
+    def __init__(self, covariance: Tensor, arms: LinearizedBody, trust: NoiseModel = NoiseModel()) -> None:
         self.arms, self.trust = arms, trust
         self.factor = torch.linalg.cholesky(covariance.double())
         self.precision = torch.cholesky_inverse(self.factor)
@@ -79,10 +79,10 @@ class Weigher:
         chain, seen = self.arms.chain, keypoints[..., 2].clamp_max(1)  # some detectors' scores have no bound
         tangent = (keypoints[..., :2] - K[:, None, :2, 2]) / K[:, None, [0, 1], [0, 1]]
         turn, half, xy = (v.movedim(-1, 0) for v in look_at(tangent.permute(2, 1, 0), seen.t()))
-        able = ((seen > 0).sum(1) >= FEWEST) & (half > 1e-4)
+        able = ((seen > 0).sum(1) >= MIN_KEYPOINTS) & (half > 1e-4)
         world = chain.forward(pose, chain.rest(betas)).world[:, :, :3].permute(3, 0, 1, 2)
         pelvis = chain.rest(betas).joints[0].t() + transl
-        scene = Scene(
+        scene = PosedEstimate(
             turn[:, None] @ world,
             betas,
             (turn @ pelvis[..., None])[..., 0],
@@ -101,13 +101,13 @@ class Weigher:
             found.surprise[:, None],
         )
         able &= torch.isfinite(torch.cat(better, 1)).all(1)
-        as_it_was = (pose, betas, transl, torch.full_like(better[3], NOT_WEIGHED))
+        as_it_was = (pose, betas, transl, torch.full_like(better[3], NOT_UPDATED))
         out = [torch.where(able[:, None], new, old) for new, old in zip(better, as_it_was, strict=True)]
         return out[0], out[1], out[2], out[3][:, 0]
 
     def weigh(
-        self, scene: Scene, xy: Tensor, seen: Tensor, *, guess: Tensor | None = None, keep_shape: bool = False
-    ) -> Weighed:
+        self, scene: PosedEstimate, xy: Tensor, seen: Tensor, *, guess: Tensor | None = None, keep_shape: bool = False
+    ) -> UpdatedBodies:
         """The likeliest scene, given an estimate and keypoints xy (n, K, 2) in half boxes with scores seen (n, K)."""
         trust, there, kind = self.trust, (seen > 0)[..., None], xy.dtype
         scene, xy, seen = scene.to(torch.float64), xy.double(), seen.double()
@@ -149,7 +149,7 @@ class Weigher:
         left = off - (J @ (error - last)[..., None])[..., 0]
         surprise = (((error_prior + stiff[:, None, None] * place_prior) @ error[..., None])[..., 0] * error).sum(1)
         surprise = (surprise + (weight * (left / noise[:, None]).square()).sum(1)) / 2
-        return Weighed(scene.moved(error).to(kind), surprise.to(kind))
+        return UpdatedBodies(scene.moved(error).to(kind), surprise.to(kind))
 
     def _priors(self, lever: Tensor, swell: Tensor, wrong: Tensor, keep_shape: bool) -> tuple[Tensor, Tensor]:
         """Precisions (n, 85, 85) of the error: as measured, and of the points about their middle; for an estimate that

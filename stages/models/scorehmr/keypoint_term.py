@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.models.scorehmr.kinematic_chain import Chain, Posed
+from stages.models.scorehmr.kinematic_chain import KinematicChain, PosedChain
 
 
 @dataclass
@@ -44,7 +44,7 @@ class KeypointTerm:
 
     def __init__(
         self,
-        chain: Chain,
+        chain: KinematicChain,
         observed: Observed,
         betas: Tensor,
         transl: Tensor,
@@ -74,7 +74,7 @@ class KeypointTerm:
         gradient, on_betas = self.chain.backward(posed, force, betas is not None)
         return loss, gradient, on_betas
 
-    def residual(self, posed: Posed) -> tuple[Tensor, Tensor]:
+    def residual(self, posed: PosedChain) -> tuple[Tensor, Tensor]:
         """Loss (n,) and forces on the points (K, 3, n); keeps the gradient of the translation."""
         points = posed.points + self.transl
         depth = points[:, 2:].clamp_min(

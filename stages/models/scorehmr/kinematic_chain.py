@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 @dataclass
-class Rest:
+class RestSkeleton:
     """The unposed body of n people: joints (24, 3, n), offsets to the parent (24, 3, n), read vertices (V, 3, n)."""
 
     joints: Tensor
@@ -28,10 +28,10 @@ class Rest:
 
 
 @dataclass
-class Posed:
+class PosedChain:
     """What `backward` needs again. points (K, 3, n), body frame (no translation), metres."""
 
-    rest: Rest
+    rest: RestSkeleton
     points: Tensor
     l1: Tensor
     l2: Tensor
@@ -73,7 +73,7 @@ def _axial(q: Tensor) -> Tensor:
     return torch.stack([q[:, 1, 2] - q[:, 2, 1], q[:, 2, 0] - q[:, 0, 2], q[:, 0, 1] - q[:, 1, 0]], 1)
 
 
-class Chain:
+class KinematicChain:
     """K points of a 24-joint body: each a fixed mixture of joints and of V vertices.
 
     joints (24, 3), joint_dirs (24, 3, B) · vertices (V, 3), vertex_dirs (V, 3, B), weights (V, 24) · pose_dirs
@@ -111,16 +111,16 @@ class Chain:
         # How much of a point hangs on a joint, (K, 24): all of it, if every bone that carries it is further out.
         self.carried = (self.from_joints + self.from_vertices @ self.weights) @ self.below.t()
 
-    def rest(self, betas: Tensor) -> Rest:
+    def rest(self, betas: Tensor) -> RestSkeleton:
         """betas (n, B) -> the unposed body."""
         count, n = len(self.joints), len(betas)
         joints = (self.joint_dirs @ betas.t()).view(count, 3, n) + self.joints[:, :, None]
         vertices = (self.vertex_dirs @ betas.t()).view(-1, 3, n) + self.vertices[:, :, None]
         offsets = joints - joints[self.parent_index]
         offsets[0] = joints[0]
-        return Rest(joints, offsets, vertices)
+        return RestSkeleton(joints, offsets, vertices)
 
-    def forward(self, x: Tensor, rest: Rest) -> Posed:
+    def forward(self, x: Tensor, rest: RestSkeleton) -> PosedChain:
         """x (n, 144), per joint the first and the second column of its rotation -> posed points."""
         count, n = len(self.parents), len(x)
         six = x.t().reshape(count, 2, 3, n)
@@ -153,9 +153,9 @@ class Chain:
         blended = _matmul(self.weights, bones)
         places = _rotate(blended, vertices).add_(blended[:, :, 3])
         points = _matmul(self.from_joints, world[:, :, 3]) + _matmul(self.from_vertices, places)
-        return Posed(rest, points, l1, l2, dot, local, world, bones, blended, vertices)
+        return PosedChain(rest, points, l1, l2, dot, local, world, bones, blended, vertices)
 
-    def backward(self, posed: Posed, force: Tensor, with_betas: bool = False) -> tuple[Tensor, Tensor | None]:
+    def backward(self, posed: PosedChain, force: Tensor, with_betas: bool = False) -> tuple[Tensor, Tensor | None]:
         """force (K, 3, n) = dL/dpoints -> dL/dx (n, 144) and, if asked for, dL/dbetas (n, B)."""
         world, local, bones = posed.world, posed.local, posed.bones
         count, n = len(self.parents), force.shape[-1]

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from stages.geometry.rotations import axis_angle_to_matrix
-from stages.models.scorehmr.kinematic_chain import Chain
+from stages.models.scorehmr.kinematic_chain import KinematicChain
 
 POSE = 24 * 3 + 10  # numbers of a pose's error; three of the place follow
 
 
 @dataclass
-class Scene:
+class PosedEstimate:
     """n people before a camera that looks at them: rotation (n, 24, 3, 3) of the bones in the camera's axes, betas
     (n, 10), pelvis (n, 3) m; half (n,) tangent of half the keypoints' box."""
 
@@ -29,10 +29,10 @@ class Scene:
     pelvis: Tensor
     half: Tensor
 
-    def to(self, dtype: torch.dtype) -> Scene:
-        return Scene(*(getattr(self, f.name).to(dtype) for f in dataclasses.fields(self)))
+    def to(self, dtype: torch.dtype) -> PosedEstimate:
+        return PosedEstimate(*(getattr(self, f.name).to(dtype) for f in dataclasses.fields(self)))
 
-    def moved(self, error: Tensor) -> Scene:
+    def moved(self, error: Tensor) -> PosedEstimate:
         """The scene of which this one is off by error (n, 85): the pose's 82 numbers, then the pelvis sideways (2, in
         half boxes) and the logarithm of its depth."""
         rotation = axis_angle_to_matrix(error[:, :72].unflatten(1, (24, 3))) @ self.rotation
@@ -43,11 +43,11 @@ class Scene:
         )
 
 
-class Arms:
+class LinearizedBody:
     """Point k = pelvis + sum_i mix[k, i] R[bone_i] (rest_i + shape_i betas), for the points of a chain. In double
     precision: batches are summed in different orders, and the update makes more of the differences."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: KinematicChain) -> None:
         self.chain, count = chain, len(chain.parents)
         self.vertex, on = torch.nonzero(chain.weights.abs() > 1e-7, as_tuple=True)
         self.bone = torch.cat([chain.parent_index, on])
@@ -63,7 +63,7 @@ class Arms:
         by_bone[self.bone, torch.arange(len(self.bone), device=self.bone.device)] = 1
         self.by_bone = (self.mix[:, None] * by_bone).flatten(0, 1)  # (K * 24, I)
 
-    def linearise(self, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
+    def linearise(self, scene: PosedEstimate) -> tuple[Tensor, Tensor, Tensor]:
         """Points (n, K, 3) from the pelvis, levers (n, K, 24, 3) from each joint to what hangs on its own bone (a bone
         that turns by d moves the point by d x lever), and the derivative (n, K, 3, 10) with respect to the betas."""
         K = len(self.mix)
@@ -97,7 +97,7 @@ def in_space(lever: Tensor, swell: Tensor) -> Tensor:
     return torch.cat([turned, swell], -1).flatten(1, 2)
 
 
-def in_picture(scene: Scene, points: Tensor, lever: Tensor, swell: Tensor) -> tuple[Tensor, Tensor]:
+def in_picture(scene: PosedEstimate, points: Tensor, lever: Tensor, swell: Tensor) -> tuple[Tensor, Tensor]:
     """Drawn points (n, K, 2) in half boxes and their derivative (n, 2 K, 85) with respect to the scene's error."""
     n, K = points.shape[:2]
     pelvis, half = scene.pelvis, scene.half[:, None]

@@ -22,7 +22,7 @@ Record = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """How long and how far: `loops` times up to noise index `start` in steps of `step`, and back under guidance."""
 
     loops: int = 10
@@ -69,7 +69,7 @@ class Codec:
 
 
 @dataclass
-class Refined:
+class SampledPoses:
     """x0 (n, D) and transl (n, 3) or None; stop_step (n,) guided step at which a row met the stopping rule, else -1."""
 
     x0: Tensor
@@ -80,7 +80,7 @@ class Refined:
 class _Stopping:
     """Keeps, for each row, the first iterate whose loss changed by less than the tolerance since the step before."""
 
-    def __init__(self, plan: Plan, n: int, device: torch.device) -> None:
+    def __init__(self, plan: SamplingPlan, n: int, device: torch.device) -> None:
         self.on, self.tolerance, self.step = plan.early_stopping, plan.early_tolerance, 0
         self.last: Tensor | None = None
         self.at = torch.full((n,), -1, dtype=torch.long, device=device)
@@ -104,17 +104,23 @@ class _Stopping:
             self.at[new] = self.step
         self.step += 1
 
-    def result(self, x0: Tensor, transl: Tensor | None) -> Refined:
+    def result(self, x0: Tensor, transl: Tensor | None) -> SampledPoses:
         if self.kept is not None and transl is not None:
             stopped = (self.at >= 0)[:, None]
             x0, transl = torch.where(stopped, self.kept[0], x0), torch.where(stopped, self.kept[1], transl)
-        return Refined(x0, transl, self.at)
+        return SampledPoses(x0, transl, self.at)
 
 
 @torch.no_grad()
-def refine(
-    eps: Call, schedule: Schedule, x: Tensor, guidance: Guidance, plan: Plan, codec: Codec, record: Record | None = None
-) -> Refined:
+def guided_sampling(
+    eps: Call,
+    schedule: Schedule,
+    x: Tensor,
+    guidance: Guidance,
+    plan: SamplingPlan,
+    codec: Codec,
+    record: Record | None = None,
+) -> SampledPoses:
     """Refine x (n, D), the encoded estimate, with the conditioned denoiser `eps`. `record` hears of every value."""
     times = plan.times
     note: Record = record or (lambda name, value: None)

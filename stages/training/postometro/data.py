@@ -22,24 +22,24 @@ from stages.geometry.cameras import project
 from stages.geometry.rotations import about
 from stages.keypoints.joint_sets import convert, flip
 from stages.keypoints.joint_sets import get as joint_set
-from stages.loaders.people import PeopleOf
+from stages.loaders.people import PersonLoader
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.postometro.recoverers import GROW, MEAN, STD
 from stages.smpl.body import Body
-from stages.smpl.mesh_sampling import MeshLevels
+from stages.smpl.mesh_sampling import MeshSampling
 from stages.synthetic.mocap import BENCHMARK, load_poses, mirror
-from stages.training.augmentation import Change as Common
-from stages.training.synthetic_keypoints import Defects, draw_batch
+from stages.training.augmentation import Augmentation as Common
+from stages.training.synthetic_keypoints import Corruption, draw_batch
 
 TRUTH = ("global_orient", "body_pose", "betas", "transl")
 ROOM = 1.25 * 2**0.5  # the largest crop of the augmentation, turned, over the plain one
 KEEP_BYTES = 1 << 31
 KEYPOINT_SIDE = 256  # PCT's tokenizer counts in pixels of its own crop
-NOISE = Defects(clean=0.5, gauss=1, pixels=4)
+NOISE = Corruption(clean=0.5, gauss=1, pixels=4)
 
 
 @dataclasses.dataclass
-class Batch:
+class PostoMetroBatch:
     """n people. images (n, 3, S, S) normalised · meshes: fine, intermediate, coarse vertices (n, V, 3) in metres, the
     pelvis at the origin · joints (n, 14, 3), the same frame · places (n, 14, 2) in the crop's [-1, 1] · keypoints
     (n, 17, 3) given (disturbed) COCO keypoints: x, y in 256-pixel crop pixels, 1 = given."""
@@ -50,24 +50,24 @@ class Batch:
     places: Tensor
     keypoints: Tensor
 
-    def to(self, device: str) -> Batch:
+    def to(self, device: str) -> PostoMetroBatch:
         fine, intermediate, coarse = (mesh.to(device) for mesh in self.meshes)
         rest = (x.to(device) for x in (self.joints, self.places, self.keypoints))
-        return Batch(self.images.to(device), (fine, intermediate, coarse), *rest)
+        return PostoMetroBatch(self.images.to(device), (fine, intermediate, coarse), *rest)
 
 
-class Examples:
+class PostoMetroExamples:
     """The rows of a table as training examples. Raises ArtefactError when it holds no truth.
 
     Pictures are opened once: a crop with room for every augmentation is kept of each person, as far as memory goes.
     """
 
-    def __init__(self, table: Artefact, body: Body, levels: MeshLevels, side: int, root: Path | None = None) -> None:
+    def __init__(self, table: Artefact, body: Body, levels: MeshSampling, side: int, root: Path | None = None) -> None:
         missing = [f"extra/{name}" for name in TRUTH if not table.has(f"extra/{name}")]
         if missing:
             raise ArtefactError(f"{table.path or 'the table'} holds no {', '.join(missing)}", "make one with hmr synth")
-        self.people = PeopleOf(table, root=root)
-        self.blind = PeopleOf(table, needs_images=lambda given: False)
+        self.people = PersonLoader(table, root=root)
+        self.blind = PersonLoader(table, needs_images=lambda given: False)
         self.truth = {name: table.read(f"extra/{name}") for name in TRUTH}
         self.body, self.levels, self.side = body, levels, side
         self.fingerprint = f"{table.fingerprint} {side} {body.name}"
@@ -82,12 +82,12 @@ class Examples:
     @torch.no_grad()
     def batch(
         self, which: Sequence[int] | np.ndarray, generator: np.random.Generator | None = None, *, pictures: bool = True
-    ) -> Batch:
+    ) -> PostoMetroBatch:
         """The examples `which`, as they are, or augmented by random numbers of `generator`; perhaps without images."""
         rows = self.rows[np.asarray(which)]
         people = self.blind(rows)
         n = len(rows)
-        change = Change.none(n) if generator is None else Change.draw(n, generator)
+        change = PostoMetroAugmentation.none(n) if generator is None else PostoMetroAugmentation.draw(n, generator)
         affine = change.affine(people.box, self.side)
         images = self.images(rows, people.box, affine) if pictures else np.zeros((n, 0, 0, 3), np.float32)
         images = np.clip(images * change.gains[:, None, None].astype(np.float32), 0, 255)
@@ -109,7 +109,7 @@ class Examples:
         keypoints = np.concatenate([np.where(given[..., None], xy, 0), given[..., None]], -1)
         places = change.named(places, flip(joint_set("lsp14")))
         keypoints = change.named(keypoints, flip(joint_set("coco17")))
-        return Batch(
+        return PostoMetroBatch(
             torch.from_numpy((images - MEAN) / STD).permute(0, 3, 1, 2).contiguous(),
             (fine, coarser[0], coarser[1]),
             joints - pelvis,
@@ -119,7 +119,7 @@ class Examples:
 
     def images(self, rows: np.ndarray, box: np.ndarray, affine: np.ndarray) -> np.ndarray:
         """Crops (n, side, side, 3) float32 of rows (n,) by `affine` (n, 2, 3), picture to crop."""
-        wide = Change.none(len(rows)).affine(box, self.side)
+        wide = PostoMetroAugmentation.none(len(rows)).affine(box, self.side)
         wide[:, :, 2] += self.margin
         new = np.array([k for k, row in enumerate(rows) if int(row) not in self.kept], int)
         patches = {int(row): self.kept[int(row)] for row in rows if int(row) in self.kept}
@@ -164,7 +164,7 @@ class Keypoints:
     @torch.no_grad()
     def batch(
         self, which: Sequence[int] | np.ndarray, generator: np.random.Generator | None = None, *, pictures: bool = False
-    ) -> Batch:
+    ) -> PostoMetroBatch:
         """As many as `which` names; which ones, the generator alone decides."""
         n, rng = len(which), generator or np.random.default_rng(int(which[0]))
         random = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -174,14 +174,14 @@ class Keypoints:
         shift = torch.from_numpy(rng.normal(0, 6, (n, 1, 2))).float()
         xy = drawn.observed.permute(2, 1, 0) * scale + (KEYPOINT_SIDE - 1) / 2 + shift
         none = torch.zeros(n)
-        return Batch(none, (none, none, none), none, none, torch.cat([xy * given, given], -1))
+        return PostoMetroBatch(none, (none, none, none), none, none, torch.cat([xy * given, given], -1))
 
 
-class Change(Common):
+class PostoMetroAugmentation(Common):
     """The augmentation of mesh networks."""
 
     @classmethod
-    def draw(cls, n: int, rng: np.random.Generator) -> Change:
+    def draw(cls, n: int, rng: np.random.Generator) -> PostoMetroAugmentation:
         """METRO's: scale normal(1, 0.25) within a quarter, rotation normal(0, 30 degrees) within 60 for two of five."""
         angle = np.deg2rad(np.clip(rng.normal(0, 30, n), -60, 60)) * (rng.random(n) >= 0.6)
         scale = np.clip(rng.normal(1, 0.25, n), 0.75, 1.25)

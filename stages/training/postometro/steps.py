@@ -19,7 +19,7 @@ from stages.models.postometro.network import Mesh, PostoMetro
 from stages.params import to_json
 from stages.training.loop import BySteps
 from stages.training.postometro import losses
-from stages.training.postometro.data import Batch, Examples, Keypoints
+from stages.training.postometro.data import Keypoints, PostoMetroBatch, PostoMetroExamples
 
 DROPPED = 0.2  # visible joints that the tokenizer is not shown
 COMMITMENT, DECAY, BETA = 15.0, 0.9, 0.05
@@ -30,7 +30,7 @@ CLIP = 0.3
 WARM = 0.02  # share of the steps in which the rate rises; it falls as a cosine after
 
 
-class Trainer(BySteps):
+class PostoMetroTrainer(BySteps):
     """A network in training. A step's random numbers follow from the seed and the step's number alone, so a training
     that was stopped and continued is the same training.
 
@@ -40,7 +40,7 @@ class Trainer(BySteps):
     origin = ""  # a fingerprint of the files that it began with
 
     def __init__(
-        self, network: nn.Module, examples: Examples | Keypoints, params: Any, *, augment: bool = True
+        self, network: nn.Module, examples: PostoMetroExamples | Keypoints, params: Any, *, augment: bool = True
     ) -> None:
         self.network, self.examples, self.params, self.augment = network, examples, params, augment
         self.device = str(next(network.parameters()).device)
@@ -102,9 +102,11 @@ class Trainer(BySteps):
         self.losses = state["losses"]
 
 
-def fit(network: nn.Module, examples: Examples | Keypoints, params: Any, *, augment: bool = True) -> list[float]:
+def fit(
+    network: nn.Module, examples: PostoMetroExamples | Keypoints, params: Any, *, augment: bool = True
+) -> list[float]:
     """Train in place, all steps; the loss of each. `network` as from `postometro.build`, or smaller."""
-    trainer = Trainer(network, examples, params, augment=augment)
+    trainer = PostoMetroTrainer(network, examples, params, augment=augment)
     while trainer.done < params.steps:
         trainer.step()
     network.eval()
@@ -139,7 +141,7 @@ def frozen(names: Iterable[str], params: Any) -> list[str]:
 # ---- the tokenizer
 
 
-def tokenizer_loss(network: nn.Module, batch: Batch, params: Any, examples: Any, step: int = 0) -> Tensor:
+def tokenizer_loss(network: nn.Module, batch: PostoMetroBatch, params: Any, examples: Any, step: int = 0) -> Tensor:
     """Smooth L1 of the given joints after encoding, quantising and decoding, and the commitment."""
     tokenizer: Tokenizer = network.keypoint_head.tokenizer  # type: ignore[assignment, union-attr]
     joints = batch.keypoints
@@ -205,7 +207,7 @@ def tokenizer_error(tokenizer: Tokenizer, keypoints: Tensor) -> float:
 # ---- the classifier
 
 
-def classifier_loss(network: nn.Module, batch: Batch, params: Any, examples: Any, step: int = 0) -> Tensor:
+def classifier_loss(network: nn.Module, batch: PostoMetroBatch, params: Any, examples: Any, step: int = 0) -> Tensor:
     """Cross-entropy with the encoder's codes, and smooth L1 of the pose that the soft tokens decode to.
 
     The pose counts in cells of the map: in pixels it drowns the codes, and the classifier only learns the mean pose.
@@ -222,7 +224,7 @@ def classifier_loss(network: nn.Module, batch: Batch, params: Any, examples: Any
 
 
 @torch.no_grad()
-def classifier_scores(network: PCT, examples: Examples, batch: int = 16) -> tuple[float, float]:
+def classifier_scores(network: PCT, examples: PostoMetroExamples, batch: int = 16) -> tuple[float, float]:
     """Over all examples: the share of tokens whose code is found, and the mean distance of keypoints, pixels of 256."""
     network.eval()
     head, right, away = network.keypoint_head, [], []
@@ -239,7 +241,7 @@ def classifier_scores(network: PCT, examples: Examples, batch: int = 16) -> tupl
 # ---- the mesh network
 
 
-def predict(network: nn.Module, batch: Batch, tokens: str) -> Mesh:
+def predict(network: nn.Module, batch: PostoMetroBatch, tokens: str) -> Mesh:
     """The mesh of a batch with the pose tokens that `tokens` names."""
     if not isinstance(network, PostoMetro):
         return network(batch.images)
@@ -249,7 +251,7 @@ def predict(network: nn.Module, batch: Batch, tokens: str) -> Mesh:
     return network(batch.images, pose)
 
 
-def mesh_loss(network: nn.Module, batch: Batch, params: Any, examples: Any, step: int = 0) -> Tensor:
+def mesh_loss(network: nn.Module, batch: PostoMetroBatch, params: Any, examples: Any, step: int = 0) -> Tensor:
     """The recipe's weighted sum. Meshes are compared with their pelvis (of the fine mesh) at the origin."""
     mesh = predict(network, batch, params.tokens)
     w, body = losses.RECIPES[params.recipe], examples.body
@@ -275,7 +277,7 @@ def mesh_loss(network: nn.Module, batch: Batch, params: Any, examples: Any, step
 
 
 @torch.no_grad()
-def mesh_errors(network: nn.Module, examples: Examples, tokens: str, batch: int = 32) -> np.ndarray:
+def mesh_errors(network: nn.Module, examples: PostoMetroExamples, tokens: str, batch: int = 32) -> np.ndarray:
     """PA-MPJPE in mm of each example, 14 joints regressed from the mesh."""
     network.eval()
     errors = []
@@ -285,7 +287,7 @@ def mesh_errors(network: nn.Module, examples: Examples, tokens: str, batch: int 
     return np.concatenate(errors)
 
 
-def batches(examples: Examples, batch: int) -> Iterable[Batch]:
+def batches(examples: PostoMetroExamples, batch: int) -> Iterable[PostoMetroBatch]:
     """All examples in order, as they are."""
     for start in range(0, len(examples), batch):
         yield examples.batch(np.arange(start, min(start + batch, len(examples))))

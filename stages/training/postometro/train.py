@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.artefacts.table import Artefact, open_artefact
-from stages.engine.runner import SILENT
+from stages.engine.job import SILENT
 from stages.errors import AssetError, UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from stages.models.backbones.swin_v2 import DEPTHS, WIDTHS
@@ -36,11 +36,11 @@ from stages.models.postometro.recoverers import check_body
 from stages.models.postometro.weights import renamed
 from stages.params import TrainPostoMetroParams as Params
 from stages.smpl.body import Body, load_body
-from stages.smpl.mesh_sampling import MeshLevels, of_body, selection
+from stages.smpl.mesh_sampling import MeshSampling, of_body, selection
 from stages.training.loop import train
 from stages.training.postometro import losses
-from stages.training.postometro.data import Examples, Keypoints
-from stages.training.postometro.steps import Trainer, frozen
+from stages.training.postometro.data import Keypoints, PostoMetroExamples
+from stages.training.postometro.steps import PostoMetroTrainer, frozen
 
 WAVELENGTH = 2.0  # metres
 RIDGE = 1e-3
@@ -85,7 +85,7 @@ def run(
             report.warn(remark)
     if missing := [name for name in frozen(network.state_dict(), params) if name not in taken]:
         raise lacking(params, missing)
-    trainer = Trainer(network.to(device), people, params)
+    trainer = PostoMetroTrainer(network.to(device), people, params)
     trainer.origin = " ".join(checkpoint.sha256 for checkpoint in given)
     state = out.with_name(out.name + ".state")
     learned = sum(p.numel() for p in trainer.learned) / 1e6
@@ -113,7 +113,7 @@ def lacking(params: Params, names: Sequence[str]) -> AssetError:
     )
 
 
-def examples_of(data: Path | Artefact, params: Params, body: Body, root: Path | None) -> Examples | Keypoints:
+def examples_of(data: Path | Artefact, params: Params, body: Body, root: Path | None) -> PostoMetroExamples | Keypoints:
     """What a part learns from. Raises UsageError for a motion file where pictures are needed."""
     if not isinstance(data, Artefact) and Path(data).suffix == ".npz":
         if params.part != "tokenizer":
@@ -121,7 +121,7 @@ def examples_of(data: Path | Artefact, params: Params, body: Body, root: Path | 
         return Keypoints(Path(data), body)
     table = data if isinstance(data, Artefact) else open_artefact(data, "detections")
     side = FastMetro.side if params.part == "mesh" and params.tokens == "none" else PostoMetro.side
-    return Examples(table, body, of_body(body), side, root)
+    return PostoMetroExamples(table, body, of_body(body), side, root)
 
 
 def check(params: Params) -> None:
@@ -160,7 +160,7 @@ def build(params: Params, body: Body, guided: bool = False) -> nn.Module:
 
 
 @torch.no_grad()
-def begin(network: FastMetro, body: Body, levels: MeshLevels) -> FastMetro:
+def begin(network: FastMetro, body: Body, levels: MeshSampling) -> FastMetro:
     """A new network on a body: its learned upsampling follows from the mesh, its first answer is the body at rest.
 
     The tokens of joints and vertices begin as waves of their places on the template, so that neighbours are alike; the
