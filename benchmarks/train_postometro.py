@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.evaluation import metrics
 from stages.models.backbones.hrnet import convolution
 from stages.models.pct.network import PCT, Tokenizer

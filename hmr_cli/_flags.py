@@ -142,7 +142,7 @@ def _stored_params(source: Path) -> str:
             return source.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--params-from {source}: {getattr(error, 'strerror', None) or 'not text'}") from error
-    from stages.artefacts.table import open_artefact
+    from stages.artefacts.hdf5 import open_artefact
 
     with open_artefact(source) as artefact:
         stored = artefact.attrs.get("params") or {}

@@ -156,8 +156,8 @@ def with_counts(result: Any) -> Any:
     out = result.get("out") if isinstance(result, Mapping) else result
     if not isinstance(out, Path) or out.suffix != ".h5" or not out.is_file():
         return result
+    from stages.artefacts.hdf5 import open_artefact
     from stages.artefacts.kinds import FAILED
-    from stages.artefacts.table import open_artefact
 
     with open_artefact(out) as artefact:
         counts = {

@@ -31,7 +31,7 @@ def check(
 
         hmr check --json *.h5 | jq '.files[] | select(.ok | not)'
     """
-    from stages.artefacts.table import open_artefact
+    from stages.artefacts.hdf5 import open_artefact
     from stages.artefacts.validate import check
     from stages.engine.provenance import check_rows_agree
     from stages.errors import InputError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -13,7 +12,7 @@ from typer.core import TyperGroup
 from hmr_cli._flags import stage_command
 from stages.artefacts.kinds import Column
 from stages.errors import UsageError
-from stages.params import EvaluateParams, RecoverParams, RefineParams
+from stages.params import EvaluateParams, RecoverParams
 
 DETECTIONS = (
     Column("keypoints/xy", "f4", ("R", "J", 2), "px", "the papers' 2D input"),
@@ -87,10 +86,10 @@ def score(
         hmr eval synth-oc --meshes people.meshes.h5 --plot errors.svg
     """
     from stages import evaluate as stage
-    from stages.artefacts.table import open_artefact
-    from stages.datasets import open_dataset
+    from stages.artefacts.hdf5 import open_artefact
     from stages.datasets.protocols import protocol_of
     from stages.evaluation import tables
+    from stages.pipeline import open_dataset, recover_dataset
 
     check_style(style)
     check_place(plot, ".svg")
@@ -111,7 +110,7 @@ def score(
         return out
     dataset = open_dataset(name, data, run, partial=partial)
     dataset.check(protocol_of(params.protocol or dataset.protocol))
-    table = meshes or recovered(dataset, run, ckpt=ckpt, refine=refine)
+    table = meshes or recover_dataset(dataset, run, ckpt=ckpt, refined=refine)
     scores = stage.run(table, dataset, out, params, run)
     if isinstance(scores, Path) and not scores.is_file():
         return scores  # the parts of one shard
@@ -162,9 +161,10 @@ def rows(
 
         hmr eval rows 3dpw-oc --data 3DPW/ -o 3dpw-oc.detections.h5
     """
-    from stages.datasets import LAYOUTS, open_dataset
+    from stages.datasets import LAYOUTS
     from stages.engine.job import Job
     from stages.engine.runner import run_whole
+    from stages.pipeline import open_dataset
 
     if name not in LAYOUTS:
         raise UsageError(f"{name!r} is no licensed data set", "the synthetic sets: hmr synth NAME -o FILE")
@@ -205,24 +205,6 @@ def counts(summary: dict[str, Any]) -> str:
     return f"{summary['dataset']}: {summary['scored']} of {summary['rows']} rows scored" + (
         f", {left} left out ({summary['failed']} failed before)" if left else ""
     )
-
-
-def recovered(dataset: Any, run: Any, *, ckpt: Path | None = None, refine: bool = False) -> Any:
-    """The meshes of a data set's people, in memory."""
-    from stages import recover as recovery
-    from stages import refine as refinement
-
-    if ckpt is None and dataset.topology == "smpl":
-        raise UsageError(
-            f"the embedded recoverer poses the free body, the truth of {dataset.name} is SMPL's",
-            "--ckpt or --meshes of SMPL bodies; without licensed files: hmr eval synth-oc",
-        )
-    quick = dataclasses.replace(run, shard=(0, 1), strict=False)
-    meshes = recovery.run(dataset.detections, None, RecoverParams(), quick, ckpt=ckpt)
-    if not refine:
-        return meshes
-    params = RefineParams(mode=refinement.mode_of(dataset.detections))
-    return refinement.run(meshes, dataset.detections, None, params, quick)
 
 
 @stage_command(app, name="compare")
@@ -266,8 +248,8 @@ def table(
         hmr eval table --sets synth-oc,synth-pc --table latex
     """
     from stages import evaluate as stage
-    from stages.datasets import open_dataset
     from stages.evaluation import tables
+    from stages.pipeline import open_dataset, recover_dataset
     from stages.synthetic.sets import SETS
 
     check_style(style)
@@ -287,7 +269,7 @@ def table(
             stem = Path(name).name.removesuffix(".detections.h5")
             method = f"{stem}, {_name(ckpt, dataset, refine)}"
             target = out / f"{stem}{'-refined' if refine else ''}.scores.h5"
-            meshes = recovered(dataset, run, ckpt=ckpt, refine=refine)
+            meshes = recover_dataset(dataset, run, ckpt=ckpt, refined=refine)
             rows.append(
                 {"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, EvaluateParams(), run))}
             )
@@ -321,13 +303,12 @@ def occlusion_map(
     """
     import numpy as np
 
-    from stages.datasets import open_dataset
     from stages.engine.device import resolve_device
     from stages.evaluation.occlusion_map import occlusion_map as stage
     from stages.evaluation.occlusion_map import picture
     from stages.loaders.people import PersonLoader
     from stages.media.images import write_image
-    from stages.params import RecoverParams
+    from stages.pipeline import open_dataset
     from stages.recover import load
     from stages.smpl.body import load_body
 

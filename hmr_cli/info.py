@@ -23,7 +23,7 @@ def info(file: Annotated[Path, typer.Argument(help="An artefact.", show_default=
 
         hmr info people.meshes.h5 --json | jq .params
     """
-    from stages.artefacts.table import open_artefact
+    from stages.artefacts.hdf5 import open_artefact
     from stages.artefacts.validate import summary
 
     with open_artefact(file) as artefact:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, K_USER, OK, Column
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames, run_rows

@@ -42,7 +42,8 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: EvaluateParams,
 
     Raises ArtefactError when the rows or the body topology differ.
     """
-    from stages.artefacts.table import Artefact, open_artefact
+    from stages.artefacts.hdf5 import open_artefact
+    from stages.artefacts.table import Artefact
     from stages.engine.job import Job
     from stages.engine.runner import run_rows
 
@@ -94,7 +95,8 @@ def summarise(table: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def mean_rows(scores: Any) -> dict[str, Any]:
     """The summary of a scores artefact (path or Artefact). Raises InputError if it has none."""
-    from stages.artefacts.table import Artefact, open_artefact
+    from stages.artefacts.hdf5 import open_artefact
+    from stages.artefacts.table import Artefact
 
     table = scores if isinstance(scores, Artefact) else open_artefact(scores, "scores")
     summary = table.attrs.get("summary")

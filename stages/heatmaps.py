@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import Column
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.table import Artefact
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
 from stages.errors import ArtefactError, UsageError

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import RunOptions
 from stages.engine.provenance import check_rows_agree

@@ -64,7 +64,7 @@ def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
 
 def people(path: Path, rows: Any = None) -> Any:
     """People of a detections file, with their pictures."""
-    from stages.artefacts.table import open_artefact
+    from stages.artefacts.hdf5 import open_artefact
     from stages.loaders.people import PersonLoader
 
     table = open_artefact(path)

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, OK
-from stages.artefacts.table import open_artefact
 from tests.cli.runner import hmr
 from tests.tables import detections, same, save
 from tests.unit.test_frames import SCENE, bad_pictures

@@ -12,7 +12,7 @@ FILES = sorted([*ROOT.glob("stages/**/*.py"), *ROOT.glob("hmr_cli/**/*.py")])
 VERBS = {"detect", "heatmaps", "features", "recover", "refine", "evaluate", "export", "view"}
 # package -> the only places that may import it
 ONLY = {
-    "h5py": ("stages/artefacts/table.py",),
+    "h5py": ("stages/artefacts/hdf5.py",),
     "cv2": ("stages/visualization/draw.py", "stages/geometry/crops.py"),
     "typer": ("hmr_cli/",),
     "rich": ("hmr_cli/",),

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, KINDS, OK, SKIPPED
-from stages.artefacts.table import Artefact, open_artefact, rows_fingerprint
+from stages.artefacts.table import Artefact, rows_fingerprint
 from stages.errors import ArtefactError
 
 SLICE_BYTES = 1 << 22

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stages.errors import AssetError, UsageError
-from stages.params import SynthParams
-from stages.synthetic.sets import SETS
+
+if TYPE_CHECKING:
+    from stages.datasets.base import Dataset
 
 # name -> module of stages/datasets that reads the original layout
 LAYOUTS = {
@@ -24,39 +25,17 @@ LAYOUTS = {
     "h36m": "h36m",
     "h36m-p2": "h36m",
     "h36m-multiview": "h36m",
-    "mannequin": "prohmr",
-    "ochuman": "labelled",
-    "crowdpose": "labelled",
+    "mannequin": "prohmr_npz",
+    "ochuman": "ochuman_crowdpose",
+    "crowdpose": "ochuman_crowdpose",
 }
 
 
-def open_dataset(name: str, data: Path | None = None, run: Any = None, *, partial: bool = False) -> Any:
-    """The data set of that name (stages.datasets.base.Dataset), or of a *.detections.h5 made by `hmr synth`.
+def open_licensed(name: str, data: Path | None, partial: bool = False) -> Dataset:
+    """A data set in its original layout, or in the annotation files of the reference programs where they are.
 
-    data: the folder where a licensed data set lies, or one of its annotation files; the synthetic sets are built into
-    the cache when first asked for. partial: accept a licensed set that is not whole; scores are marked.
-    Raises UsageError for an unknown name, AssetError for files that are missing or damaged, or rows that are missing.
+    data: its folder, or one of its annotation files. Raises UsageError without one, AssetError for missing files.
     """
-    from stages.datasets.synthetic import SynthData
-
-    if name.endswith(".h5"):
-        return SynthData(name)
-    if name in SETS:
-        return SynthData(built(name, run))
-    if name not in LAYOUTS:
-        raise UsageError(
-            f"no data set {name!r}", f"choose one of {', '.join(names())}, or give a file made by hmr synth"
-        )
-    return _licensed(name, data, partial)
-
-
-def names() -> list[str]:
-    """Every data set that `hmr eval` knows."""
-    return [*SETS, *LAYOUTS]
-
-
-def _licensed(name: str, data: Path | None, partial: bool) -> Any:
-    """Annotation files of the reference programs where they are, else the original layout."""
     import importlib
 
     from stages.datasets import prohmr_npz, threedpw_json
@@ -87,20 +66,3 @@ def _licensed(name: str, data: Path | None, partial: bool) -> Any:
 
 def _has_poses(data: Path) -> bool:
     return any((data / sub / "sequenceFiles").is_dir() for sub in ("", "3DPW"))
-
-
-def built(name: str, run: Any = None) -> Path:
-    """A whole synthetic set in the cache, made now if it is not there (minutes on two cores)."""
-    import dataclasses
-
-    from stages import synth
-    from stages.engine.job import RunOptions
-    from stages.files.cache import cache_dir
-    from stages.synthetic.sets import VERSION
-
-    run = dataclasses.replace(
-        run or RunOptions(), shard=(0, 1), batch_size=None, force=False, fresh=False, dry_run=False
-    )
-    folder = cache_dir() / f"synth-{VERSION}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return synth.run(name, folder / f"{name}.detections.h5", SynthParams(), run)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact
 from stages.datasets import joint_regressors
 from stages.datasets.base import Truth
 from stages.datasets.protocols import Protocol

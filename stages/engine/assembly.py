@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from stages.artefacts.hdf5 import CHUNK_BYTES, Writer, amend, open_artefact
 from stages.artefacts.kinds import Column
 from stages.artefacts.schema import rows_fingerprint
-from stages.artefacts.table import CHUNK_BYTES, Artefact, Writer, amend, in_memory, open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.artefacts.validate import check_file
 from stages.engine.parts import Parts, Tables, n_parts, part_range, root_attrs
 from stages.errors import ArtefactError

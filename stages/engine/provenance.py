@@ -46,7 +46,7 @@ def make_header(job: Job, per: str, n: int, part_rows: int, out: Path | None, ro
         **job.attrs,
         "per": per, "n": n, "part_rows": part_rows, "group_attrs": {g: dict(a) for g, a in job.group_attrs.items()},
         "columns": [[c.name, c.dtype, list(c.shape), c.optional] for c in job.columns],
-        "finish": f"{job.finish.__module__}:{job.finish.__qualname__}" if job.finish else "",
+        "finish": job.stage if job.finish else "",
     }  # fmt: skip
     root = next((r for a in job.inputs.values() if (r := getattr(a, "root", None)) is not None), None)
     if root is not None and "root" not in header:

@@ -6,18 +6,19 @@ is left. Out: the path of the whole artefact, or an `Artefact` in memory when `o
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, OK
 from stages.artefacts.schema import frame_tables
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.table import Artefact
 from stages.artefacts.validate import check_cameras
 from stages.engine.assembly import Finish, join_in_memory, join_on_disk
 from stages.engine.batching import Tables, attempt, columns_of, store
@@ -169,18 +170,20 @@ def _drive(
     return out
 
 
-def merge(out: Path) -> Path:
-    """Join the parts of `out` (`hmr merge`). Raises InputError without parts, ArtefactError naming missing ones."""
+def merge(out: Path, finishers: Mapping[str, Finish] = MappingProxyType({})) -> Path:
+    """Join the parts of `out` (`hmr merge`). finishers: by stage, what completes its whole table.
+
+    Raises InputError without parts, ArtefactError naming missing ones.
+    """
     parts = Parts(Path(out))
     header = parts.header()
     if header is None:
         raise InputError(f"{out}: there are no parts to merge", f"looked for {parts.header_path}")
     finish = None
     if header["finish"]:
-        module, _, name = header["finish"].partition(":")
-        if not module.startswith("stages.") or not name.isidentifier():
+        finish = finishers.get(header["stage"])
+        if finish is None:
             raise ArtefactError(f"{out}: only the program that made the parts can join them", "run it without shards")
-        finish = getattr(importlib.import_module(module), name)
     return _join(parts, header, parts.present(header), finish)
 
 

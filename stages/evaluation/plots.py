@@ -8,8 +8,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import OK
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.table import Artefact
 from stages.errors import InputError
 
 SEEN, HIDDEN = "#2a788e", "#d95f02"  # teal and orange: apart in grey and for the colour-blind

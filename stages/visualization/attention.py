@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import OK
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import RunOptions
 from stages.errors import UsageError

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, K_USER, OK
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.table import Artefact
 from stages.engine.job import RunOptions
 from stages.formats.boxes import read_boxes
 from stages.formats.coco import read_coco

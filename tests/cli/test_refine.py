@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.refiner import EMBEDDED
 from tests.cli.runner import hmr

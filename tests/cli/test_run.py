@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.files.cache import find
 from stages.geometry.cameras import project
 from stages.media.images import write_image

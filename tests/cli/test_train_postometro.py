@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.files.checkpoints import read_checkpoint
 from tests.cli.runner import hmr
 from tests.cli.test_postometro_files import done, standin

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from hmr_cli.app import main
-from stages.artefacts.table import open_artefact
-from stages.datasets import open_dataset
+from stages.artefacts.hdf5 import open_artefact
 from stages.datasets.protocols import protocol_of
 from stages.errors import AssetError
 from stages.keypoints import joint_sets
+from stages.pipeline import open_dataset
 from stages.smpl import body
 from tests.stages import trees
 from tests.stages.layouts import LAYOUTS, Tree

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from stages import detect
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, K_DEFAULT, K_USER, OK
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import RunOptions
 from stages.engine.runner import merge
 from stages.errors import ArtefactError, AssetError, InputError, RowsFailed, UsageError

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from stages import features, heatmaps, recover
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.convert import convert
 from stages.engine.job import SILENT, RunOptions
 from stages.errors import InputError, UsageError

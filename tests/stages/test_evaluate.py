@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stages import evaluate, synth
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.datasets.protocols import PROTOCOLS
 from stages.datasets.synthetic import SynthData
 from stages.engine.job import RunOptions

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from stages import heatmaps
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, OK
-from stages.artefacts.table import in_memory, open_artefact
+from stages.artefacts.table import in_memory
 from stages.engine.job import RunOptions
 from stages.errors import UsageError
 from stages.geometry import crops

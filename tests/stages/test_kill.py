@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.validate import check_file
 from stages.engine.job import RunOptions
 from stages.engine.parts import unpack

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from stages import recover
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, OK, SMPL_COLUMNS
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import RunOptions
 from stages.errors import AssetError, UsageError
 from stages.geometry import cameras

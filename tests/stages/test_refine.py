@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import RunOptions
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
 from stages.evaluation import metrics

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages import synth
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.engine.job import RunOptions
 from stages.errors import UsageError
 from stages.geometry.cameras import project

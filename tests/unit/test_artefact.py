@@ -10,9 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
+from stages.artefacts.hdf5 import Writer, open_artefact
 from stages.artefacts.kinds import FAILED, KINDS
 from stages.artefacts.schema import describe
-from stages.artefacts.table import Writer, in_memory, open_artefact
+from stages.artefacts.table import in_memory
 from stages.artefacts.validate import check, check_file, summary
 from stages.errors import ArtefactError, InputError, UsageError
 from tests.tables import COCO, detections, same, save

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.validate import check_file
 from stages.errors import ArtefactError, InputError
 from tests.tables import detections, save

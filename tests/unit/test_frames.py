@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, K_DEFAULT, K_EXIF, OK
-from stages.artefacts.table import in_memory, open_artefact
+from stages.artefacts.table import in_memory
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames
 from stages.errors import InputError, UsageError

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED
-from stages.artefacts.table import open_artefact
 from stages.errors import InputError
 from stages.media.frames import FrameSource, frame_columns, list_frames, read_frames, write_video
 

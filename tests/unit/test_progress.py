@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, KINDS, OK, SKIPPED, Column
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.artefacts.validate import check_file
 from stages.engine.job import Job, ProgressReport, RunOptions
 from stages.engine.runner import merge, run_frames, run_rows

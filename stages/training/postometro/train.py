@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact
 from stages.engine.job import SILENT
 from stages.errors import AssetError, UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
