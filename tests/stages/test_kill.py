@@ -32,7 +32,8 @@ from stages.engine.runner import run_rows
 table = detections({ROWS})
 print("ready", flush=True)
 sys.stdin.readline()
-run_rows(recover_job(table), recover_load(table), Path(sys.argv[1]), RunOptions(shard=(int(sys.argv[2]), int(sys.argv[3]))))
+shard = (int(sys.argv[2]), int(sys.argv[3]))
+run_rows(recover_job(table), recover_load(table), Path(sys.argv[1]), RunOptions(shard=shard))
 """
 
 
