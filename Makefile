@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 PHOTO  ?=
-FIXTURES ?= ../shared/parity
+FIXTURES ?= tests/fixtures/parity
 SHARED ?= ../shared
 export OMP_NUM_THREADS ?= 1
 PY  := .venv/bin/python

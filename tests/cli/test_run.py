@@ -16,6 +16,7 @@ from stages.human.cameras import project
 from stages.pictures import write_image
 from stages.synth import build
 from tests.cli.runner import hmr
+from tests.helpers.fixtures import PHOTOS
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +84,7 @@ def test_what_cannot_be_run_is_one_line(args: list[str], code: int, says: str, t
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "testdata" / "photos"
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photos are not here")
 def test_every_free_photo_goes_through(tmp_path: Path) -> None:
     """With the detector, and with the annotated keypoints, whose joints the bodies meet within 6 % of the box."""
     found = hmr("run", PHOTOS / "free", PHOTOS / "free_unannotated", "-o", tmp_path / "found")

@@ -11,7 +11,7 @@ import torch
 
 from stages.models.dpmesh import names, weights
 from stages.models.dpmesh.network import DPMesh
-from tests.parity.conftest import Fixtures
+from tests.helpers.fixtures import Fixtures
 
 
 def sibling_of(name: str, cases: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from stages.models import pct
 from stages.models.postometro import loading
 from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.training import postometro_losses as losses
-from tests.parity.conftest import Fixtures, fixtures_of
+from tests.helpers.fixtures import Fixtures, fixtures_of
 
 REL, WORST = 2e-5, 2e-4  # relative error of an array; worst entry over RMS
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

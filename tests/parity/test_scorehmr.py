@@ -1,4 +1,4 @@
-"""ScoreHMR against values recorded from the released program with stand-in weights (../shared/parity/scorehmr)."""
+"""ScoreHMR against values recorded from the released program with stand-in weights (tests/fixtures/parity/scorehmr)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stages.models.scorehmr.keypoints import Adam, KeypointTerm, Observed
 from stages.models.scorehmr.loop import Codec, Plan, refine, sample
 from stages.models.scorehmr.points import OPENPOSE25_MIX, OPENPOSE25_VERTICES
 from stages.models.scorehmr.schedule import Schedule, down, tables
-from tests.parity.conftest import Fixtures, fixtures_of
+from tests.helpers.fixtures import Fixtures, fixtures_of
 
 DENOISERS = {"denoiser_pare": (3072, 0), "denoiser_pare_betas": (3072, 1536), "denoiser_prohmr": (2048, 0)}
 

@@ -17,6 +17,7 @@ from stages.frames import write_image, write_video
 from stages.kinds import FAILED, K_DEFAULT, K_USER, OK
 from stages.progress import Run, merge
 from tests import real
+from tests.helpers import fixtures
 from tests.stages import rectangles
 
 WHITE = "tests.stages.rectangles:Rectangles"
@@ -353,7 +354,7 @@ def test_other_settings_do_not_replace_a_finished_file(tmp_path: Path) -> None:
 
 def test_the_chain_on_real_photos_with_the_default_detector(tmp_path: Path) -> None:
     real.blazepose()
-    photos = sorted(real.shared("photos/free").glob("*.jpg"))[:2]
+    photos = sorted(fixtures.find("photos/free").glob("*.jpg"))[:2]
     path = detect.run(photos, tmp_path / "x.h5", Params(detector="blazepose"))
     with open_artefact(path, "detections") as table:
         assert table.n_rows >= 2 and (table.rows["score"] >= 0.72).all()

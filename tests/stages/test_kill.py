@@ -158,5 +158,5 @@ run_rows(recover_job(table), lambda: slow, Path(sys.argv[1]), Run())
     time.sleep(0.3)
     assert process.poll() is None  # the first only asks
     process.send_signal(number)
-    assert process.wait(timeout=5) == -number
+    assert process.wait(timeout=30) == -number
     assert not (tmp_path / "a.h5").exists()

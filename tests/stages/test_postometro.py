@@ -19,14 +19,12 @@ from stages.kinds import OK
 from stages.models import RECOVERERS, People
 from stages.models.postometro import FastMetroRecoverer, PctExtractor, PostoMetroRecoverer, loading, rows
 from stages.models.postometro.network import FastMetro, Mesh
-from tests.parity.conftest import SHARED, Fixtures
+from tests.helpers.fixtures import Fixtures
 from tests.tables import COCO
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    if not (SHARED / "postometro").is_dir():
-        pytest.skip("no ../shared/parity/postometro")
-    listed = Fixtures("postometro", SHARED).index(f"manifest_{name}.json")
+    listed = Fixtures("postometro").index(f"manifest_{name}.json")
     return {key: tuple(value["shape"]) for key, value in listed.items()}
 
 
