@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from stages.artefact import open_artefact
-from stages.assets import find
 from stages.human.body import load_body
 from stages.human.cameras import project
 from stages.pictures import write_image
 from stages.synth import build
+from tests import real
 from tests.cli.runner import hmr
 from tests.helpers.fixtures import PHOTOS
 
@@ -52,8 +52,8 @@ def test_the_same_as_stage_by_stage(scenes: Path, tmp_path: Path) -> None:
             assert a.read(name).tobytes() == b.read(name).tobytes()
 
 
-@pytest.mark.skipif(find("blazepose") is None, reason="the detector is not on this machine: hmr assets get blazepose")
 def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
+    real.blazepose()
     write_image(tmp_path / "wall.jpg", np.full((240, 320, 3), 130, np.uint8))
     done = hmr("run", tmp_path / "wall.jpg", "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
@@ -61,8 +61,8 @@ def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
         assert meshes.n_rows == 0
 
 
-@pytest.mark.skipif(find("blazepose") is None, reason="the detector is not on this machine: hmr assets get blazepose")
 def test_a_rendered_photo_from_pixels_to_a_body(tmp_path: Path) -> None:
+    real.blazepose()
     write_image(tmp_path / "scene.jpg", build.draw("synth", 0))
     done = hmr("run", tmp_path / "scene.jpg", "-o", tmp_path / "out", "--json", "--focal", 700)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
 """Where a fixture is: in tests/fixtures, or else, for what may not be passed on, in ../shared beside the repository.
 
-`--fixtures DIR` adds parity cases: DIR is a folder like tests/fixtures/parity (sub-folders dpmesh, scorehmr, postometro)
-or one such sub-folder. Index files and .npz cases are then read in DIR alone; manifests, bodies and weights.py in DIR or
-else in the repository. A family that DIR does not hold is skipped.
+`--fixtures DIR` tests other parity cases: DIR is a folder like tests/fixtures/parity (sub-folders dpmesh, scorehmr,
+postometro) or one such sub-folder. Index files and .npz cases are then read in DIR alone; manifests, bodies and
+weights.py in DIR or else in the repository. A family that DIR does not hold is skipped.
 
     python -m tests.helpers.fixtures        writes tests/fixtures/SHA256SUMS anew
 """

@@ -1,4 +1,4 @@
-"""Every case of tests/fixtures/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
+"""Every case of fixtures/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
 
 The cases are read from fixtures.json; a new case runs by the longest of RUNNERS' names that begins its own
 (full_small_2 -> full). Batch sizes, numbers of rows, formulas and weights are what the folder says. Outputs are the

@@ -1,4 +1,4 @@
-"""--fixtures works on any folder in the format of tests/fixtures/parity/dpmesh: cases with other names, fewer rows, other
+"""--fixtures works on any folder in the format of fixtures/parity/dpmesh: cases with other names, fewer rows, other
 formulas, with and without an index of their own. Made here of parts of the cases there."""
 
 from __future__ import annotations
