@@ -1,4 +1,4 @@
-"""The given photos and rendered scenes, for a first look: `python -m stages.synthetic.demo_photos FOLDER [PHOTO ...]`."""
+"""Given photos and rendered scenes for a first look: `python -m stages.synthetic.demo_photos FOLDER [PHOTO ...]`."""
 
 from __future__ import annotations
 
