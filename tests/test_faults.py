@@ -51,10 +51,10 @@ from PIL import Image
 
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, OK
-from tests.cli.runner import hmr
-from tests.stages.test_recover import scene
-from tests.tables import detections, save
-from tests.unit.test_frames import SCENE
+from tests.helpers.bad_images import SCENE
+from tests.helpers.cli import hmr
+from tests.helpers.people import standing_people
+from tests.helpers.small_artefacts import detections, save
 
 ROOT = Path(__file__).parents[1]
 ORIENTATION = 0x0112  # EXIF
@@ -134,7 +134,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 people in one picture, the first of whom cannot be used for one reason each."""
-    keypoints, _ = scene(200)
+    keypoints, _ = standing_people(200)
     box = np.concatenate([keypoints[..., :2].min(1) - 5, keypoints[..., :2].max(1) + 5], 1).clip(0, (640, 480) * 2)
     box[:5] = [[700, 0, 800, 90], [9, 9, 9, 9], [np.nan, 0, 9, 9], [90, 90, 20, 20], [-500, -500, 5000, 5000]]
     keypoints[5, :, 2] = 0
