@@ -51,6 +51,7 @@ def write_coded_video(
 
 def frames_without_people(listing: object, out: Path | None) -> object:
     """Frames without people, as hmr detect writes them."""
+
     def load() -> object:
         empty = {"keypoints/xy": np.zeros((0, 0, 2)), "keypoints/score": np.zeros((0, 0))}
         rows = {"frame": np.zeros(0, int), "box": np.zeros((0, 4))}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.geometry import look_at
+from stages.geometry.cameras import look_at
 from stages.geometry.rotations import axis_angle_to_matrix as reference
 from stages.models.embedded import kinematics, virtual_camera
 from stages.models.embedded.kinematics import Skeleton

@@ -547,7 +547,7 @@ except MachineError as error:
     print(error.message)
     sys.exit(5)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.h5")], cwd=root, capture_output=True, text=True
     )
