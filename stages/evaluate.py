@@ -20,7 +20,7 @@ from stages.datasets.base import Dataset
 from stages.datasets.protocols import Protocol, protocol_of
 from stages.errors import InputError
 from stages.evaluation.scorer import make_scorer, threads
-from stages.params import EvaluateParams
+from stages.params import EvaluateParams, check
 
 MEANS = ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration", "error_2d", "pck")
 
@@ -35,6 +35,7 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: EvaluateParams,
     from stages.engine.job import Job
     from stages.engine.runner import run_rows
 
+    params = check(params)
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
     protocol = protocol_of(params.protocol or dataset.protocol)
     dataset.check(protocol)
