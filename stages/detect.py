@@ -106,7 +106,7 @@ def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: 
 def choose(params: DetectParams, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
     """The detector, and the one that finds its people where it cannot (`alone`: no boxes are given).
 
-    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the mend.
+    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the fix.
     """
     if params.detector == "auto":
         if path is not None:

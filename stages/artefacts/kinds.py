@@ -177,7 +177,7 @@ def required_columns(kind: str, **sizes: int) -> tuple[Column, ...]:
 def foreign(head: bytes) -> tuple[str, str]:
     """What a file that is not HDF5 is, by its first bytes, and what to do with it."""
     detect = "hmr detect finds the people in it"
-    for magic, what, mend in (
+    for magic, what, hint in (
         ((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*"), "a picture", detect),
         ((b"\x1aE\xdf\xa3",), "a video", detect),
         ((b"PK\x03\x04",), "a zip, npz or PyTorch file", "hmr import amass for bodies, hmr checkpoint for weights"),
@@ -185,7 +185,7 @@ def foreign(head: bytes) -> tuple[str, str]:
         ((b"\0" * 8,), "zero bytes, never written", "make it again"),
     ):
         if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(magic):
-            return what, mend
+            return what, hint
     if head[4:8] == b"ftyp" or head[:4] == b"RIFF":
         return "a video or picture", detect
     return "", "give a file that hmr has made, such as people.detections.h5"

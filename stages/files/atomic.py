@@ -47,10 +47,10 @@ def disk_errors(path: Path, need: int = 0) -> Iterator[None]:
                 room = f" ({megabytes(need)} are needed, " if need else " ("
                 room += f"{megabytes(shutil.disk_usage(_near(path)).free)} are free)"
         kept = any(path.with_name(path.name + ".parts").glob("part-*.npz"))
-        mend = "make room or choose another place with -o" if room else "choose another place with -o"
+        hint = "make room or choose another place with -o" if room else "choose another place with -o"
         if kept:
-            mend = f"finished parts are kept: {mend.replace(' with -o', '')}, then give the same command again"
-        raise MachineError(f"{path}: {what}{room}", mend) from error
+            hint = f"finished parts are kept: {hint.replace(' with -o', '')}, then give the same command again"
+        raise MachineError(f"{path}: {what}{room}", hint) from error
 
 
 def megabytes(n: float) -> str:

@@ -35,7 +35,7 @@ class Asset:
     used_by: str
     licence: str
     source: str
-    mend: str
+    hint: str
     fetch: Callable[[Asset, Path], None] | None = None
 
 
@@ -55,7 +55,7 @@ def get(name: str, *, again: bool = False) -> Path:
     if not again and find(name) and not _wrong(asset, folder):
         return folder
     if asset.fetch is None:
-        raise AssetError(f"{name} has to be fetched by hand: {asset.source}", asset.mend)
+        raise AssetError(f"{name} has to be fetched by hand: {asset.source}", asset.hint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir()) as work:
@@ -77,8 +77,8 @@ def get(name: str, *, again: bool = False) -> Path:
 
 
 def status() -> list[tuple[str, bool, str, str]]:
-    """(name, ready, where, mend) of every asset, for `hmr doctor` and `hmr assets list`."""
-    return [(a.name, find(a.name) is not None, str(cache_dir() / a.name), a.mend) for a in ASSETS.values()]
+    """(name, ready, where, hint) of every asset, for `hmr doctor` and `hmr assets list`."""
+    return [(a.name, find(a.name) is not None, str(cache_dir() / a.name), a.hint) for a in ASSETS.values()]
 
 
 def _asset(name: str) -> Asset:
@@ -168,7 +168,7 @@ ASSETS: dict[str, Asset] = {
         used_by="hmr detect --detector blazepose (the default)",
         licence="Apache-2.0",
         source=f"the wheel {WHEEL} of the Python package index (35 MB; 9 MB are kept)",
-        mend="hmr assets get blazepose",
+        hint="hmr assets get blazepose",
         fetch=_fetch_blazepose,
     ),
     "rtmpose": Asset(
@@ -177,6 +177,6 @@ ASSETS: dict[str, Asset] = {
         used_by="hmr detect --detector rtmpose",
         licence="Apache-2.0",
         source=f"{_ZOO}yolox_m_8xb8-300e_humanart-c2c7a14a.zip and {_ZOO}{_POSE}",
-        mend="put detector.onnx and pose.onnx there, or name their folder by --detector-path; see docs/detectors.md",
+        hint="put detector.onnx and pose.onnx there, or name their folder by --detector-path; see docs/detectors.md",
     ),
 }
