@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.kinds import FAILED, K_USER, KINDS, OK, SMPL_COLUMNS
+from stages.artefacts.kinds import FAILED, K_USER, OK, SMPL_COLUMNS, required_columns
 from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames, run_whole
@@ -24,22 +24,21 @@ from stages.formats.bodies import Bodies
 from stages.formats.source import KeypointSource, parse_size, usable_boxes
 from stages.media.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
 from stages.media.images import intrinsics
-from stages.params import ImportBodiesParams, ImportParams
-
-COLUMNS = KINDS["detections"].columns
+from stages.params import ImportBodiesParams, ImportParams, check
 
 
 def run(
     source: KeypointSource, images: str | Path | None, out: Path | None, params: ImportParams, run: RunOptions
 ) -> Path | Artefact:
     """Write the detections of `source`, whose pictures are below the folder (or are the video) `images`."""
+    params = check(params)
     names, listing = _match(source, images)
     job = Job(
         stage=f"import {source.kind}",
         kind="detections",
         params=params,
         inputs={source.kind: source} | ({"pictures": listing} if listing else {}),
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(source.joints),
@@ -159,6 +158,7 @@ def run_bodies(
     boxes: Path | None = None,
 ) -> Path | Artefact:
     """Write the meshes (None: in memory) and, if `boxes` is given, detections with the same rows there."""
+    params = check(params)
     attrs = {"body_model": params.body, "gender": "neutral"}
 
     def meshes() -> Artefact:
@@ -186,10 +186,8 @@ def run_bodies(
         group_attrs={"smpl": attrs},
     )
     if boxes is not None:
-        from stages.artefacts.kinds import KINDS
-
         other = dataclasses.replace(
-            job, kind="detections", columns=KINDS["detections"].columns, group_attrs={"keypoints": BOXES}
+            job, kind="detections", columns=required_columns("detections"), group_attrs={"keypoints": BOXES}
         )
         run_whole(other, empty, boxes, run)
     return run_whole(job, meshes, out, run)

@@ -89,8 +89,8 @@ def _open_file(path: Path) -> h5py.File:
     if not head:
         raise ArtefactError(f"{path} is empty", "make it again")
     if not head.startswith(b"\x89HDF\r\n\x1a\n"):
-        what, mend = foreign(head)
-        raise ArtefactError(f"{path} is not an HDF5 file{what and f' but {what}'}", mend)
+        what, hint = foreign(head)
+        raise ArtefactError(f"{path} is not an HDF5 file{what and f' but {what}'}", hint)
     try:
         return h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError) as error:

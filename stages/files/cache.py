@@ -10,7 +10,6 @@ whole and its SHA-256 is the pinned one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -22,6 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.errors import AssetError, MachineError, UsageError
+from stages.files.atomic import replacing
+from stages.files.folders import cache_dir
+from stages.files.hashing import sha256_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +35,8 @@ class Asset:
     used_by: str
     licence: str
     source: str
-    mend: str
+    hint: str
     fetch: Callable[[Asset, Path], None] | None = None
-
-
-def cache_dir() -> Path:
-    """$HMR_CACHE, else ~/.cache/hmr (the system's temporary folder for accounts without a home). May not exist yet."""
-    if chosen := os.environ.get("HMR_CACHE"):
-        return Path(chosen).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "hmr"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / "hmr-cache"
 
 
 def find(name: str) -> Path | None:
@@ -63,7 +55,7 @@ def get(name: str, *, again: bool = False) -> Path:
     if not again and find(name) and not _wrong(asset, folder):
         return folder
     if asset.fetch is None:
-        raise AssetError(f"{name} has to be fetched by hand: {asset.source}", asset.mend)
+        raise AssetError(f"{name} has to be fetched by hand: {asset.source}", asset.hint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir()) as work:
@@ -74,7 +66,8 @@ def get(name: str, *, again: bool = False) -> Path:
                     "the download was altered on its way; try again, or from another network",
                 )
             for file in asset.files:
-                os.replace(Path(work) / file, folder / file)
+                with replacing(folder / file, temporary=Path(work) / file):
+                    pass
     except OSError as error:
         raise MachineError(
             f"{name}: the cache {cache_dir()} cannot be written: {error.strerror or error}",
@@ -84,8 +77,8 @@ def get(name: str, *, again: bool = False) -> Path:
 
 
 def status() -> list[tuple[str, bool, str, str]]:
-    """(name, ready, where, mend) of every asset, for `hmr doctor` and `hmr assets list`."""
-    return [(a.name, find(a.name) is not None, str(cache_dir() / a.name), a.mend) for a in ASSETS.values()]
+    """(name, ready, where, hint) of every asset, for `hmr doctor` and `hmr assets list`."""
+    return [(a.name, find(a.name) is not None, str(cache_dir() / a.name), a.hint) for a in ASSETS.values()]
 
 
 def _asset(name: str) -> Asset:
@@ -96,9 +89,9 @@ def _asset(name: str) -> Asset:
 
 def _wrong(asset: Asset, folder: Path) -> str:
     """The first file that is missing or has another checksum than the pinned one, or ''."""
-    for file, wanted in asset.files.items():
+    for file, digest in asset.files.items():
         path = folder / file
-        if not path.is_file() or (wanted and hashlib.sha256(path.read_bytes()).hexdigest() != wanted):
+        if not path.is_file() or (digest and sha256_of(path) != digest):
             return file
     return ""
 
@@ -175,7 +168,7 @@ ASSETS: dict[str, Asset] = {
         used_by="hmr detect --detector blazepose (the default)",
         licence="Apache-2.0",
         source=f"the wheel {WHEEL} of the Python package index (35 MB; 9 MB are kept)",
-        mend="hmr assets get blazepose",
+        hint="hmr assets get blazepose",
         fetch=_fetch_blazepose,
     ),
     "rtmpose": Asset(
@@ -184,6 +177,6 @@ ASSETS: dict[str, Asset] = {
         used_by="hmr detect --detector rtmpose",
         licence="Apache-2.0",
         source=f"{_ZOO}yolox_m_8xb8-300e_humanart-c2c7a14a.zip and {_ZOO}{_POSE}",
-        mend="put detector.onnx and pose.onnx there, or name their folder by --detector-path; see docs/detectors.md",
+        hint="put detector.onnx and pose.onnx there, or name their folder by --detector-path; see docs/detectors.md",
     ),
 }
