@@ -7,9 +7,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.errors import UsageError
-from stages.recover import Params
+from stages.params import RecoverParams
 
 app = typer.Typer()
 Inputs = Annotated[
@@ -22,12 +22,12 @@ Features = Annotated[Optional[Path], typer.Option(help="*.features.h5 of the sam
 Root = Annotated[Optional[Path], typer.Option(help="The folder with the pictures, if it moved.")]
 
 
-@stage_command(app, Params)
+@stage_command(app, RecoverParams)
 def recover(
     inputs: Inputs,
     *,
     out: Path,
-    params: Params,
+    params: RecoverParams,
     run: Any,
     ckpt: Ckpt = None,
     heatmaps: Heatmaps = None,

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.errors import UsageError
+from stages.params import DetectParams, ExportParams, RecoverParams, RefineParams, ViewParams
 
 app = typer.Typer()
 Pictures = Annotated[
@@ -70,26 +71,24 @@ def run_chain(
     from stages import recover as recovery
     from stages import refine as refinement
     from stages import view as viewing
-    from stages.artefact import open_artefact
+    from stages.artefacts.table import open_artefact
 
     done: dict[str, Any] = {}
     done["detections"] = detections or detection.run(
-        inputs or [], out / "people.detections.h5", detection.Params(detector=detector, focal=focal), run
+        inputs or [], out / "people.detections.h5", DetectParams(detector=detector, focal=focal), run
     )
     done["meshes"] = recovery.run(
-        done["detections"], out / "people.meshes.h5", recovery.Params(model=model), run, ckpt=ckpt
+        done["detections"], out / "people.meshes.h5", RecoverParams(model=model), run, ckpt=ckpt
     )
     if not (ckpt or model) if refine is None else refine:
         with open_artefact(done["detections"]) as table:
-            settings = refinement.Params(mode=refinement.mode_of(table))
+            settings = RefineParams(mode=refinement.mode_of(table))
         target = out / "people.refined.meshes.h5"
         done["refined"] = refinement.run(done["meshes"], done["detections"], target, settings, run)
     best = done.get("refined") or done["meshes"]
-    seen = viewing.run(best, done["detections"], out, viewing.Params(turn=turn, side=True), run)
+    seen = viewing.run(best, done["detections"], out, ViewParams(turn=turn, side=True), run)
     done |= {name: value for name, value in seen.items() if name != "folder"}
     if export != "none":
-        written = exporting.run(
-            best, out / "models", exporting.Params(format=export), dataclasses.replace(run, force=True)
-        )
+        written = exporting.run(best, out / "models", ExportParams(format=export), dataclasses.replace(run, force=True))
         done["models"] = written["out"]
     return done

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stages.human.oks import iou
+from stages.keypoints.oks import iou
 
 
 @dataclasses.dataclass(frozen=True)
