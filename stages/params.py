@@ -13,6 +13,7 @@ from typing import Any
 from stages.errors import InputError, UsageError
 from stages.models.tables import DETECTORS
 
+MAX_GAP = 2.0  # s without being seen after which a tracker forgets a person
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 EXAMPLE = 'for example {"min_score": 0.3}'
 
@@ -73,6 +74,7 @@ class DetectParams:
     focal: float | None = param(None, "Focal length of all pictures.", unit="px")
     fov: float | None = param(None, "Horizontal angle of view of all pictures.", unit="degrees")
     tracks: str = param("video", "Link people over time: video, all (photos in their order too), none.")
+    fps: float | None = param(None, "With --tracks all: photos a second; they get times. Default: 25, and no times.")
     every: int = param(1, "Take each n-th frame of a video.")
     views: bool = param(False, "Each input is one camera of a multi-view take (frames/view).")
     max_pixels: int = param(MAX_PIXELS, "Larger pictures are refused.", unit="px")
@@ -88,6 +90,9 @@ class ImportParams:
     margin: float = param(0.1, "where a box must be made from keypoints: added on each side, share of its longer side")
     focal: float = param(0.0, "focal length of all pictures; 0: from EXIF, else the picture's diagonal", unit="px")
     size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells")
+    fps: float | None = param(
+        None, "the pictures are frames of a take, numbered in their names, so many a second: they get times and tracks"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +102,15 @@ class ImportBodiesParams:
     body: str = param("smpl", "Body model the parameters are for; it must have been added, or be embedded.")
     focal: float = param(5000.0, "Focal length of the predicting program (HMR 2.0, SPIN, PHALP: 5000).", unit="px")
     size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackParams:
+    """Settings of `hmr track`."""
+
+    fps: float | None = param(None, "Frames a second of images that have no times; they get times, by their numbers.")
+    max_gap: float = param(MAX_GAP, "A person unseen for longer comes back as a new track.", unit="s")
+    replace: bool = param(False, "Number people anew where the file has tracks already.")
 
 
 @dataclasses.dataclass(frozen=True)

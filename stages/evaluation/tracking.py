@@ -1,7 +1,7 @@
 """How well people are followed: IDF1, identity switches and fragments of tracks against true ones.
 
-IDF1: Ristani et al., "Performance Measures and a Data Set for Multi-Target, Multi-Camera Tracking", ECCV workshops 2016,
-equations 2 to 7: true and computed trajectories are matched one to one over the whole film so that most boxes agree;
+IDF1: Ristani et al., "Performance Measures and a Data Set for Multi-Target, Multi-Camera Tracking", ECCV workshops
+2016, section 4: true and computed trajectories are matched one to one over the whole film so that most boxes agree;
 IDF1 = 2 IDTP / (2 IDTP + IDFP + IDFN). Switches and fragments: Bernardin & Stiefelhagen, "Evaluating Multiple Object
 Tracking Performance: The CLEAR MOT Metrics", 2008: people are matched frame by frame, pairs of the frame before first.
 """
@@ -36,8 +36,8 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class TrackingScores:
-    """Counts over one or several films; add two to join them. true, found, idtp: boxes · switches: a true person goes on
-    under another number · fragments: a true person is lost and found again · tracks, true_tracks: numbers."""
+    """Counts over one or several films; add two to join them. true, found, idtp: boxes · switches: a true person goes
+    on under another number · fragments: a true person is lost and found again · tracks, true_tracks: numbers."""
 
     true: int = 0
     found: int = 0
@@ -88,9 +88,7 @@ def score(film: Iterable[Moment], threshold: float = 0.5) -> TrackingScores:
         held = now
     names = {"true": _distinct([m.true for m in moments]), "found": _distinct([m.found for m in moments])}
     idtp = _identities(moments, names["true"], names["found"], threshold)
-    return TrackingScores(
-        true, found, matched, idtp, switches, fragments, len(names["found"]), len(names["true"])
-    )
+    return TrackingScores(true, found, matched, idtp, switches, fragments, len(names["found"]), len(names["true"]))
 
 
 def _without_ignored(moment: Moment, threshold: float) -> Moment:

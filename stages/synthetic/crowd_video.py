@@ -1,9 +1,9 @@
 """The scenes of `synth-crowd-video`: people who walk past each other and behind what stands in front of them.
 
 The camera stands still. Most people cross a common area on straight lines, mostly sideways, each with a gait cycle of
-motion capture (stages/synthetic/make_walks.py) at a pace of their own; some enter or leave the picture, one may run, others
-are busy on the spot. Pillars, boards and counters hide them for up to more than a second. Nobody walks through anybody.
-World frame: metres, y up, ground at y = 0, the camera above the origin, looking along -z.
+motion capture (make_walks.py beside this file) at a pace of their own; some enter or leave the picture, one may run,
+others are busy on the spot. Pillars, boards and counters hide them, some for more than a second. Nobody walks through
+anybody. World frame: metres, y up, ground at y = 0, the camera above the origin, looking along -z.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Walker:
         pose[0] = (turn * Rotation.from_rotvec(pose[0])).as_rotvec()
         sway = turn.apply(trans[low] + share * (trans[high] - trans[low]))
         x, z = self.path(np.array([time]))[0]
-        return pose, sway + [x, 0, z]
+        return pose, sway + np.array([x, 0, z])
 
 
 def cast(spec: SynthSet, n: int, distance: float, focal: float, rng: np.random.Generator) -> list[Walker]:

@@ -26,7 +26,7 @@ OUT = Path(__file__).parents[1] / "data" / "synth_walks.npz"
 
 
 def main(paths: list[Path]) -> None:
-    """Write synth_walks.npz: poses (N, 24, 3) facing +z, trans (N, 3), clip (N,), names, speed (C,) m/s, fps, hashes."""
+    """Write synth_walks.npz: poses (N, 24, 3) walking to +z, trans (N, 3), clip (N,), names, speed (C,) m/s, fps."""
     clips = _clips(paths)
     poses, trans, speeds = [], [], []
     for name in WALKS:
