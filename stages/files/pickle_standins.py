@@ -1,6 +1,6 @@
-"""What stands in for the objects of a foreign pickle (restricted_pickle.py): arrays, scipy matrices, chumpy's objects.
+"""Stand-ins for the objects of a foreign pickle (pickles.py): arrays, scipy matrices, chumpy's objects.
 
-A pickle may set the state of what it has made; here that is a checked description, never memory.
+A pickle may set the state of the objects that it creates; here that is a checked description, never memory.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Refused(Exception):
 
 
 class Inert:
-    """What stands in for an object of the file. `build` is all that the file can do to it."""
+    """A stand-in for an object of the file; `build` is the only thing that the file can make it do."""
 
     def build(self, state: Any, reader: Reader) -> Any:
-        """Take the state that the file gives; returns what takes this object's place."""
+        """Take the state that the file gives; returns the value that replaces this object."""
         raise Refused(f"a state for {type(self).__name__}")
 
 
 class DType(Inert):
-    """A type of numbers or texts (or "object", of which only lists are made); its state is the byte order alone."""
+    """A type of numbers or texts (or "object", of which only lists are built); its state is the byte order alone."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         code = _text(code)
@@ -129,12 +129,12 @@ class Sparse(Inert):
             raise ValueError(f"a sparse matrix of {shape}")
         if not len(row) == len(col) == len(data) or (len(row) and min(row.min(), col.min()) < 0):
             raise ValueError("a sparse matrix whose parts do not fit together")
-        made = np.zeros(shape, data.dtype)
+        array = np.zeros(shape, data.dtype)
         try:
-            np.add.at(made, (row, col), data)
+            np.add.at(array, (row, col), data)
         except IndexError as error:
             raise ValueError(f"a sparse matrix with entries outside: {error}") from error
-        return made
+        return array
 
 
 def _attributes(state: Any) -> dict[str, Any]:
@@ -189,18 +189,19 @@ def checked_key(x: Any) -> Any:
     return x
 
 
-def written_out(x: Any, seen: dict[int, int], depth: int) -> int:
-    """Numbers and texts in `x`, shared lists counted wherever they occur: a few lists of each other make 2 ** 50."""
+def written_out(x: Any, counts: dict[int, int], depth: int) -> int:
+    """Count of numbers and texts in `x`, shared lists wherever they occur: a few lists that hold each other twice make
+    2 ** 50."""
     if isinstance(x, Chumpy | Sparse):
         x = x.state
     if not isinstance(x, list | tuple | dict):
         return x.size if isinstance(x, np.ndarray) else 1
-    if depth > MAX_DEPTH or seen.get(id(x)) == -1:
+    if depth > MAX_DEPTH or counts.get(id(x)) == -1:
         raise Refused("lists nested without end")
-    if id(x) not in seen:
-        seen[id(x)] = -1
+    if id(x) not in counts:
+        counts[id(x)] = -1
         count = 1
         for entry in x.values() if isinstance(x, dict) else x:
-            count += written_out(entry, seen, depth + 1)
-        seen[id(x)] = count
-    return seen[id(x)]
+            count += written_out(entry, counts, depth + 1)
+        counts[id(x)] = count
+    return counts[id(x)]

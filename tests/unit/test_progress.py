@@ -422,11 +422,11 @@ def dead_pid() -> int:
 
 
 def test_a_second_writer_is_told_who_holds_the_target(tmp_path: Path) -> None:
-    from stages.files.atomic import _started
+    from stages.files.atomic import process_start
 
     out, parts = tmp_path / "a.h5", tmp_path / "a.h5.parts"
     me = os.getpid()
-    held = mark(parts, me, started=_started(me))
+    held = mark(parts, me, started=process_start(me))
     with pytest.raises(MachineError, match=f"being written by process {me} on this machine") as caught:
         run_rows(recover_job(TABLE), never, out, RunOptions())
     assert caught.value.exit_code == 5
