@@ -122,10 +122,6 @@ def _frame_tables(job: Job, values: Any) -> Tables:
         return tables  # no rows: whatever the shapes of the arrays, they are empty
 
 
-def _drive(plan: JobPlan, out: Path | None, run: RunOptions) -> Path | Artefact:
-    return _run_in_memory(plan, run) if out is None else _run_on_disk(plan, Path(out), run)
-
-
 def _run_in_memory(plan: JobPlan, run: RunOptions) -> Artefact:
     if run.shard[1] > 1:
         raise UsageError("shards need a file to meet in", "give -o")
@@ -140,8 +136,12 @@ def _run_in_memory(plan: JobPlan, run: RunOptions) -> Artefact:
     return verdict(join_in_memory(_with_batch_size(plan.header, batch), plan.tables, parts, plan.job.finish), run)
 
 
-def _run_on_disk(plan: JobPlan, out: Path, run: RunOptions) -> Path:
-    """Look at what exists already, compute the parts of this shard that do not, join them when all are there."""
+def _drive(plan: JobPlan, out: Path | None, run: RunOptions) -> Path | Artefact:
+    """In memory, or on disk: look at what exists already, compute the parts of this shard that do not, join them when
+    all are there."""
+    if out is None:
+        return _run_in_memory(plan, run)
+    out = Path(out)
     header, parts, batch = plan.header, Parts(out), _batch_size(plan, run)
     check_out(plan.job, out)
     if not run.force and _is_current(out, header):
