@@ -152,12 +152,13 @@ def _one_json(value: Mapping[str, Any]) -> str:
 
 
 def with_counts(result: Any) -> Any:
-    """For --json: the counts of rows and frames beside the path of an artefact ({"out": path} or the path itself)."""
+    """For --json: counts of rows, frames and tracks beside the path of an artefact (a path, or {"out": path})."""
     out = result.get("out") if isinstance(result, Mapping) else result
     if not isinstance(out, Path) or out.suffix != ".h5" or not out.is_file():
         return result
     from stages.artefacts.hdf5 import open_artefact
     from stages.artefacts.kinds import FAILED
+    from stages.loaders.tracks import counted, takes
 
     with open_artefact(out) as artefact:
         counts = {
@@ -166,4 +167,7 @@ def with_counts(result: Any) -> Any:
             "frames": artefact.n_frames,
             "frames_failed": int((artefact.frames["status"] == FAILED).sum()),
         }
+        if (takes(artefact.frames) >= 0).any():
+            people = counted(artefact)
+            counts |= {"tracks": people.tracks, "rows_in_tracks": people.joined}
     return {**(result if isinstance(result, Mapping) else {"out": result}), **counts}

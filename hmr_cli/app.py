@@ -22,6 +22,7 @@ STAGES, LOOK, FILES, SETUP = "The pipeline", "Look, export, train", "Artefacts",
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": (STAGES, "The whole chain in one process: photos or video in, meshes, overlays, GLB and a report out."),
     "detect": (STAGES, "People in photos and video: boxes, 2D keypoints, scores, tracks, cameras."),
+    "track": (STAGES, "Who is the same person over time, for detections that do not say."),
     "heatmaps": (STAGES, "One stack of Gaussian keypoint heatmaps per person."),
     "features": (STAGES, "DPMesh's diffusion features, or the image vector that ScoreHMR is conditioned on."),
     "recover": (STAGES, "SMPL bodies (or vertices) from keypoints, crops or features."),

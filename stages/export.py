@@ -23,7 +23,7 @@ from stages.files.atomic import write_bytes
 from stages.formats.amass import to_amass, write_amass
 from stages.formats.glb import FLIP, GltfScene
 from stages.loaders.bodies import BodyLoader
-from stages.loaders.motion import Sequence, even, motion, sequences
+from stages.loaders.motion import Sequence, even, has_time, motion, sequences
 from stages.params import ExportParams, check
 from stages.visualization import draw
 
@@ -82,9 +82,10 @@ Job = tuple[str, Callable[[Path], Path]]
 def _glb(people: BodyLoader, everybody: list[Sequence], params: ExportParams) -> list[Job]:
     """One file per photo or video. Rows of a video that belong to no track are left out."""
     table = people.table
+    timed = has_time(table.frames)
     scenes: dict[str, list[Sequence]] = {}
     for one in everybody:
-        if table.frames["source"][table.rows["frame"][one.rows[0]]] < 0 or one.name.startswith("track"):
+        if not timed[table.rows["frame"][one.rows[0]]] or one.name.startswith("track"):
             scenes.setdefault(one.scene, []).append(one)
 
     def write(path: Path, group: list[Sequence]) -> Path:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from stages.errors import UsageError
 from stages.models.tables import DETECTORS
 
+MAX_GAP = 2.0  # s without being seen after which a tracker forgets a person
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 P = TypeVar("P")
@@ -128,6 +129,9 @@ class DetectParams:
         "video", "Which people to link over time: those of videos, of all images in their order, none.",
         choices=("video", "all", "none"),
     )  # fmt: skip
+    fps: float | None = param(
+        None, "With --tracks all: images a second; they get times. Default: 25, and no times.", above=0
+    )
     every: int = param(1, "Take each n-th frame of a video.", low=1)
     views: bool = param(False, "Each input is one camera of a multi-view take (frames/view).")
     max_pixels: int = param(MAX_PIXELS, "Larger images are refused.", unit="px", low=1)
@@ -150,6 +154,10 @@ class ImportParams:
         unit="px", above=0, stored_none=0.0,
     )  # fmt: skip
     size: str | None = optional_text("WIDTHxHEIGHT of all images, where neither the file nor --images says it.")
+    fps: float | None = param(
+        None, "The images are frames of a take, numbered in their names, so many a second: they get times and tracks.",
+        above=0,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +169,17 @@ class ImportBodiesParams:
         5000.0, "Focal length of the predicting program (HMR 2.0, SPIN, PHALP: 5000).", unit="px", above=0
     )
     size: str | None = optional_text("WIDTHxHEIGHT of all images, where neither the file nor --images says it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackParams:
+    """Settings of `hmr track`."""
+
+    fps: float | None = param(
+        None, "Frames a second of images that have no times; they get times, by their numbers.", above=0
+    )
+    max_gap: float = param(MAX_GAP, "A person unseen for longer comes back as a new track.", unit="s", above=0)
+    replace: bool = param(False, "Number people anew where the file has tracks already.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
 from stages.errors import ArtefactError, AssetError, UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint
+from stages.loaders import tracks
 from stages.loaders.people import as_artefact
 from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
@@ -84,7 +85,10 @@ def run(
     model = None
     if params.method == "score":
         model = {"name": "scorehmr", "sha256": checkpoint.sha256, "licence": checkpoint.licence}
-    plan = plan_rows(start, params, usable(start, tables["features"] if kind else None))
+    good = usable(start, tables["features"] if kind else None)
+    if params.mode == "video":
+        good &= _in_tracks(start, seen, run.report)
+    plan = plan_rows(start, params, good)
     job = Job(
         stage="refine",
         kind="meshes",
@@ -104,6 +108,20 @@ def run(
         return RowRefiner(tables, refiner, params, plan)
 
     return run_rows(job, load, out, run)
+
+
+def _in_tracks(meshes: Artefact, detections: Artefact, report: Any) -> np.ndarray:
+    """Which rows (R,) belong to a track; the others have no neighbours in time, stay as they are, and that is said."""
+    track = meshes.rows["track"]
+    count = tracks.counted(meshes)
+    alone = int((track < 0).sum())
+    if alone:
+        fix = "hmr track DETECTIONS -o T.detections.h5, then hmr recover; or --mode frame"
+        if not count.tracks and (detections.rows["track"] >= 0).any():
+            fix = f"{detections.path or 'the detections'} has tracks: hmr recover from it again"
+        report.warn(f"{alone} of {len(track)} rows have no track and stay as they are: {fix}")
+    report.note(f"refining over time: {count.text()}")
+    return np.asarray(track >= 0)
 
 
 def _weights(ckpt: Path | None) -> Checkpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hmr_cli.app import COMMANDS, load_command
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
