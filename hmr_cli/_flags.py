@@ -21,8 +21,9 @@ from typing import Annotated, Any, Union
 import typer
 
 from hmr_cli._output import make_report, print_result, with_counts
+from stages.engine.stored_params import from_json, members
 from stages.errors import HmrError, InputError, UsageError
-from stages.params import check, members, setting
+from stages.params import check, setting
 
 Inputs = Annotated[
     list[str], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.", show_default=False)
@@ -131,8 +132,6 @@ def _default(field: dataclasses.Field[Any]) -> str:
 def _params(params_class: type, values: dict[str, Any], source: Path | None) -> Any:
     base = params_class()
     if source:
-        from stages.engine.stored_params import from_json  # engine: only where something is stored
-
         try:
             base = from_json(params_class, _stored_params(source))
         except HmrError as error:

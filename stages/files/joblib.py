@@ -26,7 +26,7 @@ class Wrapped(Inert):
     def __init__(self, *_: Any) -> None:
         pass
 
-    def build(self, state: Any, reader: Reader) -> Any:
+    def build(self, state: Any, reader: Any) -> Any:
         state = state if isinstance(state, dict) else {}
         shape, dtype = checked_shape(state.get("shape")), state.get("dtype")
         if not isinstance(dtype, DType) or dtype.objects:

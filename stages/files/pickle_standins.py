@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from stages.files.pickles import Reader
 
 MAX_DENSE = 50_000_000  # numbers in a sparse matrix written out; the largest in use has 12 million
 MAX_DEPTH = 100  # of lists in lists
@@ -22,10 +19,16 @@ class Refused(Exception):
     """The pickle asks for something that is not plain data; the message names it."""
 
 
+class ArrayReader(Protocol):
+    """What stand-ins need of the reader of a pickle (stages/files/pickles.py)."""
+
+    def array(self, dtype: Any, shape: Any, data: Any, fortran: bool = False) -> Any: ...
+
+
 class Inert:
     """A stand-in for an object of the file; `build` is the only thing that the file can make it do."""
 
-    def build(self, state: Any, reader: Reader) -> Any:
+    def build(self, state: Any, reader: ArrayReader) -> Any:
         """Take the state that the file gives; returns the value that replaces this object."""
         raise Refused(f"a state for {type(self).__name__}")
 
@@ -40,7 +43,7 @@ class DType(Inert):
         self.objects = code[0] == "O"
         self.real = np.dtype("u1" if self.objects else code)
 
-    def build(self, state: Any, reader: Reader) -> DType:
+    def build(self, state: Any, reader: ArrayReader) -> DType:
         order = _text(state[1]) if isinstance(state, tuple) and len(state) in (8, 9) else ""
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise Refused(f"numbers with the state {str(state)[:80]}")
@@ -52,7 +55,7 @@ class DType(Inert):
 class Array(Inert):
     """An array before its state is known."""
 
-    def build(self, state: Any, reader: Reader) -> Any:
+    def build(self, state: Any, reader: ArrayReader) -> Any:
         if not isinstance(state, tuple) or len(state) != 5:
             raise Refused("an array without shape, type and content")
         return reader.array(state[2], state[1], state[4], fortran=bool(state[3]))
@@ -66,7 +69,7 @@ class Chumpy(Inert):
         self.kind = kind
         self.state: dict[str, Any] = {}
 
-    def build(self, state: Any, reader: Reader) -> Chumpy:
+    def build(self, state: Any, reader: ArrayReader) -> Chumpy:
         self.state = _attributes(state)
         return self
 
@@ -95,7 +98,7 @@ class Sparse(Inert):
         self.form = form
         self.state: dict[str, Any] = {}
 
-    def build(self, state: Any, reader: Reader) -> Sparse:
+    def build(self, state: Any, reader: ArrayReader) -> Sparse:
         self.state = {k.lstrip("_"): v for k, v in _attributes(state).items()}
         return self
 
