@@ -24,7 +24,7 @@ from stages.params import (
     ViewParams,
     check,
 )
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 
 # How the first version stored its defaults, which fingerprints cover. Settings that came later are not in here.
 STORED = {
