@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,16 +72,6 @@ LONGEST = 400  # lines of a file
 KNOWN: dict[str, set[str]] = {
     "order": {"stages/evaluation/compare.py -> stages.evaluate"},
     "circles": {"stages.files.pickle_standins stages.files.pickles", "stages.smpl.body stages.smpl.body_files"},
-    "only here": {
-        "stages/files/cache.py: os.replace",
-        "stages/files/checkpoints.py: os.replace",
-        "stages/files/hashing.py: os.replace",
-        "stages/media/images.py: os.replace",
-        "stages/media/video.py: os.replace",
-        "stages/smpl/body_files.py: os.replace",
-        "stages/smpl/mesh_sampling.py: os.replace",
-        "stages/training/loop.py: os.replace",
-    },
     "systems": {
         "stages/models/dpmesh/inputs.py -> stages.artefacts.kinds",
         "stages/models/pct/network.py -> stages.files.checkpoints",
@@ -337,6 +328,7 @@ def test_every_room_has_a_line() -> None:
 def test_what_help_needs_stands_alone(module: str) -> None:
     """Flags and help read these: they import nothing but the standard library and each other."""
     light = {"stages.params", "stages.errors", "stages.models.tables"}
-    standard = {"__future__", "collections", "dataclasses", "json", "math", "pathlib", "typing"}
     for use in imports(MODULES[module]):
-        assert target(use.name) in light or use.name.split(".")[0] in standard, f"{use.file}:{use.line}: {use.name}"
+        assert target(use.name) in light or use.name.split(".")[0] in sys.stdlib_module_names, (
+            f"{use.file}:{use.line}: {use.name}"
+        )
