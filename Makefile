@@ -21,7 +21,7 @@ setup: .venv/ready
 # The main job: photos in, meshes, overlays, GLB and report.html out; then a synthetic scene with known truth, scored.
 demo: setup
 	$(HMR) assets get blazepose
-	$(PY) -m stages.synth.photos demo/photos $(PHOTO)
+	$(PY) -m stages.synthetic.demo_photos demo/photos $(PHOTO)
 	$(HMR) run demo/photos -o demo/photos-out
 	$(HMR) synth synth-pc --pictures 12 -o demo/scenes/synth-pc.detections.h5
 	$(HMR) run --detections demo/scenes/synth-pc.detections.h5 -o demo/scenes-out

@@ -27,19 +27,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from stages.checkpoints import read_checkpoint
-from stages.human import cameras, joints, metrics
-from stages.human.body import Body, load_body
-from stages.human.rotations import about, axis_angle_to_matrix
-from stages.models import People
+from stages.evaluation import metrics
+from stages.files.checkpoints import read_checkpoint
+from stages.geometry import cameras
+from stages.geometry.rotations import about, axis_angle_to_matrix
+from stages.keypoints import joint_sets
+from stages.models.base import PersonBatch
 from stages.models.embedded import EmbeddedRecoverer
+from stages.smpl.body import Body, load_body
 
-COCO = joints.get("coco17")
+COCO = joint_sets.get("coco17")
 SCORED = [
     f"{side}_{part}" for part in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder") for side in ("left", "right")
 ] + ["neck", "head"]
-FOURTEEN = joints.index(joints.get("smpl24"), SCORED)
-HIPS = joints.index(joints.get("smpl24"), ["left_hip", "right_hip"])
+FOURTEEN = joint_sets.index(joint_sets.get("smpl24"), SCORED)
+HIPS = joint_sets.index(joint_sets.get("smpl24"), ["left_hip", "right_hip"])
 CROP, MARGIN, NOISE, MISSING = 256.0, 1.2, 3.0, 0.32
 TARGETS = {
     "CMU subject 14": {"clean": (50, 28), "3 px": (68, 40), "3 px, 32 % scattered missing": (90, 56)},
@@ -117,9 +119,9 @@ def grouped(xy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(rng.random((n, 1)) < 0.5, limbs, beyond)
 
 
-def people_of(keypoints: np.ndarray, K: np.ndarray, size: np.ndarray) -> People:
+def people_of(keypoints: np.ndarray, K: np.ndarray, size: np.ndarray) -> PersonBatch:
     n = len(keypoints)
-    return People(np.zeros((n, 4)), keypoints, COCO, K, size, np.zeros(n, int), np.arange(n))
+    return PersonBatch(np.zeros((n, 4)), keypoints, COCO, K, size, np.zeros(n, int), np.arange(n))
 
 
 def mocap(model: EmbeddedRecoverer, shared: Path, n: int = 2000) -> list[dict[str, Any]]:
@@ -211,7 +213,7 @@ def speed(model: EmbeddedRecoverer, n: int = 512) -> dict[str, float]:
     many, one = people_of(keypoints, K, size), people_of(keypoints[:1], K[:1], size[:1])
     model(many)
 
-    def best(people: People, times: int) -> float:
+    def best(people: PersonBatch, times: int) -> float:
         spent = []
         for _ in range(times):
             start = time.thread_time()

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 
+from stages.params import RecoverParams
+
 if __name__ == "stages":  # `python benchmarks/x.py` searches this folder first and found this file: give it the package
     import importlib
 
@@ -36,11 +38,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from stages import heatmaps, recover
-from stages.artefact import memory
-from stages.human import cameras, joints
-from stages.job import Job
-from stages.kinds import KINDS
-from stages.progress import run_whole
+from stages.artefacts.kinds import KINDS
+from stages.artefacts.table import in_memory
+from stages.engine.job import Job
+from stages.engine.runner import run_whole
+from stages.geometry import cameras
+from stages.keypoints import joint_sets
 
 PER_FRAME = 4
 
@@ -52,10 +55,10 @@ def write_detections(out: Path, n: int) -> None:
     size = np.tile([[640, 480]], (count, 1))
     centre, scale = rng.uniform(150, 400, (n, 1, 2)), rng.uniform(40, 120, (n, 1, 1))
     xy = centre + scale * rng.uniform(-1, 1, (n, 17, 2)) * [0.4, 1.0]
-    names = list(joints.get("coco17"))
+    names = list(joint_sets.get("coco17"))
     attrs = {"keypoints": {"joints": names, "joint_set": "coco17", "score_definition": "random"}}
     box = np.concatenate([xy.min(1), xy.max(1)], 1)
-    table = memory(
+    table = in_memory(
         "detections",
         frames={"name": [f"{i}.jpg" for i in range(count)], "size": size, "K": cameras.default_K(size * 1.0)},
         rows={"frame": np.arange(n) // PER_FRAME, "box": box},
@@ -83,7 +86,7 @@ def run_stage(stage: str, detections: Path, out: Path) -> dict[str, float]:
     """One stage in this process: seconds, seconds of computing, MiB."""
     spent = [0.0]
     if stage == "recover":
-        model, sha256 = recover.load(recover.Params(), None, "cpu")  # before the clock: no matter of rows
+        model, sha256 = recover.load(RecoverParams(), None, "cpu")  # before the clock: no matter of rows
         kind: Any = type(model)
         kind.__call__ = timed(kind.__call__, spent)
         recover.load = lambda *args: (model, sha256)

@@ -103,7 +103,7 @@ def hmr(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: run the command, turn known failures into one line and an exit code."""
-    from hmr_cli.errors import run_and_exit
+    from hmr_cli._errors import run_and_exit
 
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.errors import say
-from hmr_cli.options import Json, Quiet
-from hmr_cli.report import print_result
+from hmr_cli._errors import say
+from hmr_cli._flags import Json, Quiet
+from hmr_cli._output import print_result
 
 app = typer.Typer()
 
@@ -31,10 +31,10 @@ def check(
 
         hmr check --json *.h5 | jq '.files[] | select(.ok | not)'
     """
-    from stages.artefact import open_artefact
-    from stages.check import check
+    from stages.artefacts.hdf5 import open_artefact
+    from stages.artefacts.validate import check
+    from stages.engine.provenance import check_rows_agree
     from stages.errors import InputError
-    from stages.job import check_rows_agree
 
     found: list[dict[str, Any]] = []
     for path in files:

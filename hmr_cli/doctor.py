@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from hmr_cli.options import Json, Quiet
-from hmr_cli.report import print_result
+from hmr_cli._flags import Json, Quiet
+from hmr_cli._output import print_result
 
 app = typer.Typer()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -10,10 +9,10 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from hmr_cli.options import stage_command
-from stages.columns import Column
+from hmr_cli._flags import stage_command
+from stages.artefacts.kinds import Column
 from stages.errors import UsageError
-from stages.evaluate import Params
+from stages.params import EvaluateParams, RecoverParams
 
 DETECTIONS = (
     Column("keypoints/xy", "f4", ("R", "J", 2), "px", "the papers' 2D input"),
@@ -57,7 +56,7 @@ def evaluate() -> None:
     """
 
 
-@stage_command(app, Params, name="score")
+@stage_command(app, EvaluateParams, name="score")
 def score(
     name: Name,
     *,
@@ -69,7 +68,7 @@ def score(
     style: Style = "markdown",
     plot: Plot = None,
     out: Path | None = None,
-    params: Params,
+    params: EvaluateParams,
     run: Any,
 ) -> Any:
     """MPJPE, PA-MPJPE, MPVE and more, the papers' rows beside ours, the protocol in one line.
@@ -87,10 +86,10 @@ def score(
         hmr eval synth-oc --meshes people.meshes.h5 --plot errors.svg
     """
     from stages import evaluate as stage
-    from stages import tables
-    from stages.artefact import open_artefact
-    from stages.datasets import open_dataset
+    from stages.artefacts.hdf5 import open_artefact
     from stages.datasets.protocols import protocol_of
+    from stages.evaluation import tables
+    from stages.pipeline import open_dataset, recover_dataset
 
     check_style(style)
     check_place(plot, ".svg")
@@ -111,7 +110,7 @@ def score(
         return out
     dataset = open_dataset(name, data, run, partial=partial)
     dataset.check(protocol_of(params.protocol or dataset.protocol))
-    table = meshes or recovered(dataset, run, ckpt=ckpt, refine=refine)
+    table = meshes or recover_dataset(dataset, run, ckpt=ckpt, refined=refine)
     scores = stage.run(table, dataset, out, params, run)
     if isinstance(scores, Path) and not scores.is_file():
         return scores  # the parts of one shard
@@ -121,7 +120,7 @@ def score(
     source = f"\npublished rows: {tables.source(name)}" if beside else ""
     text = f"{tables.table([*beside, ours], style)}\n\n{counts(summary)}\n{summary['line']}{source}"
     if plot is not None:
-        from stages.plots import plot as draw
+        from stages.evaluation.plots import plot as draw
 
         plot.write_text(draw(scores))
     return Scores(ours | {"published": beside, "out": out, "plot": plot}, text)
@@ -162,8 +161,10 @@ def rows(
 
         hmr eval rows 3dpw-oc --data 3DPW/ -o 3dpw-oc.detections.h5
     """
-    from stages.datasets import LAYOUTS, open_dataset
-    from stages.progress import Job, run_whole
+    from stages.datasets import LAYOUTS
+    from stages.engine.job import Job
+    from stages.engine.runner import run_whole
+    from stages.pipeline import open_dataset
 
     if name not in LAYOUTS:
         raise UsageError(f"{name!r} is no licensed data set", "the synthetic sets: hmr synth NAME -o FILE")
@@ -206,24 +207,6 @@ def counts(summary: dict[str, Any]) -> str:
     )
 
 
-def recovered(dataset: Any, run: Any, *, ckpt: Path | None = None, refine: bool = False) -> Any:
-    """The meshes of a data set's people, in memory."""
-    from stages import recover as recovery
-    from stages import refine as refinement
-
-    if ckpt is None and dataset.topology == "smpl":
-        raise UsageError(
-            f"the embedded recoverer poses the free body, the truth of {dataset.name} is SMPL's",
-            "--ckpt or --meshes of SMPL bodies; without licensed files: hmr eval synth-oc",
-        )
-    quick = dataclasses.replace(run, shard=(0, 1), strict=False)
-    meshes = recovery.run(dataset.detections, None, recovery.Params(), quick, ckpt=ckpt)
-    if not refine:
-        return meshes
-    params = refinement.Params(mode=refinement.mode_of(dataset.detections))
-    return refinement.run(meshes, dataset.detections, None, params, quick)
-
-
 @stage_command(app, name="compare")
 def compare(
     first: Annotated[Path, typer.Argument(help="A *.scores.h5 file.", show_default=False)],
@@ -235,8 +218,8 @@ def compare(
 
         hmr eval compare plain.scores.h5 refined.scores.h5
     """
-    from stages.compare import compare as stage
-    from stages.tables import TITLES
+    from stages.evaluation.compare import compare as stage
+    from stages.evaluation.tables import TITLES
 
     found = stage(first, second)
     lines = [
@@ -265,9 +248,9 @@ def table(
         hmr eval table --sets synth-oc,synth-pc --table latex
     """
     from stages import evaluate as stage
-    from stages import tables
-    from stages.datasets import open_dataset
-    from stages.synth.sets import SETS
+    from stages.evaluation import tables
+    from stages.pipeline import open_dataset, recover_dataset
+    from stages.synthetic.sets import SETS
 
     check_style(style)
     check_whole(run)
@@ -286,8 +269,10 @@ def table(
             stem = Path(name).name.removesuffix(".detections.h5")
             method = f"{stem}, {_name(ckpt, dataset, refine)}"
             target = out / f"{stem}{'-refined' if refine else ''}.scores.h5"
-            meshes = recovered(dataset, run, ckpt=ckpt, refine=refine)
-            rows.append({"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, Params(), run))})
+            meshes = recover_dataset(dataset, run, ckpt=ckpt, refined=refine)
+            rows.append(
+                {"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, EvaluateParams(), run))}
+            )
     text = tables.table(rows, style)
     (out / f"table.{'tex' if style == 'latex' else 'md'}").write_text(f"{text}\n")
     return Scores({"rows": rows, "out": out}, text)
@@ -318,15 +303,14 @@ def occlusion_map(
     """
     import numpy as np
 
-    from stages.datasets import open_dataset
-    from stages.device import resolve_device
-    from stages.human.body import load_body
-    from stages.occlusion import occlusion_map as stage
-    from stages.occlusion import picture
-    from stages.people import PeopleOf
-    from stages.pictures import write_image
-    from stages.recover import Params as RecoverParams
+    from stages.engine.device import resolve_device
+    from stages.evaluation.occlusion_map import occlusion_map as stage
+    from stages.evaluation.occlusion_map import picture
+    from stages.loaders.people import PersonLoader
+    from stages.media.images import write_image
+    from stages.pipeline import open_dataset
     from stages.recover import load
+    from stages.smpl.body import load_body
 
     check_place(out, ".png", ".jpg", ".webp")
     check_whole(run)
@@ -335,7 +319,7 @@ def occlusion_map(
         return out
     dataset = open_dataset(name, data, run, partial=partial)
     model, _ = load(RecoverParams(), ckpt, resolve_device(run.device))
-    people = PeopleOf(dataset.detections, uses=model.uses, needs_images=model.needs_images)
+    people = PersonLoader(dataset.detections, uses=model.uses, needs_images=model.needs_images)
     rows = np.unique(np.linspace(0, dataset.detections.n_rows - 1, limit).astype(int))
     attrs = model.group_attrs.get("smpl") or model.group_attrs.get("vertices") or {}
     body = load_body(str(attrs.get("body_model", "embedded")).split(" ")[0])

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.features import Params
+from hmr_cli._flags import stage_command
+from stages.params import FeaturesParams
 
 app = typer.Typer()
 Detections = Annotated[Path, typer.Argument(help="A *.detections.h5 file.", show_default=False)]
@@ -18,13 +18,13 @@ Latents = Annotated[Path | None, typer.Option(help="Features made by --model dpm
 Root = Annotated[Path | None, typer.Option(help="The folder with the pictures, if it moved.")]
 
 
-@stage_command(app, Params)
+@stage_command(app, FeaturesParams)
 def features(
     detections: Detections,
     heatmaps: Heatmaps = None,
     *,
     out: Path,
-    params: Params,
+    params: FeaturesParams,
     run: Any,
     ckpt: Ckpt = None,
     latents: Latents = None,

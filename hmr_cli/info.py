@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import Json
-from hmr_cli.report import print_result
+from hmr_cli._flags import Json
+from hmr_cli._output import print_result
 
 app = typer.Typer()
 
@@ -23,8 +23,8 @@ def info(file: Annotated[Path, typer.Argument(help="An artefact.", show_default=
 
         hmr info people.meshes.h5 --json | jq .params
     """
-    from stages.artefact import open_artefact
-    from stages.check import summary
+    from stages.artefacts.hdf5 import open_artefact
+    from stages.artefacts.validate import summary
 
     with open_artefact(file) as artefact:
         found = summary(artefact)

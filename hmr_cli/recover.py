@@ -7,9 +7,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.errors import UsageError
-from stages.recover import Params
+from stages.params import RecoverParams
 
 app = typer.Typer()
 Inputs = Annotated[
@@ -22,12 +22,12 @@ Features = Annotated[Optional[Path], typer.Option(help="*.features.h5 of the sam
 Root = Annotated[Optional[Path], typer.Option(help="The folder with the pictures, if it moved.")]
 
 
-@stage_command(app, Params)
+@stage_command(app, RecoverParams)
 def recover(
     inputs: Inputs,
     *,
     out: Path,
-    params: Params,
+    params: RecoverParams,
     run: Any,
     ckpt: Ckpt = None,
     heatmaps: Heatmaps = None,
@@ -52,14 +52,7 @@ def recover(
     if len(inputs) > 1 or table.suffix != ".h5":
         if given := [name for name, value in (("heatmaps", heatmaps), ("features", features)) if value]:
             raise UsageError(f"--{given[0]} goes with a detections file", "hmr detect PHOTOS -o photos.detections.h5")
+        from stages.pipeline import detect_in_memory
+
         table = detect_in_memory(inputs, run)
     return stage.run(table, out, params, run, ckpt=ckpt, heatmaps=heatmaps, features=features, root=root)
-
-
-def detect_in_memory(inputs: list[str], run: Any) -> Any:
-    """The detections of pictures, without a file."""
-    import dataclasses
-
-    from stages import detect
-
-    return detect.run(inputs, None, run=dataclasses.replace(run, shard=(0, 1), batch_size=None, strict=False))

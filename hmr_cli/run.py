@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.errors import UsageError
+from stages.params import DetectParams, ExportParams, RecoverParams, ViewParams
 
 app = typer.Typer()
 Pictures = Annotated[
@@ -64,32 +64,17 @@ def run_chain(
         raise UsageError("give pictures, or --detections", "hmr run photo.jpg -o out/")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file, a folder is needed")
-    out.mkdir(parents=True, exist_ok=True)
-    from stages import detect as detection
-    from stages import export as exporting
-    from stages import recover as recovery
-    from stages import refine as refinement
-    from stages import view as viewing
-    from stages.artefact import open_artefact
+    from stages.pipeline import run_chain as chain
 
-    done: dict[str, Any] = {}
-    done["detections"] = detections or detection.run(
-        inputs or [], out / "people.detections.h5", detection.Params(detector=detector, focal=focal), run
+    return chain(
+        inputs or [],
+        out,
+        run,
+        detections=detections,
+        ckpt=ckpt,
+        refined=refine,
+        detect_params=DetectParams(detector=detector, focal=focal),
+        recover_params=RecoverParams(model=model),
+        view_params=ViewParams(turn=turn, side=True),
+        export_params=None if export == "none" else ExportParams(format=export),
     )
-    done["meshes"] = recovery.run(
-        done["detections"], out / "people.meshes.h5", recovery.Params(model=model), run, ckpt=ckpt
-    )
-    if not (ckpt or model) if refine is None else refine:
-        with open_artefact(done["detections"]) as table:
-            settings = refinement.Params(mode=refinement.mode_of(table))
-        target = out / "people.refined.meshes.h5"
-        done["refined"] = refinement.run(done["meshes"], done["detections"], target, settings, run)
-    best = done.get("refined") or done["meshes"]
-    seen = viewing.run(best, done["detections"], out, viewing.Params(turn=turn, side=True), run)
-    done |= {name: value for name, value in seen.items() if name != "folder"}
-    if export != "none":
-        written = exporting.run(
-            best, out / "models", exporting.Params(format=export), dataclasses.replace(run, force=True)
-        )
-        done["models"] = written["out"]
-    return done

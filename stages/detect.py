@@ -15,22 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from stages import assets
-from stages.artefact import Artefact, open_artefact
-from stages.cameras_file import CameraFile
-from stages.columns import Column
-from stages.device import resolve_device
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_USER, OK, Column
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_frames, run_rows
 from stages.errors import ArtefactError, AssetError, HmrError, InputError, UsageError
-from stages.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
-from stages.human import joints
-from stages.human.oks import sigmas
-from stages.human.track import MAX_GAP, Tracker
-from stages.kinds import FAILED, K_USER, OK
+from stages.files import cache
+from stages.keypoints import joint_sets
+from stages.keypoints.oks import sigmas
+from stages.keypoints.tracking import MAX_GAP, Tracker
+from stages.media.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
+from stages.media.intrinsics import CameraFile
 from stages.models import find
-from stages.models.detectors import AUTO_CPU, AUTO_GPU, DETECTORS, Detector, Found, clip_boxes
-from stages.params import param
-from stages.pictures import MAX_PIXELS
-from stages.progress import Job, Run, run_frames, run_rows
+from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
+from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
+from stages.params import DetectParams
 
 COLUMNS = (
     Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
@@ -39,27 +40,11 @@ COLUMNS = (
 SEQUENCE_FPS = 25.0  # assumed where photos are tracked
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr detect`."""
-
-    detector: str = param("auto", f"auto, {', '.join(DETECTORS)}, or your own as package.module:Class.")
-    detector_config: str = param("", "mmpose: name of the shipped config, where the checkpoint's name does not say it.")
-    min_score: float | None = param(None, "Lowest score of a person; default: the detector's own.")
-    max_people: int = param(0, "At most this many people in a picture, the best ones; 0 = all.")
-    focal: float | None = param(None, "Focal length of all pictures.", unit="px")
-    fov: float | None = param(None, "Horizontal angle of view of all pictures.", unit="degrees")
-    tracks: str = param("video", "Link people over time: video, all (photos in their order too), none.")
-    every: int = param(1, "Take each n-th frame of a video.")
-    views: bool = param(False, "Each input is one camera of a multi-view take (frames/view).")
-    max_pixels: int = param(MAX_PIXELS, "Larger pictures are refused.", unit="px")
-
-
 def run(
     inputs: Sequence[str | Path],
     out: Path | None,
-    params: Params = Params(),
-    run: Run = Run(),
+    params: DetectParams = DetectParams(),
+    run: RunOptions = RunOptions(),
     *,
     files_from: Path | None = None,
     boxes: Path | Artefact | None = None,
@@ -70,7 +55,7 @@ def run(
     """Write the people of all frames to `out` (None: in memory). Nobody anywhere is a table of zero rows.
 
     boxes: detections whose rows are kept, in their order, and get keypoints; then `inputs` is empty and `root` says
-    where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/cameras_file.py).
+    where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/media/intrinsics.py).
     detector_path: the detector's files, where they are not in the cache. Raises UsageError, InputError, AssetError.
     """
     _check(params, inputs, files_from, boxes, cameras)
@@ -94,7 +79,7 @@ def run(
         group_attrs={
             "keypoints": {
                 "joints": list(detector.joints),
-                "joint_set": joints.identify(detector.joints) or "",
+                "joint_set": joint_sets.identify(detector.joints) or "",
                 "score_definition": detector.score_definition,
             }
         },
@@ -112,7 +97,7 @@ def run(
     )
 
 
-def _check(params: Params, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
+def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
     if boxes is not None and (inputs or files_from or cameras or params.focal or params.fov):
         raise UsageError("--boxes takes pictures and cameras from its own file", "give --root, if they have moved")
     if boxes is None and not inputs and files_from is None:
@@ -131,7 +116,7 @@ def _check(params: Params, inputs: Sequence[Any], files_from: Any, boxes: Any, c
         raise UsageError(f"--tracks {params.tracks}: one of video, all, none")
 
 
-def choose(params: Params, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
+def choose(params: DetectParams, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
     """The detector, and the one that finds its people where it cannot (`alone`: no boxes are given).
 
     auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the mend.
@@ -144,15 +129,15 @@ def choose(params: Params, path: Path | None, device: str, *, alone: bool) -> tu
     extra = {"config": params.detector_config} if params.detector_config else {}
     if params.detector_config and params.detector != "mmpose":
         raise UsageError("--detector-config belongs to --detector mmpose")
-    if path is None and params.detector in assets.ASSETS:
-        path = assets.find(params.detector)
+    if path is None and params.detector in cache.ASSETS:
+        path = cache.find(params.detector)
     detector = kind.load(path, device=_device(device, kind), **extra)
     return detector, _best(device) if alone and getattr(detector, "needs_boxes", False) else None
 
 
 def _best(device: str) -> Detector:
     kinds: dict[str, Any] = {name: find(DETECTORS, name) for name in AUTO_GPU}
-    paths = {name: assets.find(name) if name in assets.ASSETS else None for name in kinds}
+    paths = {name: cache.find(name) if name in cache.ASSETS else None for name in kinds}
     ready = [name for name, kind in kinds.items() if not kind.missing(paths[name])]
     if not ready:
         raise AssetError(
@@ -177,7 +162,7 @@ def detect(
     detector: Detector,
     helper: Detector | None,
     camera: CameraFile | None,
-    params: Params,
+    params: DetectParams,
     workers: int,
 ) -> Callable[[np.ndarray], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
     """The function frames -> (frame columns, row columns, columns)."""
@@ -194,7 +179,7 @@ def detect(
         if helper and people:
             filled = detector(images, [p.box for p in people])
             people = [dataclasses.replace(p, keypoints=f.keypoints) for p, f in zip(people, filled, strict=True)]
-        found = [Found.nobody(count), *people]
+        found = [DetectedPeople.nobody(count), *people]
         keypoints = np.concatenate([p.keypoints for p in found])
         keypoints[~np.isfinite(keypoints[..., 2]), 2] = 0
         rows = {
@@ -207,7 +192,7 @@ def detect(
     return batch
 
 
-def select(people: Found, params: Params, size: tuple[int, int]) -> Found:
+def select(people: DetectedPeople, params: DetectParams, size: tuple[int, int]) -> DetectedPeople:
     """The people to keep, best first: finite, inside the picture by a pixel at least, sure enough, not too many."""
     people = dataclasses.replace(people, box=clip_boxes(people.box, size))
     fine = np.isfinite(people.box).all(1) & (people.box[:, 2:] - people.box[:, :2] >= 1).all(1)
@@ -216,7 +201,7 @@ def select(people: Found, params: Params, size: tuple[int, int]) -> Found:
     return people.take(keep[: params.max_people or None])
 
 
-def set_cameras(table: dict[str, Any], params: Params, camera: CameraFile | None) -> None:
+def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile | None) -> None:
     """Put the user's intrinsics, if any, into the frame columns. A frame whose camera cannot be right fails."""
     if params.focal is None and params.fov is None and camera is None:
         return

@@ -115,14 +115,14 @@ def _machine() -> Iterator[Check]:
 
 
 def _assets() -> Iterator[Check]:
-    from stages.assets import status
+    from stages.files.cache import status
 
     for name, ready, where, mend in status():
         yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", mend)
 
 
 def _bodies() -> Iterator[Check]:
-    from stages.human.body import load_body
+    from stages.smpl.body import load_body
 
     body = load_body("embedded")
     yield Check("body", True, f"{body.name} ({body.licence})", "every mesh", required=True)

@@ -10,76 +10,28 @@ or with an unusable box, is a failed row.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact
+from stages.artefacts.kinds import FAILED, K_USER, KINDS, OK, SMPL_COLUMNS
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_frames, run_whole
 from stages.errors import InputError, UsageError
-from stages.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
-from stages.human.joints import SETS
-from stages.kinds import FAILED, K_USER, KINDS, OK
-from stages.params import param
-from stages.pictures import intrinsics
-from stages.progress import Job, Run, run_frames
+from stages.formats.bodies import Bodies
+from stages.formats.source import KeypointSource, parse_size, usable_boxes
+from stages.media.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
+from stages.media.images import intrinsics
+from stages.params import ImportBodiesParams, ImportParams
 
 COLUMNS = KINDS["detections"].columns
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """What is taken over and how."""
-
-    joint_set: str = param("", "joint set of the keypoints; by default what the file says, or what its length tells")
-    min_score: float = param(0.0, "people below this score are left out")
-    min_keypoints: int = param(1, "annotated people with fewer labelled joints are left out (COCO, OpenPose)")
-    margin: float = param(0.1, "where a box must be made from keypoints: added on each side, share of its longer side")
-    focal: float = param(0.0, "focal length of all pictures; 0: from EXIF, else the picture's diagonal", unit="px")
-    size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells")
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshParams:
-    """What a file of bodies does not say (stages/import_meshes.py; here, because that module needs torch)."""
-
-    body: str = param("smpl", "Body model the parameters are for; it must have been added, or be embedded.")
-    focal: float = param(5000.0, "Focal length of the predicting program (HMR 2.0, SPIN, PHALP: 5000).", unit="px")
-    size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells.")
-
-
-@dataclasses.dataclass
-class Person:
-    """box (4,) xyxy px · keypoints (J, 3) x, y, score."""
-
-    box: np.ndarray
-    keypoints: np.ndarray
-    score: float = 1.0
-    track: int = -1
-
-
-@dataclasses.dataclass
-class Source:
-    """What a file of another tool says: people by picture name, the pictures' sizes as far as it knows them."""
-
-    kind: str
-    fingerprint: str
-    people: dict[str, list[Person]]
-    sizes: dict[str, tuple[int, int]]
-    joints: tuple[str, ...]
-    score_definition: str
-    video_frames: bool = False  # names end in the number of a video frame
-    path: Path | None = None
-
-    @property
-    def joint_set(self) -> str:
-        """The name of the joint set, '' for one of the file's own."""
-        return next((name for name, joints in SETS.items() if joints == self.joints), "" if self.joints else "none")
-
-
-def run(source: Source, images: str | Path | None, out: Path | None, params: Params, run: Run) -> Path | Artefact:
+def run(
+    source: KeypointSource, images: str | Path | None, out: Path | None, params: ImportParams, run: RunOptions
+) -> Path | Artefact:
     """Write the detections of `source`, whose pictures are below the folder (or are the video) `images`."""
     names, listing = _match(source, images)
     job = Job(
@@ -104,7 +56,7 @@ def run(source: Source, images: str | Path | None, out: Path | None, params: Par
     return run_frames(job, len(names), load, out, run)
 
 
-def _match(source: Source, images: str | Path | None) -> tuple[list[str], FrameList | None]:
+def _match(source: KeypointSource, images: str | Path | None) -> tuple[list[str], FrameList | None]:
     """The names of the source in order and, frame for frame, the pictures behind them."""
     names = sorted(source.people, key=natural)
     if images is None:
@@ -141,7 +93,12 @@ def _last_number(name: str) -> int:
 
 
 def _table(
-    source: Source, names: list[str], listing: FrameList | None, frames: np.ndarray, params: Params, workers: int
+    source: KeypointSource,
+    names: list[str],
+    listing: FrameList | None,
+    frames: np.ndarray,
+    params: ImportParams,
+    workers: int,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
     """Frames, rows and columns of a batch of frames."""
     if listing is not None:
@@ -177,7 +134,7 @@ def _compare_sizes(table: dict[str, Any], sizes: list[tuple[int, int] | None]) -
             table["error"][k] = f"the picture is {seen[0]} x {seen[1]}, the imported file says {said[0]} x {said[1]}"
 
 
-def _unseen(source: Source, names: list[str], params: Params) -> dict[str, Any]:
+def _unseen(source: KeypointSource, names: list[str], params: ImportParams) -> dict[str, Any]:
     """Frames whose pictures were not given. Raises InputError where a size is not known."""
     common = parse_size(params.size)
     sizes = [source.sizes.get(name, common) for name in names]
@@ -193,72 +150,49 @@ def _unseen(source: Source, names: list[str], params: Params) -> dict[str, Any]:
     }
 
 
-def parse_size(text: str) -> tuple[int, int] | None:
-    """(width, height) of "640x480"; None for ''. Raises UsageError."""
-    if not text:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"--size {text}: not WIDTHxHEIGHT", "for example --size 1920x1080")
-    return int(width), int(height)
+def run_bodies(
+    bodies: Bodies,
+    out: Path | None,
+    params: ImportBodiesParams = ImportBodiesParams(),
+    run: RunOptions = RunOptions(),
+    *,
+    boxes: Path | None = None,
+) -> Path | Artefact:
+    """Write the meshes (None: in memory) and, if `boxes` is given, detections with the same rows there."""
+    attrs = {"body_model": params.body, "gender": "neutral"}
+
+    def meshes() -> Artefact:
+        lost = ~bodies.finite()
+        columns = {f"smpl/{name}": np.array(value) for name, value in bodies.smpl.items()}
+        for value in columns.values():
+            value[lost] = np.nan
+        return in_memory(
+            "meshes", frames=bodies.frames(), rows=bodies.rows(), columns=columns, group_attrs={"smpl": attrs}
+        )
+
+    def empty() -> Artefact:
+        none = np.zeros((len(bodies.frame), 0))
+        return in_memory(
+            "detections", frames=bodies.frames(), rows=bodies.rows(), group_attrs={"keypoints": BOXES},
+            columns={"keypoints/xy": none[..., None].repeat(2, 2), "keypoints/score": none},
+        )  # fmt: skip
+
+    job = Job(
+        stage=f"import {bodies.kind}",
+        kind="meshes",
+        params=params,
+        inputs={bodies.kind: bodies},
+        columns=SMPL_COLUMNS,
+        group_attrs={"smpl": attrs},
+    )
+    if boxes is not None:
+        from stages.artefacts.kinds import KINDS
+
+        other = dataclasses.replace(
+            job, kind="detections", columns=KINDS["detections"].columns, group_attrs={"keypoints": BOXES}
+        )
+        run_whole(other, empty, boxes, run)
+    return run_whole(job, meshes, out, run)
 
 
-def usable_boxes(box: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Boxes (n, 4) clipped to pictures of `size` (n, 2), and for each '' or why it cannot be used."""
-    error = np.full(len(box), "", object)
-    finite = np.isfinite(box).all(1)
-    width, height = np.asarray(size, np.float32).reshape(-1, 2).T
-    with np.errstate(invalid="ignore"):
-        turned = (box[:, 2] < box[:, 0]) | (box[:, 3] < box[:, 1])
-        clipped = np.clip(box, 0, np.stack([width, height, width, height], 1))
-        outside = (box[:, 2] <= 0) | (box[:, 3] <= 0) | (box[:, 0] >= width) | (box[:, 1] >= height)
-        empty = (clipped[:, 2] - clipped[:, 0] < 1) | (clipped[:, 3] - clipped[:, 1] < 1)
-    for mask, reason in (
-        (empty, "the box is smaller than a pixel"),
-        (outside, "the box is outside the picture"),
-        (turned, "the box has x2 < x1 or y2 < y1"),
-        (~finite, "the box is not finite"),
-    ):
-        error[mask] = reason
-    return np.where((error == "")[:, None], clipped, box).astype(np.float32), list(error)
-
-
-def box_of(keypoints: np.ndarray, margin: float) -> np.ndarray:
-    """xyxy around the joints of a person (J, 3) that have a score, with a margin; NaN without any."""
-    seen = keypoints[(keypoints[:, 2] > 0) & np.isfinite(keypoints).all(1), :2]
-    if not len(seen):
-        return np.full(4, np.nan, np.float32)
-    low, high = seen.min(0), seen.max(0)
-    pad = max(margin * float((high - low).max()), 1.0)
-    return np.concatenate([low - pad, high + pad]).astype(np.float32)
-
-
-def joint_names(
-    given: str, count: int, stated: tuple[str, ...], guesses: Mapping[int, str], where: str
-) -> tuple[str, ...]:
-    """Names of `count` joints: the set that the user names, what the file states, or what the number tells.
-
-    Raises InputError naming the set for a count that does not fit, UsageError for an unknown set.
-    """
-    if given:
-        if given not in SETS:
-            raise UsageError(f"no joint set {given!r}", f"choose one of {', '.join(SETS)}")
-        if len(SETS[given]) != count:
-            raise InputError(f"{where} has {count} joints, {given} has {len(SETS[given])}", "give another --joint-set")
-        return SETS[given]
-    if len(stated) == count:
-        return tuple({"top_head": "head_top", "head": "head_top"}.get(name, name) for name in stated)
-    if count in guesses:
-        return SETS[guesses[count]]
-    raise InputError(f"{where} has {count} joints, which is no known set", f"--joint-set {'|'.join(SETS)}")
-
-
-def file_source(path: Path) -> tuple[bytes, str]:
-    """Contents and fingerprint of an input file. Raises InputError."""
-    if not path.exists():
-        list_frames([path])  # says what is missing
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    return content, hashlib.sha256(content).hexdigest()
+BOXES = {"joints": [], "joint_set": "none", "score_definition": "no keypoints"}

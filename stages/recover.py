@@ -13,40 +13,27 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
-from stages.device import resolve_device
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import UsageError
-from stages.human.body import load_body
-from stages.models import RECOVERERS, RowModel, find
-from stages.params import param
-from stages.people import PeopleOf, check_given, model_record, opened, set_option
-from stages.progress import Job, Run, run_rows
+from stages.files.checkpoints import Checkpoint, read_checkpoint, usable
+from stages.loaders.people import PersonLoader, as_artefact, check_given, model_record, set_option
+from stages.models import find, find_loader
+from stages.models.base import PersonModel
+from stages.models.tables import RECOVERERS
+from stages.params import RecoverParams
+from stages.smpl.body import load_body
 
 GENDERS = ("neutral", "female", "male")
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr recover`."""
-
-    model: str = param(
-        "", "embedded, dpmesh, postometro, fastmetro or package.module:Class; empty: what --ckpt is for."
-    )
-    body: str = param("", "Body model, by name or file; empty: the recoverer's own.")
-    gender: str = param("neutral", "Of the body model that --body names: neutral, female or male.")
-    focal: str = param(
-        "row",
-        "DPMesh: row, or first: bodies are placed for the focal length of the first picture of each batch, "
-        "as in the authors' program; then --batch-size changes results.",
-    )
 
 
 def run(
     detections: Path | Artefact,
     out: Path | None,
-    params: Params = Params(),
-    run: Run = Run(),
+    params: RecoverParams = RecoverParams(),
+    run: RunOptions = RunOptions(),
     *,
     ckpt: Path | None = None,
     heatmaps: Path | Artefact | None = None,
@@ -59,16 +46,16 @@ def run(
     root: where the pictures are, if not where detection found them. A person who cannot be recovered is a failed row.
     Raises AssetError (checkpoint, body), ArtefactError (rows that differ, no keypoints), UsageError (model, inputs).
     """
-    inputs = {"detections": opened(detections, "detections")}
+    inputs = {"detections": as_artefact(detections, "detections")}
     for role, given in (("heatmaps", heatmaps), ("features", features)):
         if given is not None:
-            inputs[role] = opened(given, role)
+            inputs[role] = as_artefact(given, role)
     model, sha256 = load(params, ckpt, resolve_device(run.device))
     if ckpt is not None:
         run.report.note(f"{Path(ckpt).name}: {model.name}")
     if remark := getattr(model, "remark", ""):
         run.report.warn(remark)
-    people = PeopleOf.of(model, inputs, root)
+    people = PersonLoader.of(model, inputs, root)
     check_given(model, inputs, sha256)
     job = Job(
         stage="recover",
@@ -88,7 +75,7 @@ def run(
     return run_rows(job, lambda: lambda rows: model(people(rows)), out, run)
 
 
-def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]:
+def load(params: RecoverParams, ckpt: Path | None, device: str) -> tuple[PersonModel, str]:
     """The recoverer that `params` and the checkpoint ask for, and the SHA-256 of its weights ('' if it has none)."""
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
     loader = loader_of(params.model, checkpoint)
@@ -99,7 +86,7 @@ def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]
     body = load_body(params.body, params.gender, device) if params.body else None
     with usable(ckpt or "the recoverer"):
         model = loader.load(checkpoint, device=device, body=body)
-    lacking = [name for name in (*RowModel.__annotations__, "needs_images", "__call__") if not hasattr(model, name)]
+    lacking = [name for name in (*PersonModel.__annotations__, "needs_images", "__call__") if not hasattr(model, name)]
     if lacking:
         raise UsageError(
             f"{params.model} is no recoverer: it lacks {', '.join(sorted(lacking))}", "see stages/models/__init__.py"

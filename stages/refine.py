@@ -3,7 +3,7 @@
 In: SMPL estimates, 2D keypoints of the same rows, and for published weights the image features they are conditioned on.
 Out: the same kind of file. Method: ScoreHMR (Stathopoulos et al. 2024): invert the estimate into a diffusion prior over
 poses, sample back under the gradient of the evidence. With the embedded prior, estimates are first weighed against
-their keypoints (models/scorehmr/weigh.py), and single rows need no more. `--mode video` adds smoothness along tracks,
+their keypoints (scorehmr/kalman_update.py), and single rows need no more. `--mode video` adds smoothness along tracks,
 `--mode views` agreement between cameras; `--method fit` is plain gradient fitting of the same loss, for comparison.
 
     hmr refine people.meshes.h5 --detections people.detections.h5 -o refined.meshes.h5
@@ -11,7 +11,6 @@ their keypoints (models/scorehmr/weigh.py), and single rows need no more. `--mod
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,45 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
-from stages.device import resolve_device
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import ArtefactError, AssetError, UsageError
-from stages.human.body import load_body
-from stages.models import REFINERS
+from stages.files.checkpoints import Checkpoint, read_checkpoint
+from stages.loaders.people import as_artefact
+from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
-from stages.params import param
-from stages.people import opened
-from stages.progress import Job, Run, run_rows
-from stages.refine_rows import Rows, camera_turns, columns, plan_rows, usable
+from stages.models.tables import REFINERS
+from stages.params import RefineParams
+from stages.refinement.rows import RowRefiner, camera_turns, columns, plan_rows, usable
+from stages.smpl.body import load_body
 
 MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr refine`; step sizes and counts are the paper's for its weights."""
-
-    mode: str = param("frame", "frame (each row alone), video (tracks, smooth in time) or views (cameras agree).")
-    method: str = param("score", "score (the prior) or fit (plain gradient fitting of the same loss).")
-    preset: str = param(
-        "default", "Step of the noise index: paper 2, fast 10; default: what suits the weights and the mode."
-    )
-    smooth: float = param(30.0, "Weight of smoothness in --mode video; 10 to 70 are useful.")
-    keypoint_weight: float = param(0.0, "Step size of the keypoint term; 0: what suits the weights.")
-    loops: int = param(0, "Times up into noise and back; 0: what suits the weights and the mode.")
-    min_score: float = param(0.0, "Keypoints with a lower score are not used.")
-    min_joints: int = param(3, "Rows with fewer usable keypoints stay as they are (in video: only smoothness).")
-    hips: bool = param(True, "Use the hip keypoints.")
-    max_gap: int = param(30, "Video: longer gaps in a track are not bridged.", unit="frames")
-    fill_gaps: bool = param(False, "Video: write the filled frames as rows of their own, marked.")
-    shape: str = param("track", "Betas in video and views: track (their mean over the track or the views) or row.")
-    hypotheses: int = param(1, "Refine this many poses around each estimate; all are written, the likeliest is smpl/.")
-    fit_steps: int = param(60, "Steps of --method fit.")
-    fit_prior: float = param(0.0, "--method fit: weight of the squared distance to the start.")
-    stats: str = param("", "Statistics file of the image features, if not beside the checkpoint.")
-    cameras: str = param("", "Views: JSON file {view: {R: 3x3, t: 3}} of world-to-camera poses, if calibrated.")
-    body: str = param("", "Body model; empty: the one that the meshes name.")
 
 
 def mode_of(detections: Artefact) -> str:
@@ -71,8 +46,8 @@ def run(
     meshes: Path | Artefact,
     detections: Path | Artefact,
     out: Path | None,
-    params: Params = Params(),
-    run: Run = Run(),
+    params: RefineParams = RefineParams(),
+    run: RunOptions = RunOptions(),
     *,
     features: Path | Artefact | None = None,
     ckpt: Path | None = None,
@@ -82,9 +57,9 @@ def run(
     Raises UsageError for impossible settings, ArtefactError for inputs that do not fit, AssetError for the weights.
     """
     _check(params)
-    tables = {"meshes": opened(meshes, "meshes"), "detections": opened(detections, "detections")}
+    tables = {"meshes": as_artefact(meshes, "meshes"), "detections": as_artefact(detections, "detections")}
     if features is not None:
-        tables["features"] = opened(features, "features")
+        tables["features"] = as_artefact(features, "features")
     start, seen = tables["meshes"], tables["detections"]
     for name in ("smpl/body_pose", "smpl/global_orient", "smpl/betas", "smpl/transl"):
         if not start.has(name):
@@ -128,7 +103,7 @@ def run(
         device = resolve_device(run.device)
         loader: type[ScoreHmrRefiner] = find_loader(REFINERS, checkpoint)
         refiner = loader.load(checkpoint, device=device, body=body.to(device), stats=params.stats)
-        return Rows(tables, refiner, params, plan)
+        return RowRefiner(tables, refiner, params, plan)
 
     return run_rows(job, load, out, run)
 
@@ -139,7 +114,7 @@ def _weights(ckpt: Path | None) -> Checkpoint:
     return read_checkpoint(ckpt or EMBEDDED)
 
 
-def _check(params: Params) -> None:
+def _check(params: RefineParams) -> None:
     for name, value, choices in (
         ("mode", params.mode, MODES),
         ("method", params.method, METHODS),

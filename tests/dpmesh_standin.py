@@ -46,25 +46,26 @@ def with_aliases(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
     """A detections file with the people of these photos: of one with two."""
     need_shared()
-    from stages.import_ import Params, run
-    from stages.import_formats import read_coco
-    from stages.progress import Run
+    from stages.engine.job import RunOptions
+    from stages.formats.coco import read_coco
+    from stages.import_ import run
+    from stages.params import ImportParams
 
     known = json.loads((PHOTOS / "person_keypoints.json").read_text())
     known["images"] = [i for i in known["images"] if i["file_name"] in used]
     ids = {i["id"] for i in known["images"]}
     known["annotations"] = [a for a in known["annotations"] if a["image_id"] in ids and a["num_keypoints"]]
     (folder / "people.json").write_text(json.dumps(known))
-    params = Params()
+    params = ImportParams()
     out = folder / "people.detections.h5"
-    run(read_coco(folder / "people.json", PHOTOS, params), PHOTOS, out, params, Run())
+    run(read_coco(folder / "people.json", PHOTOS, params), PHOTOS, out, params, RunOptions())
     return out
 
 
 def people(path: Path, rows: Any = None) -> Any:
     """People of a detections file, with their pictures."""
-    from stages.artefact import open_artefact
-    from stages.people import PeopleOf
+    from stages.artefacts.hdf5 import open_artefact
+    from stages.loaders.people import PersonLoader
 
     table = open_artefact(path)
-    return PeopleOf(table, root=PHOTOS)(np.arange(table.n_rows) if rows is None else np.asarray(rows))
+    return PersonLoader(table, root=PHOTOS)(np.arange(table.n_rows) if rows is None else np.asarray(rows))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import assets
 from stages.errors import AssetError
+from stages.files import cache
 
 TESTDATA = Path(__file__).resolve().parents[2] / "shared" / "testdata"
 
@@ -23,6 +23,6 @@ def shared(relative: str) -> Path:
 def blazepose() -> Path:
     """The folder of BlazePose's files, fetched once through pip, else the test is skipped."""
     try:
-        return assets.get("blazepose")
+        return cache.get("blazepose")
     except AssetError as error:
         pytest.skip(f"BlazePose cannot be had here: {error.message}")

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact, memory
-from stages.columns import JOINT_COLUMNS, SMPL_COLUMNS
-from stages.human.joints import SETS
+from stages.artefacts.kinds import JOINT_COLUMNS, SMPL_COLUMNS
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_whole
+from stages.keypoints.joint_sets import SETS
 from stages.params import param
-from stages.progress import Job, Run, run_whole
 
 COCO = {"joints": list(SETS["coco17"]), "joint_set": "coco17", "score_definition": "0 to 1"}
 
@@ -23,7 +24,7 @@ def detections(n_rows: int = 10, per_frame: int = 2, seed: int = 0, **attrs: Any
     rng = np.random.default_rng(seed)
     frames = -(-n_rows // per_frame)
     corner = rng.uniform(0, 200, (n_rows, 2))
-    return memory(
+    return in_memory(
         "detections",
         frames={
             "name": [f"{i}.jpg" for i in range(frames)],
@@ -84,14 +85,14 @@ def save(artefact: Artefact, path: Path) -> Path:
         tuple(c for c in _columns(artefact)),
         group_attrs={g: artefact.group_attrs(g) for g in {c.split("/")[0] for c in artefact.columns()}},
     )
-    out = run_whole(job, lambda: artefact, path, Run())
+    out = run_whole(job, lambda: artefact, path, RunOptions())
     assert isinstance(out, Path)
     return out
 
 
 def _columns(artefact: Artefact) -> list[Any]:
-    from stages.columns import Column
-    from stages.schema import find_column
+    from stages.artefacts.kinds import Column
+    from stages.artefacts.schema import find_column
 
     return [
         find_column(artefact.kind, n) or Column(n, artefact.dtype(n).str[1:], ("R", "...")) for n in artefact.columns()

@@ -49,8 +49,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artefact import open_artefact
-from stages.kinds import FAILED, OK
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, OK
 from tests.cli.runner import hmr
 from tests.stages.test_recover import scene
 from tests.tables import detections, save

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artefact import open_artefact
-from stages.kinds import FAILED, OK
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, OK
 from tests.cli.runner import hmr
 from tests.tables import detections, same, save
 from tests.unit.test_frames import SCENE, bad_pictures
@@ -109,7 +109,7 @@ def test_targets_inputs_and_writers_in_each_others_way(tmp_path: Path) -> None:
     fails(2, "--shard 4/3", "import", "boxes", source, "-o", out, "--shard", "4/3")
     folder = tmp_path / "c.h5.parts"
     folder.mkdir()
-    from stages.disk import _started
+    from stages.files.atomic import _started
 
     mark = {"host": os.uname().nodename, "pid": os.getpid(), "started": _started(os.getpid())}
     (folder / "writer-0-of-1").write_text(json.dumps(mark))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.artefact import open_artefact
-from stages.frames import write_image
+from stages.artefacts.hdf5 import open_artefact
+from stages.media.frames import write_image
 from tests import real
 from tests.cli.runner import hmr
 

@@ -33,7 +33,7 @@ def checkpoint(folder: Path) -> Path:
 def test_recover_with_a_checkpoint_is_the_library(checkpoint: Path, folder: Path) -> None:
     """hmr recover --ckpt: the rows of the library call, bit for bit."""
     from stages import recover
-    from stages.artefact import open_artefact
+    from stages.artefacts.hdf5 import open_artefact
 
     detections = standin.photos(folder)
     out = folder / "people.meshes.h5"
@@ -51,7 +51,7 @@ def test_recover_with_a_checkpoint_is_the_library(checkpoint: Path, folder: Path
 @pytest.mark.slow
 def test_every_step_in_a_file_is_the_same_bits(checkpoint: Path, folder: Path) -> None:
     """heatmaps, features and recover as commands give what recover alone gives; other files are refused."""
-    from stages.artefact import open_artefact
+    from stages.artefacts.hdf5 import open_artefact
 
     detections, maps, seen = standin.photos(folder), folder / "p.heatmaps.h5", folder / "p.features.h5"
     common = ("--root", standin.PHOTOS, "--device", "cpu")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from stages.human.restricted_pickle import Refused, load_arrays, load_content
+from stages.files.pickles import Refused, load_arrays, load_content
 from tests.cli.runner import hmr
 from tests.unit import body_files
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from tests.cli.runner import hmr
 from tests.parity.conftest import SHARED
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.artefact import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from tests.cli.runner import hmr
 from tests.stages.test_recover import scene
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import open_artefact
-from stages.assets import find
-from stages.human.body import load_body
-from stages.human.cameras import project
-from stages.pictures import write_image
-from stages.synth import build
+from stages.artefacts.hdf5 import open_artefact
+from stages.files.cache import find
+from stages.geometry.cameras import project
+from stages.media.images import write_image
+from stages.smpl.body import load_body
+from stages.synthetic import examples
 from tests.cli.runner import hmr
 
 
@@ -62,7 +62,7 @@ def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find("blazepose") is None, reason="the detector is not on this machine: hmr assets get blazepose")
 def test_a_rendered_photo_from_pixels_to_a_body(tmp_path: Path) -> None:
-    write_image(tmp_path / "scene.jpg", build.draw("synth", 0))
+    write_image(tmp_path / "scene.jpg", examples.draw_example("synth", 0))
     done = hmr("run", tmp_path / "scene.jpg", "-o", tmp_path / "out", "--json", "--focal", 700)
     assert done.returncode == 0, done.stderr
     with open_artefact(json.loads(done.stdout)["meshes"]) as meshes:

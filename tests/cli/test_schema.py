@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stages.kinds import KINDS
+from stages.artefacts.kinds import KINDS
 from tests.cli.runner import hmr
 
 

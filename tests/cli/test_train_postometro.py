@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.artefact import open_artefact
-from stages.checkpoints import read_checkpoint
+from stages.artefacts.hdf5 import open_artefact
+from stages.files.checkpoints import read_checkpoint
 from tests.cli.runner import hmr
 from tests.cli.test_postometro_files import done, standin
 from tests.unit.test_training_people import motion_file

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.progress import Job, Run, run_whole
-from stages.schema import find_column
+from stages.artefacts.schema import find_column
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_whole
 from tests.cli.runner import hmr
 from tests.stages.test_view import people
 
@@ -25,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stage="import", kind=table.kind, params={}, inputs={}, group_attrs=groups, attrs={"root": "."},
             columns=tuple(find_column(table.kind, c) for c in table.columns()),
         )  # fmt: skip
-        run_whole(job, lambda table=table: table, folder / name, Run())
+        run_whole(job, lambda table=table: table, folder / name, RunOptions())
     return folder
 
 

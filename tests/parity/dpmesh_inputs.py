@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.models.dpmesh import names, weights
+from stages.models.dpmesh import checkpoint_names as names
+from stages.models.dpmesh import weights
 from stages.models.dpmesh.network import DPMesh
 from tests.parity.conftest import Fixtures
 

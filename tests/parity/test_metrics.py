@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.human import metrics
+from stages.evaluation import metrics
 from tests.parity.conftest import fixtures_of
 
 # Rows of the H36M regressor that the papers keep: all but pelvis, torso and nose.

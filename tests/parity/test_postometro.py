@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from stages.human import crops, mesh_levels
-from stages.human.rotations import axis_angle_to_matrix
-from stages.models import pct
-from stages.models.postometro import loading
+from stages.geometry import crops
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.models.pct import network as pct
+from stages.models.postometro import weights as loading
 from stages.models.postometro.network import FastMetro, PostoMetro
-from stages.training import postometro_losses as losses
+from stages.smpl import mesh_sampling
+from stages.training.postometro import losses
 from tests.parity.conftest import Fixtures, fixtures_of
 
 REL, WORST = 2e-5, 2e-4  # relative error of an array; worst entry over RMS
@@ -347,7 +348,7 @@ def test_crop(crop: Path) -> None:
 
 def test_mesh_levels(mesh_levels_synthetic: Path) -> None:
     case = Case(mesh_levels_synthetic)
-    levels = mesh_levels.build(case["vertices"], case["faces"])
+    levels = mesh_sampling.build(case["vertices"], case["faces"])
     for k in (1, 2):
         assert np.array_equal(levels.keep[k - 1], case[f"keep{k}"])
         assert np.array_equal(levels.faces[k], case[f"faces{k}"])

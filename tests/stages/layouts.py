@@ -233,23 +233,23 @@ def _panoptic(folder: Path) -> Tree:
 def _coco19(world: World, folder: Path) -> np.ndarray:
     """Panoptic's joints (F, P, 19, 3), camera frame: by name from H36M's points, the face from the nose."""
     from stages.datasets.panoptic import COCO19
-    from stages.human import joints
+    from stages.keypoints import joint_sets
     from tests.stages.trees import matrix
 
     h36m = matrix(folder, "h36m17") @ world.vertices
-    at = joints.index(joints.get("h36m17"), COCO19)
+    at = joint_sets.index(joint_sets.get("h36m17"), COCO19)
     return h36m[:, :, np.where(at < 0, 9, at)]
 
 
 def _panoptic_packed(folder: Path) -> Tree:
     from stages.datasets.panoptic import CRMH24
-    from stages.human import joints
+    from stages.keypoints import joint_sets
     from tests.stages.trees import matrix
 
     world, root = World(3, 2, ("male", "female"), seed=9), folder / "160422_mafia2"
     add_regressors(folder)
     h36m = matrix(folder, "h36m17") @ world.vertices
-    at = joints.index(joints.get("h36m17"), CRMH24)
+    at = joint_sets.index(joint_sets.get("h36m17"), CRMH24)
     truth = np.concatenate(
         [h36m[:, :, at.clip(0)], np.repeat(at[:, None] >= 0, 1, 1)[None, None].repeat(3, 0).repeat(2, 1)], -1
     )
@@ -271,8 +271,8 @@ def _h36m(name: str) -> Callable[[Path], Tree]:
 
         from stages.datasets.h36m import NAMES
         from stages.datasets.subsets import facts
-        from stages.human import joints
-        from stages.video import write_video
+        from stages.keypoints import joint_sets
+        from stages.media.video import write_video
         from tests.stages.trees import matrix
 
         fact = facts()["h36m"]
@@ -280,7 +280,7 @@ def _h36m(name: str) -> Callable[[Path], Tree]:
         world = World(4 * len(cameras), 1, ("male",), seed=10)
         add_regressors(folder)
         h36m = matrix(folder, "h36m17") @ world.vertices[:, 0]
-        named = h36m[:, joints.index(joints.get("h36m17"), NAMES)]
+        named = h36m[:, joint_sets.index(joint_sets.get("h36m17"), NAMES)]
         frames, files, number = {}, [], 0
         for subject in fact["subjects"]:
             for camera in cameras:
@@ -313,9 +313,9 @@ def with_cdf(cdflib: Any, path: Path, values: np.ndarray) -> None:
 
 def _labelled(name: str, file: str) -> Callable[[Path], Tree]:
     def make(folder: Path) -> Tree:
-        from stages.datasets.labelled import CROWDPOSE, OCHUMAN
-        from stages.human.body import load_body
-        from stages.human.cameras import default_K
+        from stages.datasets.ochuman_crowdpose import CROWDPOSE, OCHUMAN
+        from stages.geometry.cameras import default_K
+        from stages.smpl.body import load_body
 
         world = World(3, 2, ("neutral", "neutral"), seed=12)
         k = default_K(np.array([SIZE]))[0]
@@ -350,9 +350,9 @@ def _labelled(name: str, file: str) -> Callable[[Path], Tree]:
 
 
 def _coco() -> tuple[str, ...]:
-    from stages.human import joints
+    from stages.keypoints import joint_sets
 
-    return joints.get("coco17")
+    return joint_sets.get("coco17")
 
 
 def _rows(body: Any) -> list[Any]:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.artefact import Artefact, memory
-from stages.human import cameras, joints
-from stages.human.body import load_body
-from stages.human.rotations import about, axis_angle_to_matrix, matrix_to_axis_angle
-from stages.kinds import KINDS
-from stages.progress import Job, Run, run_whole
+from stages.artefacts.kinds import KINDS
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_whole
+from stages.geometry import cameras
+from stages.geometry.rotations import about, axis_angle_to_matrix, matrix_to_axis_angle
+from stages.keypoints import joint_sets
+from stages.smpl.body import load_body
 
 SIZE = np.array([640, 480])
 
@@ -42,7 +44,7 @@ class World:
 def limbs(n: int, generator: torch.Generator, size: float) -> torch.Tensor:
     """Axis-angle (n, 24, 3) around standing: arms down, knees a little bent, `size` rad of variation at limbs."""
     pose = torch.zeros(n, 24, 3)
-    names = joints.SETS["smpl24"]
+    names = joint_sets.SETS["smpl24"]
     moving = [names.index(f"{s}_{p}") for s in ("left", "right") for p in ("hip", "knee", "shoulder", "elbow")]
     pose[:, moving] += size * torch.randn(n, len(moving), 3, generator=generator)
     pose[:, names.index("left_shoulder"), 2] -= 1.0
@@ -94,15 +96,15 @@ def build(
     low, high = np.nanmin(keypoints[..., :2], 1), np.nanmax(keypoints[..., :2], 1)
     rows = {"frame": frame, "box": np.concatenate([low, high], 1), "track": -1 if track is None else track}
     n = len(pose)
-    meshes = memory(
+    meshes = in_memory(
         "meshes", frames=table, rows=rows, group_attrs={"smpl": {"body_model": "embedded", "gender": "neutral"}},
         columns={
             "smpl/global_orient": start[:, 0].numpy(), "smpl/body_pose": start[:, 1:].numpy(),
             "smpl/betas": np.zeros((n, 10), np.float32), "smpl/transl": transl.numpy(),
         },
     )  # fmt: skip
-    attrs = {"joints": list(joints.SETS["coco17"]), "joint_set": "coco17", "score_definition": ""}
-    detections = memory(
+    attrs = {"joints": list(joint_sets.SETS["coco17"]), "joint_set": "coco17", "score_definition": ""}
+    detections = in_memory(
         "detections", frames=table, rows=rows, group_attrs={"keypoints": attrs},
         columns={"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]},
     )  # fmt: skip
@@ -129,7 +131,7 @@ def walk(
     generator = torch.Generator().manual_seed(seed)
     t = torch.arange(frames) / 30
     poses, places = [], []
-    names = joints.SETS["smpl24"]
+    names = joint_sets.SETS["smpl24"]
     for k in range(tracks):
         pose = limbs(1, generator, 0.1).repeat(frames, 1, 1)
         swing = 0.5 * torch.sin(2 * np.pi * t + k)
@@ -158,5 +160,5 @@ def save(table: Artefact, path: Path) -> Path:
     columns = tuple(c for c in KINDS[table.kind].columns if table.has(c.name))
     groups = {g: table.group_attrs(g) for g in ("smpl", "keypoints") if table.group_attrs(g)}
     job = Job(stage="test", kind=table.kind, params=None, inputs={}, columns=columns, group_attrs=groups)
-    run_whole(job, lambda: table, path, Run())
+    run_whole(job, lambda: table, path, RunOptions())
     return path

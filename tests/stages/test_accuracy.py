@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import accuracy
 from stages.models.embedded import EmbeddedRecoverer
-from stages.models.embedded.rows import WEIGHTS
+from stages.models.embedded.recoverer import WEIGHTS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 pytestmark = pytest.mark.skipif(not (SHARED / "testdata").is_dir(), reason="no test material beside the repository")

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.artefact import open_artefact
-from stages.check import check_file
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.validate import check_file
+from stages.engine.job import RunOptions
+from stages.engine.parts import unpack
+from stages.engine.runner import run_rows
 from stages.errors import ArtefactError
-from stages.parts import unpack
-from stages.progress import Run, run_rows
 from tests.tables import detections, recover_job, recover_load, same
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ def kill_until_done(tmp_path: Path, kills: int, seed: int) -> dict[str, int]:
     """Kill `kills` runs at random moments. Returns what was seen on the way."""
     rng = np.random.default_rng(seed)
     table = detections(ROWS)
-    expected = run_rows(recover_job(table), recover_load(table), None, Run())
+    expected = run_rows(recover_job(table), recover_load(table), None, RunOptions())
     timed = start(tmp_path / "timed.h5")
     begun = time.monotonic()
     go(timed)
@@ -130,7 +131,7 @@ def test_killed_shards_go_on_side_by_side(tmp_path: Path) -> None:
     assert last.wait() == 0, last.communicate()[1]
     table = detections(ROWS)
     with open_artefact(out) as artefact:
-        same(run_rows(recover_job(table), recover_load(table), None, Run()), artefact)
+        same(run_rows(recover_job(table), recover_load(table), None, RunOptions()), artefact)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5"]
 
 

@@ -14,9 +14,9 @@ POSES = Path(__file__).resolve().parents[3] / "shared" / "testdata" / "mocap" / 
 @pytest.mark.skipif(not POSES.exists(), reason=f"{POSES} is not there")
 def test_refinement_from_the_embedded_recoverer() -> None:
     from benchmarks.prior import EMBEDDED, FOURTEEN, RECOVERER, compare, draw, network_of, recovered
-    from stages.checkpoints import read_checkpoint
-    from stages.human.body import load_body
+    from stages.files.checkpoints import read_checkpoint
     from stages.models.scorehmr.refiner import ScoreHmrRefiner
+    from stages.smpl.body import load_body
 
     body = load_body("embedded")
     refiner = ScoreHmrRefiner.load(read_checkpoint(EMBEDDED), body=body)

@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from stages import recover
-from stages.artefact import Artefact, memory, open_artefact
-from stages.columns import SMPL_COLUMNS
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, OK, SMPL_COLUMNS
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, UsageError
-from stages.human import cameras, joints
-from stages.human.body import Body, load_body
-from stages.human.rotations import about, axis_angle_to_matrix
-from stages.kinds import FAILED, OK
-from stages.models import People
-from stages.progress import Run
+from stages.geometry import cameras
+from stages.geometry.rotations import about, axis_angle_to_matrix
+from stages.keypoints import joint_sets
+from stages.models.base import PersonBatch
+from stages.params import RecoverParams
+from stages.smpl.body import Body, load_body
 
-SMPL = joints.get("smpl24")
+SMPL = joint_sets.get("smpl24")
 PLACE = np.array([0.2, 0.1, 4.0])
 
 
@@ -42,11 +44,11 @@ def scene(n: int, joint_set: str = "coco17", seed: int = 0, place: np.ndarray = 
     return keypoints.numpy(), body.joints(rotation, betas, transl, "smpl24").numpy()
 
 
-def detections(keypoints: np.ndarray, names: tuple[str, ...] = joints.get("coco17"), **rows: Any) -> Artefact:
+def detections(keypoints: np.ndarray, names: tuple[str, ...] = joint_sets.get("coco17"), **rows: Any) -> Artefact:
     n, size = len(keypoints), np.array([[640, 480]])
     frames = {"name": ["nowhere.jpg"], "size": size, "K": cameras.default_K(size * 1.0)}
-    attrs = {"joints": list(names), "joint_set": joints.identify(names) or "own", "score_definition": "test"}
-    return memory(
+    attrs = {"joints": list(names), "joint_set": joint_sets.identify(names) or "own", "score_definition": "test"}
+    return in_memory(
         "detections",
         frames=frames,
         rows={"frame": np.zeros(n, int), "box": np.tile([0.0, 0, 640, 480], (n, 1)), **rows},
@@ -104,7 +106,7 @@ def test_a_person_elsewhere_in_the_picture_has_the_same_pose() -> None:
 def test_batches_and_shards_do_not_change_a_bit(tmp_path: Path, batch: int) -> None:
     table = detections(scene(33)[0])
     whole = recovered(table)
-    made = recovered(table, run=Run(batch_size=batch))
+    made = recovered(table, run=RunOptions(batch_size=batch))
     for name in whole.columns():
         np.testing.assert_array_equal(made.read(name), whole.read(name), err_msg=name)
 
@@ -113,7 +115,7 @@ def test_shards_and_resuming_give_the_same_file(tmp_path: Path) -> None:
     table = detections(scene(515)[0])
     out = tmp_path / "m.h5"
     for shard in range(3):
-        recover.run(table, out, run=Run(shard=(shard, 3)))
+        recover.run(table, out, run=RunOptions(shard=(shard, 3)))
     if not out.exists():
         recover.run(table, out)
     whole = recovered(table)
@@ -126,7 +128,7 @@ def test_shards_and_resuming_give_the_same_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("joint_set", ["body25", "openpose18", "smpl24", "dpmesh30", "h36m17", "lsp14"])
 def test_any_joint_set(joint_set: str) -> None:
     keypoints, truth = scene(12, joint_set)
-    made = recovered(detections(keypoints, joints.get(joint_set)))
+    made = recovered(detections(keypoints, joint_sets.get(joint_set)))
     assert (made.rows["status"] == OK).all()
     xyz = made.read("joints/xyz")
     off = np.linalg.norm((xyz - xyz[:, :1]) - (truth - truth[:, :1]), axis=-1)
@@ -135,7 +137,7 @@ def test_any_joint_set(joint_set: str) -> None:
 
 def test_unseen_joints_get_a_plausible_pose_and_less_confidence() -> None:
     keypoints, _ = scene(30)
-    coco = joints.get("coco17")
+    coco = joint_sets.get("coco17")
     legs = [i for i, name in enumerate(coco) if name.endswith(("knee", "ankle"))]
     cut = keypoints.copy()
     cut[:, legs] = np.nan
@@ -186,7 +188,7 @@ class Constant:
     def needs_images(self, given: frozenset[str]) -> bool:
         return False
 
-    def __call__(self, people: People) -> dict[str, Any]:
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
         sizes = {c.name: np.zeros((len(people), *map(int, c.shape[1:]))) for c in self.columns}
         sizes["smpl/transl"][:, 2] = 1.0
         return sizes
@@ -200,27 +202,27 @@ class Unfinished:
 
 def test_a_recoverer_of_ones_own() -> None:
     table = detections(scene(12)[0])
-    made = recovered(table, params=recover.Params(model=f"{__name__}:Constant"))
+    made = recovered(table, params=RecoverParams(model=f"{__name__}:Constant"))
     np.testing.assert_array_equal(made.read("smpl/transl"), np.tile([0, 0, 1], (12, 1)))
     assert not made.has("joints/xyz")
     with pytest.raises(UsageError, match=r"lacks .*needs_images"):
-        recovered(table, params=recover.Params(model=f"{__name__}:Unfinished"))
+        recovered(table, params=RecoverParams(model=f"{__name__}:Unfinished"))
 
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     table = detections(scene(3)[0])
     with pytest.raises(UsageError, match="no model 'nobody'"):
-        recovered(table, params=recover.Params(model="nobody"))
+        recovered(table, params=RecoverParams(model="nobody"))
     with pytest.raises(AssetError, match="no checkpoint at"):
         recovered(table, ckpt=tmp_path / "absent.safetensors")
     with pytest.raises(AssetError, match="no body model"):
-        recovered(table, params=recover.Params(body="absent"))
-    maps = memory(
+        recovered(table, params=RecoverParams(body="absent"))
+    maps = in_memory(
         "heatmaps",
         frames=table.frames,
         rows=table.rows,
         columns={"heatmaps/value": np.zeros((3, 17, 4, 4), "f2"), "heatmaps/crop": np.zeros((3, 2, 3), "f4")},
-        group_attrs={"heatmaps": {"joints": list(joints.get("coco17")), "sigma": 1.0}},
+        group_attrs={"heatmaps": {"joints": list(joint_sets.get("coco17")), "sigma": 1.0}},
     )
     with pytest.raises(UsageError, match="does not use heatmaps"):
         recovered(table, heatmaps=maps)

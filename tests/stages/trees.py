@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from stages.artefact import Artefact
-from stages.columns import Column
-from stages.human import body_file
-from stages.human.body import load_body
-from stages.progress import Job, Run, run_rows
+from stages.artefacts.kinds import Column
+from stages.artefacts.table import Artefact
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
+from stages.smpl import body_files as body_file
+from stages.smpl.body import load_body
 from tests.unit import body_files
 
 SIZE = (320, 240)
@@ -134,4 +135,4 @@ def estimate(rows: Artefact, vertices: np.ndarray, out: Path) -> Path:
         columns=(Column("vertices/xyz", "f4", ("R", 6890, 3), "m", "test"),),
         group_attrs={"vertices": {"body_model": "smpl", "gender": "neutral"}},
     )
-    return Path(run_rows(job, lambda: lambda r: {"vertices/xyz": SCALE * vertices[r]}, out, Run()))
+    return Path(run_rows(job, lambda: lambda r: {"vertices/xyz": SCALE * vertices[r]}, out, RunOptions()))

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from stages.human import body_file
+from stages.smpl import body_files
 
 
 def arrays() -> dict[str, Any]:
     """The free body's arrays as SMPL's file names them, without our extra keys: what a foreign file looks like."""
-    ours = body_file.read_arrays(body_file.EMBEDDED)
+    ours = body_files.read_arrays(body_files.EMBEDDED)
     out = {k: ours[k].astype(np.float64) for k in ("v_template", "shapedirs", "J_regressor", "weights")}
     rng = np.random.default_rng(3)
     posedirs = np.zeros((6890, 3, 207))
     posedirs[::7] = rng.normal(0, 1e-3, (985, 3, 207))
-    tree = np.array([[2**32 - 1, *body_file.SMPL_PARENTS[1:]], range(24)], np.uint32)
+    tree = np.array([[2**32 - 1, *body_files.SMPL_PARENTS[1:]], range(24)], np.uint32)
     return out | {"posedirs": posedirs, "f": ours["f"].astype(np.uint32), "kintree_table": tree}
 
 

@@ -10,11 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
-from stages.artefact import Writer, memory, open_artefact
-from stages.check import check, check_file, summary
+from stages.artefacts.hdf5 import Writer, open_artefact
+from stages.artefacts.kinds import FAILED, KINDS
+from stages.artefacts.schema import describe
+from stages.artefacts.table import in_memory
+from stages.artefacts.validate import check, check_file, summary
 from stages.errors import ArtefactError, InputError, UsageError
-from stages.kinds import FAILED, KINDS
-from stages.schema import describe
 from tests.tables import COCO, detections, same, save
 
 
@@ -69,13 +70,14 @@ def test_large_columns_are_chunked_along_rows(tmp_path: Path) -> None:
 
 
 def test_long_and_odd_attributes_survive(tmp_path: Path) -> None:
-    from stages.progress import Job, Run, run_rows
+    from stages.engine.job import Job, RunOptions
+    from stages.engine.runner import run_rows
     from tests.tables import BODY, MESHES, recover_load
 
     table = detections(4)
     big = {"per_sequence": {f"sequence {i}": [i, "é", None] for i in range(9000)}}
     job = Job("recover", "meshes", {}, {"detections": table}, MESHES, group_attrs=BODY, attrs={"summary": big})
-    with open_artefact(run_rows(job, recover_load(table), tmp_path / "a.h5", Run())) as file:
+    with open_artefact(run_rows(job, recover_load(table), tmp_path / "a.h5", RunOptions())) as file:
         assert file.attrs["summary"] == big
         check(file)
 
@@ -94,13 +96,15 @@ def test_tables_that_do_not_fit_are_refused(change: dict[str, np.ndarray], messa
     good = detections(10)
     columns = {n: good.read(n) for n in good.columns()} | change
     with pytest.raises(ArtefactError, match=message):
-        memory("detections", frames=good.frames, rows=good.rows, columns=columns, group_attrs={"keypoints": COCO})
+        in_memory("detections", frames=good.frames, rows=good.rows, columns=columns, group_attrs={"keypoints": COCO})
 
 
 def test_columns_of_ones_own_go_into_extra(tmp_path: Path) -> None:
     good = detections(10)
     columns = {n: good.read(n) for n in good.columns()} | {"extra/mine": np.arange(30).reshape(10, 3)}
-    table = memory("detections", frames=good.frames, rows=good.rows, columns=columns, group_attrs={"keypoints": COCO})
+    table = in_memory(
+        "detections", frames=good.frames, rows=good.rows, columns=columns, group_attrs={"keypoints": COCO}
+    )
     with open_artefact(save(table, tmp_path / "a.h5")) as file:
         assert file.read("extra/mine")[9].tolist() == [27, 28, 29]
 
@@ -111,7 +115,7 @@ def test_fingerprints_tell_tables_apart() -> None:
     assert a.rows_fingerprint == b.rows_fingerprint != c.rows_fingerprint
     columns = {n: a.read(n) for n in a.columns()}
     columns["keypoints/score"] = columns["keypoints/score"] * 0.5
-    d = memory("detections", frames=a.frames, rows=a.rows, columns=columns, group_attrs={"keypoints": COCO})
+    d = in_memory("detections", frames=a.frames, rows=a.rows, columns=columns, group_attrs={"keypoints": COCO})
     assert d.rows_fingerprint == a.rows_fingerprint and d.fingerprint != a.fingerprint
 
 
@@ -128,7 +132,7 @@ def test_zero_rows_are_valid_in_every_kind(kind: str, tmp_path: Path) -> None:
     if KINDS[kind].any_group:
         columns["features/any"] = np.zeros((0, 7, 7), "f2")
     for frames in (0, 2):
-        table = memory(
+        table = in_memory(
             kind,
             frames={
                 "name": [f"{i}" for i in range(frames)],
@@ -182,11 +186,12 @@ def test_principal_point_in_crop_pixels_is_named(tmp_path: Path) -> None:
 
 
 def test_a_nan_in_a_row_that_is_ok_is_an_error(tmp_path: Path) -> None:
-    from stages.progress import Run, run_rows
+    from stages.engine.job import RunOptions
+    from stages.engine.runner import run_rows
     from tests.tables import recover_job, recover_load
 
     table = detections(6)
-    out = run_rows(recover_job(table), recover_load(table), tmp_path / "m.h5", Run())
+    out = run_rows(recover_job(table), recover_load(table), tmp_path / "m.h5", RunOptions())
     check_file(out)
     with h5py.File(out, "r+") as file:
         file["smpl/betas"][3, 2] = np.nan

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from stages.artefact import open_artefact
-from stages.check import check_file
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.validate import check_file
 from stages.errors import ArtefactError, InputError
 from tests.tables import detections, save
 

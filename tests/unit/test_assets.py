@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import assets
 from stages.errors import AssetError, MachineError, UsageError
+from stages.files import cache as assets
 
 CONTENT = {"pose_detection.tflite": b"one" * 1000, "pose_landmark_full.tflite": b"two" * 1000}
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from stages.errors import AssetError
-from stages.human import body_file, joints, rotations
-from stages.human.body import Body, load_body
+from stages.geometry import rotations
+from stages.keypoints import joint_sets
+from stages.smpl import body_files as body_file
+from stages.smpl.body import Body, load_body
 from tests.unit import body_files
 
 SETS = ["smpl24", "coco17", "body25", "openpose18", "h36m17", "lsp14", "dpmesh30", "dpmesh15"]
@@ -88,10 +90,10 @@ def test_pelvis_is_at_the_translation_for_every_shape(body):
 
 def test_a_knee_moves_the_shin_only(body):
     pose = torch.zeros(1, 23, 3)
-    pose[0, joints.SETS["smpl24"].index("left_knee") - 1, 0] = 1.2
+    pose[0, joint_sets.SETS["smpl24"].index("left_knee") - 1, 0] = 1.2
     rest, bent = (body(torch.zeros(1, 3), p, torch.zeros(1, 10)) for p in (pose * 0, pose))
     moved = (bent.joints - rest.joints).norm(dim=-1)[0] > 1e-4
-    assert {n for n, m in zip(joints.SETS["smpl24"], moved, strict=True) if m} == {"left_ankle", "left_foot"}
+    assert {n for n, m in zip(joint_sets.SETS["smpl24"], moved, strict=True) if m} == {"left_ankle", "left_foot"}
     ankle = bent.joints[0, 7] - rest.joints[0, 7]
     assert ankle[1] > 0.1 and ankle[2] < -0.2  # up and to the back
 
@@ -109,7 +111,7 @@ def test_joints_without_the_mesh(body, foreign, joint_set, which):
     out = one(orient, pose, betas, transl)
     expected = out.joints if joint_set == "smpl24" else one.regress(out.vertices, joint_set)
     got = one.joints(rotmat(orient, pose), betas, transl, joint_set)
-    assert got.shape == (6, len(joints.SETS[joint_set]), 3)
+    assert got.shape == (6, len(joint_sets.SETS[joint_set]), 3)
     assert (got - expected).abs().max() < 2e-6
 
 
@@ -151,9 +153,9 @@ def test_gradients(with_posedirs):
         rng.normal(size=(40, 3, 207)) if with_posedirs else None,
         regressor / regressor.sum(1, keepdims=True),
         weights / weights.sum(1, keepdims=True),
-        joints.SMPL_PARENTS,
+        joint_sets.SMPL_PARENTS,
         np.zeros((1, 3)),
-        landmarks={name: int(k) for k, name in enumerate(joints.SETS["coco17"])},
+        landmarks={name: int(k) for k, name in enumerate(joint_sets.SETS["coco17"])},
         dtype=torch.float64,
     )
     args = tuple(x[:1].double().requires_grad_() for x in people(2))
@@ -208,7 +210,7 @@ def test_mirror_is_exact(arrays):
     assert np.array_equal(arrays["shapedirs"][m] * flip[:, None], arrays["shapedirs"])
     faces = {frozenset(f) for f in arrays["f"].tolist()}
     assert {frozenset(m[list(f)]) for f in faces} == faces
-    swap = joints.flip(joints.SETS["smpl24"])
+    swap = joint_sets.flip(joint_sets.SETS["smpl24"])
     assert np.abs(arrays["weights"][m][:, swap] - arrays["weights"]).max() < 1e-6
     assert np.abs(arrays["J_regressor"][swap][:, m] - arrays["J_regressor"]).max() < 1e-6
 
@@ -228,11 +230,11 @@ def test_size_of_people(arrays):
 def test_rest_pose_and_landmarks_are_where_they_should_be(body):
     zero = torch.zeros(1, 24, 3)
     rot = rotations.axis_angle_to_matrix(zero)
-    at = dict(zip(joints.SETS["smpl24"], body.joints(rot, torch.zeros(1, 10))[0], strict=True))
+    at = dict(zip(joint_sets.SETS["smpl24"], body.joints(rot, torch.zeros(1, 10))[0], strict=True))
     assert at["left_wrist"][0] > 0.5 and abs(at["left_wrist"][1] - at["left_shoulder"][1]) < 0.05  # a T pose
     assert at["left_foot"][2] - at["left_ankle"][2] > 0.08  # facing +z
     assert at["head"][1] > at["neck"][1] > at["spine3"][1] > at["spine2"][1] > at["spine1"][1] > at["pelvis"][1]
-    mark = dict(zip(joints.SETS["body25"], body.joints(rot, torch.zeros(1, 10), None, "body25")[0], strict=True))
+    mark = dict(zip(joint_sets.SETS["body25"], body.joints(rot, torch.zeros(1, 10), None, "body25")[0], strict=True))
     for part in ("shoulder", "elbow", "wrist", "knee", "ankle"):
         for s in ("left", "right"):
             assert (mark[f"{s}_{part}"] - at[f"{s}_{part}"]).norm() < 0.05

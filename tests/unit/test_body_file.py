@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from stages.errors import AssetError
-from stages.human import body_file
-from stages.human.restricted_pickle import Refused, load_arrays
+from stages.files.pickles import Refused, load_arrays
+from stages.smpl import body_files as body_file
 from tests.unit import body_files
 
 

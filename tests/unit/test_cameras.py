@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.human import cameras
+from stages.geometry import cameras
 
 
 def test_default_K_has_the_diagonal_as_focal_length_and_the_middle_of_the_pixels_as_principal_point() -> None:

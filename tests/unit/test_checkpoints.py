@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.checkpoints import Checkpoint, check_keys, find_loader, read_checkpoint, write_checkpoint
 from stages.errors import AssetError
+from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint, write_checkpoint
+from stages.models import find_loader
 
 TENSORS = {"module.a.weight": torch.arange(6.0).reshape(2, 3), "module.a.bias": torch.zeros(2)}
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.human import crops
-from stages.human.heatmap import gaussian_heatmaps
+from stages.geometry import crops
+from stages.geometry.heatmaps import gaussian_heatmaps
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity"
 

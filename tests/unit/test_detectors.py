@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from stages.errors import AssetError
-from stages.frames import open_frame
-from stages.human.joints import SETS
-from stages.human.oks import iou, oks, sigmas
-from stages.models.detectors import DETECTORS, Found, blazepose, clip_boxes
+from stages.keypoints.joint_sets import SETS
+from stages.keypoints.oks import iou, oks, sigmas
+from stages.media.frames import open_frame
+from stages.models.detectors import blazepose
+from stages.models.detectors.base import DetectedPeople, clip_boxes
 from stages.models.detectors.blazepose import ANCHORS, BlazePose, windows
+from stages.models.tables import DETECTORS
 from tests import real
 
 SIGMA = sigmas(SETS["coco17"])
@@ -33,7 +35,7 @@ def annotated(folder: Path, name: str) -> tuple[np.ndarray, list[dict]]:
     return open_frame(folder / image["file_name"]), [a for a in people if a["num_keypoints"] and not a["iscrowd"]]
 
 
-def likeness(people: list[dict], found: Found) -> np.ndarray:
+def likeness(people: list[dict], found: DetectedPeople) -> np.ndarray:
     """OKS (annotated, found) by COCO's rule: the annotated joints and area."""
     truth = np.array([p["keypoints"] for p in people], float).reshape(-1, 17, 3)
     truth[truth[..., 2] == 0] = np.nan

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.checkpoints import Checkpoint
+from stages.files.checkpoints import Checkpoint
+from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
 from stages.models.dpmesh.network import Config, DPMesh, skeleton_maps
-from stages.models.dpmesh.start import from_stable_diffusion
 from stages.models.dpmesh.weights import add_lora, config_of, load, own_names
 
 TINY = Config(width=32, vae_width=32)

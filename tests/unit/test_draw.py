@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import trimesh
 
-from stages.human import cameras, draw
+from stages.geometry import cameras
+from stages.visualization import draw
 
 SIZE = (200, 150)
 K = torch.tensor(cameras.default_K(np.array([SIZE]))[0]).float()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.human import gaze
-from stages.human.body import load_body
-from stages.human.rotations import axis_angle_to_matrix as reference
-from stages.models.embedded import kinematics, view
+from stages.geometry import look_at
+from stages.geometry.rotations import axis_angle_to_matrix as reference
+from stages.models.embedded import kinematics, virtual_camera
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Network
+from stages.smpl.body import load_body
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def test_the_view_does_not_depend_on_where_the_person_stands() -> None:
     draw = torch.Generator().manual_seed(1)
     points = torch.randn(3, 17, 4, generator=draw) * 0.5 + torch.tensor([0.0, 0, 4])[:, None, None]
     seen = torch.ones(17, 4)
-    turn, half, normal = gaze.look_at(points[:2] / points[2], seen)
+    turn, half, normal = look_at.look_at(points[:2] / points[2], seen)
     torch.testing.assert_close(_square(turn), _eye(4), atol=1e-6, rtol=0)
     looked = kinematics.rotate(turn[:, :, None], points)
     torch.testing.assert_close(looked[:2] / looked[2] / half, normal, atol=1e-5, rtol=0)
-    again, half2, normal2 = gaze.look_at(looked[:2] / looked[2], seen)
+    again, half2, normal2 = look_at.look_at(looked[:2] / looked[2], seen)
     assert float((again - _eye(4)).abs().max()) < 0.1  # nearly no turn is left
     assert (normal.abs() <= 1).all() and (normal2.abs() <= 1).all() and (half2 > 0).all()
 
@@ -77,9 +77,9 @@ def test_missing_keypoints_take_no_part_in_the_view() -> None:
     seen[10:] = 0
     wild = image.clone()
     wild[:, 10:] = 99.0
-    for a, b in zip(gaze.look_at(image, seen), gaze.look_at(wild, seen), strict=True):
+    for a, b in zip(look_at.look_at(image, seen), look_at.look_at(wild, seen), strict=True):
         torch.testing.assert_close(a, b)
-    nobody = gaze.look_at(image, torch.zeros(17, 3))
+    nobody = look_at.look_at(image, torch.zeros(17, 3))
     assert all(torch.isfinite(x).all() for x in nobody)
 
 
@@ -89,16 +89,16 @@ def test_the_place_is_exact_for_exact_keypoints(skeleton: Skeleton) -> None:
     place = torch.tensor([[0.3, -0.2, 5.0]]).T.expand(3, 6).contiguous()
     image = (points[:2] + place[:2, None]) / (points[2] + place[2])
     guess = place * torch.tensor([1.0, 1, 1.1])[:, None]
-    found = view.solve_pelvis(points, image, torch.ones(17, 6), guess, trust=0.0)
+    found = virtual_camera.solve_pelvis(points, image, torch.ones(17, 6), guess, trust=0.0)
     torch.testing.assert_close(found, place, atol=2e-3, rtol=0)
-    held = view.solve_pelvis(points, image, torch.zeros(17, 6), guess)
+    held = virtual_camera.solve_pelvis(points, image, torch.zeros(17, 6), guess)
     torch.testing.assert_close(held, guess, atol=1e-3, rtol=0)
 
 
 def test_the_network_starts_as_a_person_who_faces_the_camera(skeleton: Skeleton) -> None:
     torch.manual_seed(0)
     network = Network(skeleton, 64, (1, 1))
-    inputs = torch.zeros(3, view.INPUTS)
+    inputs = torch.zeros(3, virtual_camera.INPUTS)
     estimates, sure = network(inputs, torch.full((3,), 0.1))
     assert len(estimates) == 2 and sure.shape == (3, 24)
     first = estimates[0]
@@ -111,7 +111,7 @@ def test_the_network_starts_as_a_person_who_faces_the_camera(skeleton: Skeleton)
 def test_every_round_gets_a_gradient(skeleton: Skeleton) -> None:
     torch.manual_seed(0)
     network = Network(skeleton, 32, (1, 1))
-    inputs = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (4, view.INPUTS)).astype(np.float32))
+    inputs = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (4, virtual_camera.INPUTS)).astype(np.float32))
     estimates, _ = network(inputs, torch.full((4,), 0.1))
     estimates[-1].joints.square().sum().backward()
     assert all((p.grad is not None) and p.grad.abs().sum() > 0 for p in network.enter.parameters())

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from stages import file_hash
-from stages.file_hash import sha256_of
+from stages.files import hashing
+from stages.files.hashing import sha256_of
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HMR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(file_hash, "LARGE", 4)
+    monkeypatch.setattr(hashing, "LARGE", 4)
     return tmp_path / "cache" / "sha256"
 
 
@@ -23,7 +23,7 @@ def written(path: Path, content: bytes, age: float = 60.0, monkeypatch: pytest.M
     path.write_bytes(content)
     if monkeypatch:  # ctime cannot be set, so the clock moves
         now = os.stat(path).st_ctime + age
-        monkeypatch.setattr(file_hash.time, "time", lambda: now)
+        monkeypatch.setattr(hashing.time, "time", lambda: now)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -43,7 +43,7 @@ def test_damaged_notes_and_small_files_are_hashed(tmp_path: Path, cache: Path, m
     sha256_of(path)
     next(cache.iterdir()).write_bytes(b"\xff no digest")
     assert sha256_of(path) == digest
-    monkeypatch.setattr(file_hash, "LARGE", 100)
+    monkeypatch.setattr(hashing, "LARGE", 100)
     next(cache.iterdir()).write_text("f" * 64)
     assert sha256_of(path) == digest
 

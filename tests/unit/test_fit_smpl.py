@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.human.body import Body, load_body
-from stages.human.fit_smpl import fit_smpl
+from stages.smpl.body import Body, load_body
+from stages.smpl.fitting import fit_smpl
 
 
 @pytest.fixture(scope="module")

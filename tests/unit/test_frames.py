@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from stages.artefact import memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_DEFAULT, K_EXIF, OK
+from stages.artefacts.table import in_memory
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_frames
 from stages.errors import InputError, UsageError
-from stages.frames import (
+from stages.media.frames import (
     FrameSource,
     escape,
     frame_columns,
@@ -26,9 +30,7 @@ from stages.frames import (
     unescape,
     write_image,
 )
-from stages.kinds import FAILED, K_DEFAULT, K_EXIF, OK
-from stages.pictures import intrinsics, read_picture
-from stages.progress import Job, Run, run_frames
+from stages.media.images import intrinsics, read_image
 
 RNG = np.random.default_rng(3)
 SCENE = np.zeros((60, 80, 3), np.uint8)
@@ -62,7 +64,7 @@ def test_exif_orientation_gives_the_upright_picture(tmp_path: Path, turn: int, s
     exif[ExifTags.Base.Orientation] = turn
     options = {"quality": 95} if suffix in ("jpg", "webp") else {}
     stored.save(tmp_path / f"a.{suffix}", exif=exif, **options)
-    picture = read_picture(tmp_path / f"a.{suffix}")
+    picture = read_image(tmp_path / f"a.{suffix}")
     assert picture.size == (80, 60)
     assert np.abs(picture.rgb[::59, ::79].astype(int) - SCENE[::59, ::79]).max() < 60
 
@@ -184,14 +186,14 @@ def test_focal_length_from_exif(tmp_path: Path) -> None:
         return tmp_path / name
 
     base = ExifTags.Base
-    film = read_picture(saved("film.jpg", {base.FocalLengthIn35mmFilm: 50}))
+    film = read_image(saved("film.jpg", {base.FocalLengthIn35mmFilm: 50}))
     assert film.focal == pytest.approx(50 / np.hypot(36, 24) * np.hypot(600, 400), rel=1e-5)
     # a 5 mm lens and 200 pixels per mm of sensor; the picture may have been reduced to half since
     plane = {base.FocalLength: 5.0, base.FocalPlaneXResolution: 2000.0, base.FocalPlaneResolutionUnit: 3}
-    assert read_picture(saved("plane.jpg", plane)).focal == pytest.approx(1000)
-    assert read_picture(saved("half.jpg", plane | {base.ExifImageWidth: 1200})).focal == pytest.approx(500)
-    assert read_picture(saved("none.jpg", {})).focal is None
-    assert read_picture(saved("odd.jpg", {base.FocalLengthIn35mmFilm: 65535})).focal is None  # no such lens
+    assert read_image(saved("plane.jpg", plane)).focal == pytest.approx(1000)
+    assert read_image(saved("half.jpg", plane | {base.ExifImageWidth: 1200})).focal == pytest.approx(500)
+    assert read_image(saved("none.jpg", {})).focal is None
+    assert read_image(saved("odd.jpg", {base.FocalLengthIn35mmFilm: 65535})).focal is None  # no such lens
     K, source = intrinsics((600, 400), 500.0)
     assert source == K_EXIF and K.tolist() == [[500, 0, 299.5], [0, 500, 199.5], [0, 0, 1]]
     K, source = intrinsics((600, 800))
@@ -278,7 +280,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 def detect_nothing(listing: object, out: Path | None) -> object:
     """Frames without people, as hmr detect writes them."""
-    from stages.kinds import KINDS
+    from stages.artefacts.kinds import KINDS
 
     def load() -> object:
         empty = {"keypoints/xy": np.zeros((0, 0, 2)), "keypoints/score": np.zeros((0, 0))}
@@ -287,7 +289,7 @@ def detect_nothing(listing: object, out: Path | None) -> object:
 
     attrs = {"keypoints": {"joints": [], "joint_set": "none", "score_definition": ""}}
     job = Job("detect", "detections", {}, {"pictures": listing}, KINDS["detections"].columns, group_attrs=attrs)
-    return run_frames(job, len(listing), load, out, Run())
+    return run_frames(job, len(listing), load, out, RunOptions())
 
 
 def test_later_stages_find_the_pictures_and_notice_changes(tmp_path: Path) -> None:
@@ -320,7 +322,7 @@ def test_later_stages_find_the_pictures_and_notice_changes(tmp_path: Path) -> No
 
 def test_picture_of_another_size_than_the_artefact_says(tmp_path: Path) -> None:
     png(tmp_path / "a.png")
-    table = memory(
+    table = in_memory(
         "detections",
         frames={"name": ["a.png"], "size": [[60, 80]], "K": np.eye(3)[None]},
         rows={"frame": [], "box": np.zeros((0, 4))},

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from stages.artefact import open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED
 from stages.errors import InputError
-from stages.frames import FrameSource, frame_columns, list_frames, read_frames, write_video
-from stages.kinds import FAILED
+from stages.media.frames import FrameSource, frame_columns, list_frames, read_frames, write_video
 
 from .test_frames import detect_nothing
 

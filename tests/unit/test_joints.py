@@ -4,23 +4,23 @@ import numpy as np
 import pytest
 
 from stages.errors import InputError
-from stages.human import joints
+from stages.keypoints import joint_sets
 
 
-@pytest.mark.parametrize("name", list(joints.SETS))
+@pytest.mark.parametrize("name", list(joint_sets.SETS))
 def test_sets_are_whole(name):
-    names = joints.get(name)
+    names = joint_sets.get(name)
     digits = int("".join(c for c in name if c.isdigit())[-2:])
     assert len(names) == len(set(names)) == digits
-    flip = joints.flip(names)
+    flip = joint_sets.flip(names)
     assert (flip >= 0).all() and (flip[flip] == np.arange(len(names))).all()
-    assert all((joints.side(names[i]) == "middle") == (flip[i] == i) for i in range(len(names)))
+    assert all((joint_sets.side(names[i]) == "middle") == (flip[i] == i) for i in range(len(names)))
 
 
-@pytest.mark.parametrize("name", list(joints.SETS))
+@pytest.mark.parametrize("name", list(joint_sets.SETS))
 def test_bones_connect_limbs_and_mirror(name):
-    names, bones = joints.get(name), joints.bones(joints.get(name))
-    flip = joints.flip(names)
+    names, bones = joint_sets.get(name), joint_sets.bones(joint_sets.get(name))
+    flip = joint_sets.flip(names)
     lines = {frozenset(b) for b in bones}
     assert len(lines) == len(bones)
     assert {frozenset((flip[a], flip[b])) for a, b in bones} == lines
@@ -31,33 +31,33 @@ def test_bones_connect_limbs_and_mirror(name):
 
 
 def test_smpl_tree():
-    parents = joints.SMPL_PARENTS
+    parents = joint_sets.SMPL_PARENTS
     assert len(parents) == 24 and all(p < j for j, p in enumerate(parents))
-    names = joints.SETS["smpl24"]
+    names = joint_sets.SETS["smpl24"]
     assert names[parents[names.index("left_hand")]] == "left_wrist"
     assert names[parents[names.index("right_hip")]] == "pelvis"
 
 
 def test_index_marks_the_absent():
-    assert joints.index(("a", "b"), ("b", "c", "a")).tolist() == [1, -1, 0]
+    assert joint_sets.index(("a", "b"), ("b", "c", "a")).tolist() == [1, -1, 0]
 
 
 def test_identify_and_unknown_set():
-    assert joints.identify(joints.SETS["body25"]) == "body25"
-    assert joints.identify(("nose",)) is None
+    assert joint_sets.identify(joint_sets.SETS["body25"]) == "body25"
+    assert joint_sets.identify(("nose",)) is None
     with pytest.raises(InputError) as error:
-        joints.get("coco18")
+        joint_sets.get("coco18")
     assert "coco17" in error.value.hint
 
 
 def test_convert_by_name_fills_neck_and_mid_hip():
-    names = joints.SETS["coco17"]
+    names = joint_sets.SETS["coco17"]
     rng = np.random.default_rng(0)
     keypoints = rng.uniform(1, 100, (3, 17, 3))
     keypoints[..., 2] = rng.uniform(0.2, 1, (3, 17))
     keypoints[1, names.index("left_shoulder"), 2] = 0
-    out = joints.convert(keypoints, names, "body25")
-    to = joints.SETS["body25"]
+    out = joint_sets.convert(keypoints, names, "body25")
+    to = joint_sets.SETS["body25"]
     assert np.array_equal(out[:, to.index("left_knee")], keypoints[:, names.index("left_knee")])
     a, b = keypoints[:, names.index("left_shoulder")], keypoints[:, names.index("right_shoulder")]
     neck = out[:, to.index("neck")]
@@ -69,19 +69,19 @@ def test_convert_by_name_fills_neck_and_mid_hip():
 
 
 def test_convert_there_and_back_and_alias():
-    names = joints.SETS["body25"]
+    names = joint_sets.SETS["body25"]
     keypoints = np.random.default_rng(1).uniform(0, 1, (2, 25, 3))
-    back = joints.convert(joints.convert(keypoints, names, "coco17"), joints.SETS["coco17"], "body25")
-    shared = [i for i, n in enumerate(names) if n in joints.SETS["coco17"]]
+    back = joint_sets.convert(joint_sets.convert(keypoints, names, "coco17"), joint_sets.SETS["coco17"], "body25")
+    shared = [i for i, n in enumerate(names) if n in joint_sets.SETS["coco17"]]
     assert np.array_equal(back[:, shared], keypoints[:, shared])
-    pelvis = joints.convert(keypoints, names, "h36m17")[:, 0]
+    pelvis = joint_sets.convert(keypoints, names, "h36m17")[:, 0]
     assert np.array_equal(pelvis, keypoints[:, names.index("mid_hip")])
 
 
 def test_convert_refuses_another_number_of_joints():
     with pytest.raises(InputError):
-        joints.convert(np.zeros((1, 18, 3)), joints.SETS["coco17"], "body25")
+        joint_sets.convert(np.zeros((1, 18, 3)), joint_sets.SETS["coco17"], "body25")
 
 
 def test_convert_of_nobody():
-    assert joints.convert(np.zeros((0, 17, 3)), joints.SETS["coco17"], "smpl24").shape == (0, 24, 3)
+    assert joint_sets.convert(np.zeros((0, 17, 3)), joint_sets.SETS["coco17"], "smpl24").shape == (0, 24, 3)

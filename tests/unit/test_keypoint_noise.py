@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.human.keypoint_noise import COCO, disturb
-from stages.human.oks import extent, sigmas
+from stages.keypoints.noise import COCO, disturb
+from stages.keypoints.oks import extent, sigmas
 
 RNG = np.random.default_rng
 PERSON = np.random.default_rng(5).uniform([100, 50], [260, 450], (17, 2))

@@ -16,22 +16,22 @@ import trimesh
 from scipy import sparse
 
 from stages.errors import AssetError
-from stages.human import body_file, mesh_levels
-from stages.human.body import load_body
-from stages.human.mesh_levels import MeshLevels
+from stages.smpl import body_files, mesh_sampling
+from stages.smpl.body import load_body
+from stages.smpl.mesh_sampling import MeshSampling
 
 
 @pytest.fixture(scope="module")
-def levels() -> MeshLevels:
+def levels() -> MeshSampling:
     body = load_body()
-    return mesh_levels.build(body.v_template.numpy(), body.faces.numpy())
+    return mesh_sampling.build(body.v_template.numpy(), body.faces.numpy())
 
 
-def test_sizes_are_those_of_the_published_networks(levels: MeshLevels) -> None:
+def test_sizes_are_those_of_the_published_networks(levels: MeshSampling) -> None:
     assert levels.counts == (6890, 1723, 431)
 
 
-def test_coarse_meshes_stay_close_to_the_body(levels: MeshLevels) -> None:
+def test_coarse_meshes_stay_close_to_the_body(levels: MeshSampling) -> None:
     template = load_body().v_template.double().numpy()
     for level in (1, 0):
         fine, coarse = levels.down(template, level), levels.down(template, level + 1)
@@ -42,7 +42,7 @@ def test_coarse_meshes_stay_close_to_the_body(levels: MeshLevels) -> None:
         assert np.allclose(made[kept], fine[kept], atol=1e-9)
 
 
-def test_adjacency_is_the_faces(levels: MeshLevels) -> None:
+def test_adjacency_is_the_faces(levels: MeshSampling) -> None:
     adjacency = levels.adjacency(2)
     assert adjacency.shape == (431, 431) and (adjacency == adjacency.T).all() and adjacency.diagonal().all()
     assert adjacency.sum() == 431 + 2 * len(levels.edges(2))
@@ -52,14 +52,14 @@ def test_adjacency_is_the_faces(levels: MeshLevels) -> None:
 def test_the_cache_gives_the_same(tmp_path: Path) -> None:
     ball = trimesh.creation.icosphere(3)
     given = np.asarray(ball.vertices), np.asarray(ball.faces)
-    first = mesh_levels.load(*given, tmp_path)
+    first = mesh_sampling.load(*given, tmp_path)
     (stored,) = tmp_path.glob("*.npz")
-    again = mesh_levels.load(*given, tmp_path)
+    again = mesh_sampling.load(*given, tmp_path)
     assert first.counts == (642, 161, 41)
-    for field, _ in mesh_levels.FIELDS:
+    for field, _ in mesh_sampling.FIELDS:
         assert all(np.array_equal(a, b) for a, b in zip(getattr(first, field), getattr(again, field), strict=True))
     stored.write_bytes(b"cut")
-    assert mesh_levels.load(*given, tmp_path).counts == first.counts
+    assert mesh_sampling.load(*given, tmp_path).counts == first.counts
 
 
 def test_the_added_body_with_the_published_selection_serves_the_others(
@@ -74,22 +74,22 @@ def test_the_added_body_with_the_published_selection_serves_the_others(
         for t in templates
     )
     monkeypatch.setenv("HMR_CACHE", str(tmp_path))
-    plain, published = (mesh_levels.of_body(body) for body in (mine, theirs))  # type: ignore[arg-type]
+    plain, published = (mesh_sampling.of_body(body) for body in (mine, theirs))  # type: ignore[arg-type]
     assert not np.array_equal(plain.keep[0], published.keep[0])
     monkeypatch.setattr(
-        mesh_levels, "PUBLISHED_SHA256", hashlib.sha256(published.keep[0].astype("<i4").tobytes()).hexdigest()
+        mesh_sampling, "PUBLISHED_SHA256", hashlib.sha256(published.keep[0].astype("<i4").tobytes()).hexdigest()
     )
     rows = [{"topology": "free", "error": ""}, {"topology": "smpl", "error": "", "path": "a"}]
-    monkeypatch.setattr(body_file, "listed", lambda: rows)
-    monkeypatch.setattr(body_file, "read_arrays", lambda path: {"v_template": templates[1], "f": faces})
-    assert mesh_levels.selection(mesh_levels.of_body(mine)) == mesh_levels.selection(published)  # type: ignore[arg-type]
-    own = mesh_levels.of_body(mine, own=True)  # type: ignore[arg-type]
-    assert mesh_levels.selection(own) == mesh_levels.selection(plain)
-    coarser = mesh_levels.of_body(mine, (100, 30))  # type: ignore[arg-type]
+    monkeypatch.setattr(body_files, "listed", lambda: rows)
+    monkeypatch.setattr(body_files, "read_arrays", lambda path: {"v_template": templates[1], "f": faces})
+    assert mesh_sampling.selection(mesh_sampling.of_body(mine)) == mesh_sampling.selection(published)  # type: ignore[arg-type]
+    own = mesh_sampling.of_body(mine, own=True)  # type: ignore[arg-type]
+    assert mesh_sampling.selection(own) == mesh_sampling.selection(plain)
+    coarser = mesh_sampling.of_body(mine, (100, 30))  # type: ignore[arg-type]
     assert coarser.counts == (642, 100, 30)
 
 
-def write_published(path: Path, levels: MeshLevels, extra: object = None) -> None:
+def write_published(path: Path, levels: MeshSampling, extra: object = None) -> None:
     """The authors' layout: object arrays of scipy matrices, pickled, and meshes that must not be unpickled."""
 
     def up(k: int) -> sparse.csc_matrix:
@@ -126,10 +126,10 @@ class Trap:
         return (exec, ("raise SystemExit('the pickle was run')",))
 
 
-def test_the_published_file_is_read_without_running_it(tmp_path: Path, levels: MeshLevels) -> None:
-    path = tmp_path / mesh_levels.PUBLISHED
+def test_the_published_file_is_read_without_running_it(tmp_path: Path, levels: MeshSampling) -> None:
+    path = tmp_path / mesh_sampling.PUBLISHED
     write_published(path, levels, Trap())
-    read = mesh_levels.read_published(path)
+    read = mesh_sampling.read_published(path)
     assert read.counts == levels.counts
     for a, b in zip(read.keep + read.faces, levels.keep + levels.faces, strict=True):
         assert np.array_equal(a, b)
@@ -138,8 +138,8 @@ def test_the_published_file_is_read_without_running_it(tmp_path: Path, levels: M
     assert np.allclose(*made, atol=1e-12)
 
 
-def test_a_hostile_published_file_is_refused(tmp_path: Path, levels: MeshLevels) -> None:
-    path = tmp_path / mesh_levels.PUBLISHED
+def test_a_hostile_published_file_is_refused(tmp_path: Path, levels: MeshSampling) -> None:
+    path = tmp_path / mesh_sampling.PUBLISHED
     write_published(path, levels)
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -148,4 +148,4 @@ def test_a_hostile_published_file_is_refused(tmp_path: Path, levels: MeshLevels)
         for name, data in parts.items():
             archive.writestr(name, data)
     with pytest.raises(AssetError):
-        mesh_levels.read_published(path)
+        mesh_sampling.read_published(path)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from stages.human import metrics
+from stages.evaluation import metrics
 
 seeds = st.integers(0, 2**31)
 

@@ -19,19 +19,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.artefact import Artefact, memory, open_artefact
-from stages.check import check_file
-from stages.columns import Column
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, KINDS, OK, SKIPPED, Column
+from stages.artefacts.table import Artefact, in_memory
+from stages.artefacts.validate import check_file
+from stages.engine.job import Job, ProgressReport, RunOptions
+from stages.engine.runner import merge, run_frames, run_rows
 from stages.errors import ArtefactError, InputError, Interrupted, MachineError, RowsFailed, UsageError
-from stages.kinds import FAILED, KINDS, OK, SKIPPED
-from stages.progress import Job, Report, Run, merge, run_frames, run_rows
 from tests.tables import COCO, MESHES, detections, recover_job, recover_load, same, save
 
 ROWS = 700  # three parts
 TABLE = detections(ROWS)
 
 
-class Notes(Report):
+class Notes(ProgressReport):
     """Keeps what was said."""
 
     def __init__(self) -> None:
@@ -70,17 +71,17 @@ def never() -> Any:
 
 def test_batch_size_shards_and_memory_change_nothing(tmp_path: Path) -> None:
     job, load = recover_job(TABLE), recover_load(TABLE)
-    whole = run_rows(job, load, tmp_path / "whole.h5", Run())
+    whole = run_rows(job, load, tmp_path / "whole.h5", RunOptions())
     with open_artefact(whole) as expected:
         assert expected.n_rows == ROWS and expected.read("smpl/betas").std() > 10
         for batch in (1, 7, 64, 1000):
-            with open_artefact(run_rows(job, load, tmp_path / f"{batch}.h5", Run(batch_size=batch))) as artefact:
+            with open_artefact(run_rows(job, load, tmp_path / f"{batch}.h5", RunOptions(batch_size=batch))) as artefact:
                 same(expected, artefact)
         for shard in (2, 0, 1):
-            last = run_rows(job, load, tmp_path / "s.h5", Run(shard=(shard, 3), batch_size=7))
+            last = run_rows(job, load, tmp_path / "s.h5", RunOptions(shard=(shard, 3), batch_size=7))
         with open_artefact(last) as artefact:
             same(expected, artefact)
-        inside = run_rows(job, load, None, Run(batch_size=5))
+        inside = run_rows(job, load, None, RunOptions(batch_size=5))
         same(expected, inside)
         assert inside.fingerprint == expected.fingerprint and inside.path is None
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".h5"] * 6  # no parts, marks or temporary files are left
@@ -90,15 +91,15 @@ def test_input_from_a_file_or_from_memory_is_the_same_job(tmp_path: Path) -> Non
     path = save(TABLE, tmp_path / "d.h5")
     with open_artefact(path) as table:
         assert table.rows_fingerprint == TABLE.rows_fingerprint
-        a = run_rows(recover_job(table), recover_load(table), None, Run())
-        same(a, run_rows(recover_job(TABLE), recover_load(TABLE), None, Run()))
+        a = run_rows(recover_job(table), recover_load(table), None, RunOptions())
+        same(a, run_rows(recover_job(TABLE), recover_load(TABLE), None, RunOptions()))
 
 
 def test_zero_rows_need_no_model(tmp_path: Path) -> None:
     empty = detections(0)
-    with open_artefact(run_rows(recover_job(empty), never, tmp_path / "a.h5", Run())) as artefact:
+    with open_artefact(run_rows(recover_job(empty), never, tmp_path / "a.h5", RunOptions())) as artefact:
         assert artefact.n_rows == 0 and artefact.shape("joints/xyz") == (0, 24, 3)
-        same(artefact, run_rows(recover_job(empty), never, None, Run()))
+        same(artefact, run_rows(recover_job(empty), never, None, RunOptions()))
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
         job = Job("features", "features", {}, {"detections": table}, (column,))
         tracemalloc.start()
         out = run_rows(
-            job, lambda: lambda r: {"features/x": np.full((len(r), 64, 64), r[0])}, tmp_path / f"{rows}.h5", Run()
+            job,
+            lambda: lambda r: {"features/x": np.full((len(r), 64, 64), r[0])},
+            tmp_path / f"{rows}.h5",
+            RunOptions(),
         )
         top = tracemalloc.get_traced_memory()[1] / 1e6
         tracemalloc.stop()
@@ -130,7 +134,7 @@ def test_failed_rows_keep_their_place_with_a_reason(tmp_path: Path) -> None:
     rows["status"][3], rows["error"][3] = FAILED, "the box is not finite"
     rows["status"][4], rows["error"][4] = SKIPPED, "too small"
     columns = {n: TABLE.read(n) for n in TABLE.columns()}
-    table = memory("detections", frames=TABLE.frames, rows=rows, columns=columns, group_attrs={"keypoints": COCO})
+    table = in_memory("detections", frames=TABLE.frames, rows=rows, columns=columns, group_attrs={"keypoints": COCO})
 
     def load() -> Any:
         compute = recover_load(table)()
@@ -145,7 +149,7 @@ def test_failed_rows_keep_their_place_with_a_reason(tmp_path: Path) -> None:
         return some
 
     report = Notes()
-    out = run_rows(recover_job(table), load, tmp_path / "a.h5", Run(report=report))
+    out = run_rows(recover_job(table), load, tmp_path / "a.h5", RunOptions(report=report))
     check_file(out)
     with open_artefact(out) as artefact:
         status = artefact.rows["status"]
@@ -159,7 +163,7 @@ def test_failed_rows_keep_their_place_with_a_reason(tmp_path: Path) -> None:
         )
     assert any("4 of 700 rows failed, first row 3: the box is not finite" in s for s in report.said)
     with pytest.raises(RowsFailed, match="4 of 700 rows failed") as caught:
-        run_rows(recover_job(table), never, tmp_path / "a.h5", Run(strict=True))
+        run_rows(recover_job(table), never, tmp_path / "a.h5", RunOptions(strict=True))
     assert caught.value.exit_code == 6
 
 
@@ -167,7 +171,7 @@ def test_every_row_failed_is_an_input_error_but_the_file_is_whole(tmp_path: Path
     load = lambda: lambda rows: {"error": ["dark"] * len(rows)}  # noqa: E731
     for _ in range(2):  # also when it is up to date
         with pytest.raises(InputError, match="every row failed: dark"):
-            run_rows(recover_job(TABLE), load, tmp_path / "a.h5", Run())
+            run_rows(recover_job(TABLE), load, tmp_path / "a.h5", RunOptions())
         check_file(tmp_path / "a.h5")
     with open_artefact(tmp_path / "a.h5") as artefact:
         assert artefact.read("joints/xyz").shape == (ROWS, 24, 3)
@@ -184,7 +188,7 @@ def test_an_input_error_costs_its_row_only(tmp_path: Path) -> None:
 
         return some
 
-    with open_artefact(run_rows(recover_job(TABLE), load, tmp_path / "a.h5", Run())) as artefact:
+    with open_artefact(run_rows(recover_job(TABLE), load, tmp_path / "a.h5", RunOptions())) as artefact:
         assert np.flatnonzero(artefact.rows["status"] != OK).tolist() == [300]
         assert artefact.rows["error"][300] == "150.jpg has changed since detection"
 
@@ -192,7 +196,7 @@ def test_an_input_error_costs_its_row_only(tmp_path: Path) -> None:
 def test_a_damaged_input_stops_the_run(tmp_path: Path) -> None:
     load, _ = counted(TABLE, 300, ArtefactError("x.h5 is damaged"))
     with pytest.raises(ArtefactError, match="damaged"):
-        run_rows(recover_job(TABLE), load, tmp_path / "a.h5", Run())
+        run_rows(recover_job(TABLE), load, tmp_path / "a.h5", RunOptions())
 
 
 @pytest.mark.parametrize(
@@ -218,9 +222,9 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path, error: Exception) -> Non
         return some
 
     report = Notes()
-    out = run_rows(recover_job(TABLE), lambda: load(20), tmp_path / "a.h5", Run(report=report))
+    out = run_rows(recover_job(TABLE), lambda: load(20), tmp_path / "a.h5", RunOptions(report=report))
     with open_artefact(out) as artefact:
-        same(artefact, run_rows(recover_job(TABLE), recover_load(TABLE), None, Run()))
+        same(artefact, run_rows(recover_job(TABLE), recover_load(TABLE), None, RunOptions()))
         assert artefact.attrs["batch_size"] == 16
     assert (
         sizes[:3] == [64, 32, 16]
@@ -228,7 +232,7 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path, error: Exception) -> Non
         and len([s for s in report.said if "out of memory" in s]) == 2
     )
     with pytest.raises(MachineError, match="out of memory with a single row") as caught:
-        run_rows(recover_job(TABLE), lambda: load(0), tmp_path / "b.h5", Run())
+        run_rows(recover_job(TABLE), lambda: load(0), tmp_path / "b.h5", RunOptions())
     assert caught.value.exit_code == 5
 
 
@@ -254,7 +258,7 @@ def test_a_model_that_breaks_its_word_is_named(tmp_path: Path, change: Callable,
         return some
 
     with pytest.raises(ArtefactError, match=message):
-        run_rows(recover_job(TABLE), load, tmp_path / "a.h5", Run())
+        run_rows(recover_job(TABLE), load, tmp_path / "a.h5", RunOptions())
 
 
 # ---- resume and refusal --------------------------------------------------------------------------------------------
@@ -264,65 +268,65 @@ def test_a_crash_keeps_finished_parts_and_the_next_run_goes_on(tmp_path: Path) -
     out = tmp_path / "a.h5"
     load, first = counted(TABLE, 520, ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
-        run_rows(recover_job(TABLE), load, out, Run())
+        run_rows(recover_job(TABLE), load, out, RunOptions())
     assert not out.exists()
     load, second = counted(TABLE)
-    run_rows(recover_job(TABLE), load, out, Run(batch_size=7))
+    run_rows(recover_job(TABLE), load, out, RunOptions(batch_size=7))
     assert set(second) == set(range(512, ROWS)) and set(first) | set(second) == set(range(ROWS))
     with open_artefact(out) as artefact:
-        same(artefact, run_rows(recover_job(TABLE), recover_load(TABLE), None, Run()))
+        same(artefact, run_rows(recover_job(TABLE), recover_load(TABLE), None, RunOptions()))
     report = Notes()
-    assert run_rows(recover_job(TABLE), never, out, Run(report=report)) == out and "up to date" in report.said[0]
+    assert run_rows(recover_job(TABLE), never, out, RunOptions(report=report)) == out and "up to date" in report.said[0]
 
 
 def test_damaged_parts_are_made_again(tmp_path: Path) -> None:
     out = tmp_path / "a.h5"
     load, _ = counted(TABLE, 520, ValueError())
     with pytest.raises(ValueError):
-        run_rows(recover_job(TABLE), load, out, Run())
+        run_rows(recover_job(TABLE), load, out, RunOptions())
     part = tmp_path / "a.h5.parts" / "part-000001.npz"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
     load, seen = counted(TABLE)
-    run_rows(recover_job(TABLE), load, out, Run())
+    run_rows(recover_job(TABLE), load, out, RunOptions())
     assert set(seen) == set(range(256, ROWS))
     with open_artefact(out) as artefact:
-        same(artefact, run_rows(recover_job(TABLE), recover_load(TABLE), None, Run()))
+        same(artefact, run_rows(recover_job(TABLE), recover_load(TABLE), None, RunOptions()))
 
 
 def test_parts_and_targets_made_otherwise_are_refused_with_the_differences(tmp_path: Path) -> None:
     out = tmp_path / "a.h5"
     load, _ = counted(TABLE, 300, ValueError())
     with pytest.raises(ValueError):
-        run_rows(recover_job(TABLE), load, out, Run())
+        run_rows(recover_job(TABLE), load, out, RunOptions())
     other = detections(ROWS, seed=9)
     job = recover_job(other, 2.0, model={"name": "test", "sha256": "ff" * 32})
     with pytest.raises(ArtefactError) as caught:
-        run_rows(job, never, out, Run())
+        run_rows(job, never, out, RunOptions())
     assert "scale 1.0 -> 2.0" in caught.value.message and "model test 00 -> test ffffffffffff" in caught.value.message
     assert f"input detections {TABLE.fingerprint[:12]} -> {other.fingerprint[:12]}" in caught.value.message
     assert "--fresh" in caught.value.hint and caught.value.exit_code == 3 and "\n" not in caught.value.message
-    made = run_rows(job, recover_load(other, 2.0), out, Run(fresh=True))
+    made = run_rows(job, recover_load(other, 2.0), out, RunOptions(fresh=True))
     with pytest.raises(ArtefactError, match=r"made otherwise.*scale 2.0 -> 1.0") as caught:
-        run_rows(recover_job(TABLE), never, out, Run())
+        run_rows(recover_job(TABLE), never, out, RunOptions())
     assert "--force" in caught.value.hint
     before = made.read_bytes()
     load, _ = counted(TABLE, 300, ValueError())
     with pytest.raises(ValueError):
-        run_rows(recover_job(TABLE), load, out, Run(force=True))
+        run_rows(recover_job(TABLE), load, out, RunOptions(force=True))
     assert out.read_bytes() == before  # the old file survives a failed rerun
-    run_rows(recover_job(TABLE), recover_load(TABLE), out, Run(force=True))
+    run_rows(recover_job(TABLE), recover_load(TABLE), out, RunOptions(force=True))
     with open_artefact(out) as artefact:
-        same(artefact, run_rows(recover_job(TABLE), recover_load(TABLE), None, Run()))
+        same(artefact, run_rows(recover_job(TABLE), recover_load(TABLE), None, RunOptions()))
     out.write_text("something else")
     with pytest.raises(ArtefactError, match=r"not an HDF5 file.*in the way"):
-        run_rows(recover_job(TABLE), never, out, Run())
+        run_rows(recover_job(TABLE), never, out, RunOptions())
 
 
 def test_dry_run_writes_and_loads_nothing(tmp_path: Path) -> None:
     report = Notes()
-    run_rows(recover_job(TABLE), never, tmp_path / "a.h5", Run(dry_run=True, report=report))
+    run_rows(recover_job(TABLE), never, tmp_path / "a.h5", RunOptions(dry_run=True, report=report))
     assert not list(tmp_path.iterdir()) and "700 rows, 0 of 3 parts" in report.said[0]
 
 
@@ -330,13 +334,13 @@ def test_targets_that_cannot_be_are_usage_errors(tmp_path: Path) -> None:
     path = save(TABLE, tmp_path / "d.h5")
     with open_artefact(path) as table:
         with pytest.raises(UsageError, match="is also the input"):
-            run_rows(recover_job(table), never, path, Run(force=True))
+            run_rows(recover_job(table), never, path, RunOptions(force=True))
         with pytest.raises(UsageError, match="is a folder"):
-            run_rows(recover_job(table), never, tmp_path, Run())
+            run_rows(recover_job(table), never, tmp_path, RunOptions())
         with pytest.raises(UsageError, match="is not a folder"):
-            run_rows(recover_job(table), never, path / "a.h5", Run())
+            run_rows(recover_job(table), never, path / "a.h5", RunOptions())
         with pytest.raises(UsageError, match="shards need a file"):
-            run_rows(recover_job(table), never, None, Run(shard=(0, 2)))
+            run_rows(recover_job(table), never, None, RunOptions(shard=(0, 2)))
     check_file(path)
 
 
@@ -344,12 +348,12 @@ def test_inputs_with_other_rows_are_refused_with_the_first_difference() -> None:
     other = detections(ROWS, seed=4)
     job = dataclasses.replace(recover_job(TABLE), inputs={"detections": TABLE, "heatmaps": other})
     with pytest.raises(ArtefactError) as caught:
-        run_rows(job, never, None, Run())
+        run_rows(job, never, None, RunOptions())
     assert TABLE.rows_fingerprint[:12] in caught.value.message and other.rows_fingerprint[:12] in caught.value.message
     assert "row 0 has box" in caught.value.message
     short = dataclasses.replace(recover_job(TABLE), inputs={"detections": TABLE, "heatmaps": detections(ROWS - 1)})
     with pytest.raises(ArtefactError, match="700 and 699 rows"):
-        run_rows(short, never, None, Run())
+        run_rows(short, never, None, RunOptions())
 
 
 def test_cameras_that_cannot_be_are_named_before_the_model_is_loaded() -> None:
@@ -357,23 +361,23 @@ def test_cameras_that_cannot_be_are_named_before_the_model_is_loaded() -> None:
     frames["K"] = frames["K"].copy()
     frames["K"][7, 0, 0] = -800
     columns = {n: TABLE.read(n) for n in TABLE.columns()}
-    table = memory("detections", frames=frames, rows=TABLE.rows, columns=columns, group_attrs={"keypoints": COCO})
+    table = in_memory("detections", frames=frames, rows=TABLE.rows, columns=columns, group_attrs={"keypoints": COCO})
     with pytest.raises(ArtefactError, match=r"/frames/K of frame 7 \(7\.jpg\): not a camera: -800 0"):
-        run_rows(recover_job(table), never, None, Run())
+        run_rows(recover_job(table), never, None, RunOptions())
 
 
 def test_clocks_do_not_matter(tmp_path: Path) -> None:
     out = tmp_path / "a.h5"
     load, _ = counted(TABLE, 300, ValueError())
     with pytest.raises(ValueError):
-        run_rows(recover_job(TABLE), load, out, Run())
+        run_rows(recover_job(TABLE), load, out, RunOptions())
     for path in (tmp_path / "a.h5.parts").iterdir():
         os.utime(path, (4e9, 4e9))
     load, seen = counted(TABLE)
-    run_rows(recover_job(TABLE), load, out, Run())
+    run_rows(recover_job(TABLE), load, out, RunOptions())
     assert min(seen) == 256
     os.utime(out, (1e9, 1e9))
-    run_rows(recover_job(TABLE), never, out, Run())
+    run_rows(recover_job(TABLE), never, out, RunOptions())
 
 
 # ---- shards and other writers --------------------------------------------------------------------------------------
@@ -384,16 +388,22 @@ def test_merge_joins_what_shards_left_and_names_what_is_missing(tmp_path: Path) 
     with pytest.raises(InputError, match="no parts to merge"):
         merge(out)
     report = Notes()
-    assert run_rows(recover_job(TABLE), recover_load(TABLE), out, Run(shard=(0, 3), report=report)).name == "a.h5.parts"
+    assert (
+        run_rows(recover_job(TABLE), recover_load(TABLE), out, RunOptions(shard=(0, 3), report=report)).name
+        == "a.h5.parts"
+    )
     assert "2 of 3 parts are left" in report.said[-1] and "hmr merge" in report.said[-1]
     with pytest.raises(ArtefactError, match=r"2 of 3 parts are missing \(1, 2\)"):
         merge(out)
-    run_rows(recover_job(TABLE), recover_load(TABLE), out, Run(shard=(1, 3)))
+    run_rows(recover_job(TABLE), recover_load(TABLE), out, RunOptions(shard=(1, 3)))
     shutil.copytree(tmp_path / "a.h5.parts", tmp_path / "b.h5.parts")
-    run_rows(recover_job(TABLE), recover_load(TABLE), out, Run(shard=(2, 3)))
+    run_rows(recover_job(TABLE), recover_load(TABLE), out, RunOptions(shard=(2, 3)))
     shutil.copy(out, tmp_path / "c.h5")
     load, seen = counted(TABLE)  # or one process does the rest
-    with open_artefact(run_rows(recover_job(TABLE), load, tmp_path / "b.h5", Run())) as one, open_artefact(out) as two:
+    with (
+        open_artefact(run_rows(recover_job(TABLE), load, tmp_path / "b.h5", RunOptions())) as one,
+        open_artefact(out) as two,
+    ):
         assert set(seen) == set(range(512, ROWS))
         same(one, two)
 
@@ -412,20 +422,20 @@ def dead_pid() -> int:
 
 
 def test_a_second_writer_is_told_who_holds_the_target(tmp_path: Path) -> None:
-    from stages.disk import _started
+    from stages.files.atomic import _started
 
     out, parts = tmp_path / "a.h5", tmp_path / "a.h5.parts"
     me = os.getpid()
     held = mark(parts, me, started=_started(me))
     with pytest.raises(MachineError, match=f"being written by process {me} on this machine") as caught:
-        run_rows(recover_job(TABLE), never, out, Run())
+        run_rows(recover_job(TABLE), never, out, RunOptions())
     assert caught.value.exit_code == 5
     with pytest.raises(MachineError, match=f"being written by process {me}"):
-        run_rows(recover_job(TABLE), never, out, Run(shard=(1, 2)))  # one process does all: shards have no place
+        run_rows(recover_job(TABLE), never, out, RunOptions(shard=(1, 2)))  # one process does all: shards have no place
     held.unlink()
     mark(parts, me, host="elsewhere")
     with pytest.raises(MachineError, match=f"process {me} on elsewhere") as caught:
-        run_rows(recover_job(TABLE), never, out, Run())
+        run_rows(recover_job(TABLE), never, out, RunOptions())
     assert "delete" in caught.value.hint
 
 
@@ -434,7 +444,7 @@ def test_the_mark_of_a_dead_process_is_taken_over(tmp_path: Path, reused: bool) 
     """Also when its number has gone to another process (another start time)."""
     mark(tmp_path / "a.h5.parts", os.getpid() if reused else dead_pid(), started="1")
     mark(tmp_path, dead_pid(), name="a.h5.merging")
-    out = run_rows(recover_job(TABLE), recover_load(TABLE), tmp_path / "a.h5", Run())
+    out = run_rows(recover_job(TABLE), recover_load(TABLE), tmp_path / "a.h5", RunOptions())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5"]
     check_file(out)
 
@@ -458,12 +468,12 @@ def test_interrupting_finishes_the_part_and_says_how_to_resume(tmp_path: Path, n
 
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match="stopped after 2 of 3 parts") as caught:
-        run_rows(recover_job(TABLE), load, out, Run(report=report))
+        run_rows(recover_job(TABLE), load, out, RunOptions(report=report))
     assert caught.value.exit_code == code and "resumes" in caught.value.hint
     assert signal.getsignal(number) is before and any("once more" in s for s in report.said)
     assert not out.exists() and not list((tmp_path / "a.h5.parts").glob("writer-*"))
     load, seen = counted(TABLE)
-    run_rows(recover_job(TABLE), load, out, Run())
+    run_rows(recover_job(TABLE), load, out, RunOptions())
     assert set(seen) == set(range(512, ROWS))
 
 
@@ -483,14 +493,14 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(MachineError, match=r"a\.h5: ") as caught:
-        run_rows(recover_job(TABLE), recover_load(TABLE), out, Run())
+        run_rows(recover_job(TABLE), recover_load(TABLE), out, RunOptions())
     assert caught.value.exit_code == 5 and ("finished parts are kept" in caught.value.hint) == (at > 1)
     assert ("are free" in caught.value.message) == (code in (errno.ENOSPC, errno.EDQUOT))
     assert not out.exists() and not list(tmp_path.rglob("*.tmp"))
     assert len(list(tmp_path.rglob("part-*"))) == {1: 0, 3: 1, 5: 3}[at]
     monkeypatch.undo()
     load, seen = counted(TABLE)
-    run_rows(recover_job(TABLE), load, out, Run())
+    run_rows(recover_job(TABLE), load, out, RunOptions())
     assert len(seen) == {1: 700, 3: 444, 5: 0}[at]
     check_file(out)
 
@@ -507,16 +517,16 @@ def test_a_rename_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(MachineError, match="no permission"):
-        run_rows(recover_job(TABLE), recover_load(TABLE), tmp_path / "a.h5", Run())
+        run_rows(recover_job(TABLE), recover_load(TABLE), tmp_path / "a.h5", RunOptions())
     monkeypatch.undo()
-    run_rows(recover_job(TABLE), recover_load(TABLE), tmp_path / "a.h5", Run())
+    run_rows(recover_job(TABLE), recover_load(TABLE), tmp_path / "a.h5", RunOptions())
     check_file(tmp_path / "a.h5")
 
 
 def test_too_little_space_is_said_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("", (), {"free": 100_000, "total": 10**9})())
     with pytest.raises(MachineError, match=r"1 MB are needed, 100\.0 kB are free") as caught:
-        run_rows(recover_job(TABLE), never, tmp_path / "a.h5", Run())
+        run_rows(recover_job(TABLE), never, tmp_path / "a.h5", RunOptions())
     assert caught.value.exit_code == 5 and not list(tmp_path.iterdir())
 
 
@@ -542,7 +552,7 @@ except MachineError as error:
     )
     assert done.returncode == 5, done.stderr
     assert "a.h5" in done.stdout and len(list(tmp_path.rglob("part-*.npz"))) == 3 and not (tmp_path / "a.h5").exists()
-    run_rows(recover_job(TABLE), never, tmp_path / "a.h5", Run())
+    run_rows(recover_job(TABLE), never, tmp_path / "a.h5", RunOptions())
     check_file(tmp_path / "a.h5")
 
 
@@ -588,40 +598,44 @@ def tracks(artefact: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def test_frames_give_the_same_table_however_they_run(tmp_path: Path) -> None:
-    whole = run_frames(detect_job(), 200, detect_load(), tmp_path / "a.h5", Run())
+    whole = run_frames(detect_job(), 200, detect_load(), tmp_path / "a.h5", RunOptions())
     with open_artefact(whole) as expected:
         assert expected.n_frames == 200 and expected.n_rows == sum(i % 3 for i in range(200)) - 2
         assert (np.diff(expected.rows["frame"]) >= 0).all() and expected.frames["error"][5] == "5.jpg: empty"
         assert np.array_equal(expected.read("keypoints/xy")[:, 0, 0], expected.rows["frame"])
         for batch in (1, 7):
             with open_artefact(
-                run_frames(detect_job(), 200, detect_load(), tmp_path / f"{batch}.h5", Run(batch_size=batch))
+                run_frames(detect_job(), 200, detect_load(), tmp_path / f"{batch}.h5", RunOptions(batch_size=batch))
             ) as other:
                 same(expected, other)
         for shard in (1, 2, 0):
-            last = run_frames(detect_job(), 200, detect_load(), tmp_path / "s.h5", Run(shard=(shard, 3)))
+            last = run_frames(detect_job(), 200, detect_load(), tmp_path / "s.h5", RunOptions(shard=(shard, 3)))
         with open_artefact(last) as other:
             same(expected, other)
             check_file(last)
-        same(expected, run_frames(detect_job(), 200, detect_load(), None, Run()))
+        same(expected, run_frames(detect_job(), 200, detect_load(), None, RunOptions()))
         with pytest.raises(RowsFailed, match=r"1 of 200 frames failed, first frame 5: 5\.jpg: empty"):
-            run_frames(detect_job(), 200, never, tmp_path / "a.h5", Run(strict=True))
+            run_frames(detect_job(), 200, never, tmp_path / "a.h5", RunOptions(strict=True))
 
 
 def test_parts_without_people_and_nobody_at_all(tmp_path: Path) -> None:
-    with open_artefact(run_frames(detect_job(), 200, detect_load(range(70)), tmp_path / "a.h5", Run())) as artefact:
+    with open_artefact(
+        run_frames(detect_job(), 200, detect_load(range(70)), tmp_path / "a.h5", RunOptions())
+    ) as artefact:
         assert artefact.shape("keypoints/xy")[1:] == (17, 2) and artefact.rows["frame"].min() == 70
-    with open_artefact(run_frames(detect_job(), 200, detect_load(range(200)), tmp_path / "b.h5", Run())) as artefact:
+    with open_artefact(
+        run_frames(detect_job(), 200, detect_load(range(200)), tmp_path / "b.h5", RunOptions())
+    ) as artefact:
         assert artefact.n_rows == 0 and artefact.n_frames == 200
         check_file(tmp_path / "b.h5")
-    with open_artefact(run_frames(detect_job(), 0, never, tmp_path / "c.h5", Run())) as artefact:
+    with open_artefact(run_frames(detect_job(), 0, never, tmp_path / "c.h5", RunOptions())) as artefact:
         assert artefact.n_frames == 0 and artefact.shape("keypoints/xy") == (0, 17, 2)
 
 
 def test_finish_sees_the_whole_table(tmp_path: Path) -> None:
     job = detect_job(finish=tracks)
-    inside = run_frames(job, 200, detect_load(), None, Run())
-    with open_artefact(run_frames(job, 200, detect_load(), tmp_path / "a.h5", Run())) as artefact:
+    inside = run_frames(job, 200, detect_load(), None, RunOptions())
+    with open_artefact(run_frames(job, 200, detect_load(), tmp_path / "a.h5", RunOptions())) as artefact:
         same(artefact, inside)
         assert sorted(artefact.rows["track"]) == list(range(artefact.n_rows))
         assert artefact.attrs["summary"] == inside.attrs["summary"] == {"people": artefact.n_rows}
@@ -631,4 +645,4 @@ def test_finish_sees_the_whole_table(tmp_path: Path) -> None:
 def test_declared_columns_must_be_of_the_kind() -> None:
     job = recover_job(TABLE, columns=(*MESHES, Column("smpl/hands", "f4", ("R", 45))))
     with pytest.raises(ArtefactError, match="meshes have no column smpl/hands"):
-        run_rows(job, never, None, Run())
+        run_rows(job, never, None, RunOptions())

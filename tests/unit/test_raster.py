@@ -7,7 +7,7 @@ import pytest
 import torch
 import trimesh
 
-from stages.human.raster import rasterize, vertex_normals
+from stages.geometry.rasterizer import rasterize, vertex_normals
 
 K = torch.tensor([[200.0, 0, 79.5], [0, 200, 59.5], [0, 0, 1]])
 SIZE = (160, 120)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.human import rotations as rot
+from stages.geometry import rotations as rot
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity"
 

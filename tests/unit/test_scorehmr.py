@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from stages.checkpoints import Checkpoint, read_checkpoint
 from stages.errors import AssetError, InputError, UsageError
-from stages.human import cameras
-from stages.human.body import load_body
-from stages.human.rotations import rot6d_columns_to_matrix
-from stages.models.scorehmr.chain import Chain
+from stages.files.checkpoints import Checkpoint, read_checkpoint
+from stages.geometry import cameras
+from stages.geometry.rotations import rot6d_columns_to_matrix
+from stages.models.scorehmr.body25 import NAMES, chain_of, evidence
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.guidance import SmoothTerm, ViewTerm
-from stages.models.scorehmr.keypoints import KeypointTerm, Observed
-from stages.models.scorehmr.points import NAMES, chain_of, evidence
-from stages.models.scorehmr.refiner import Evidence, ScoreHmrRefiner
+from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
+from stages.models.scorehmr.kinematic_chain import KinematicChain
+from stages.models.scorehmr.refiner import EstimateBatch, ScoreHmrRefiner
 from stages.models.scorehmr.schedule import tables
-from stages.models.scorehmr.travel import ACCELERATION, NOISE, smooth_translations
-from stages.units import track_units, view_units
+from stages.models.scorehmr.translation_smoothing import ACCELERATION, NOISE, smooth_translations
+from stages.refinement.windows import track_windows, view_windows
+from stages.smpl.body import load_body
 
 
-def random_chain(pose_dirs: bool) -> Chain:
+def random_chain(pose_dirs: bool) -> KinematicChain:
     """A 24-joint body in double precision whose points are arbitrary mixtures of joints and vertices."""
     g = torch.Generator().manual_seed(1)
     body = load_body("embedded")
@@ -33,7 +33,7 @@ def random_chain(pose_dirs: bool) -> Chain:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     weights = torch.rand(9, 24, generator=g, dtype=torch.float64)
-    return Chain(
+    return KinematicChain(
         torch.tensor(body.parents), body.joint_template.double(), body.joint_dirs.double(),
         normal(9, 3), normal(9, 3, 10), weights / weights.sum(1, keepdim=True), normal(7, 33),
         0.1 * normal(9, 3, 207) if pose_dirs else None,
@@ -178,13 +178,13 @@ def test_track_units() -> None:
     frame = np.array([0, 0, 1, 3, 3, 4, 20, 5])
     track = np.array([7, -1, 7, 7, 8, 7, 7, 8])
     status = np.array([0, 0, 0, 0, 0, 0, 0, 1])
-    units, filled = track_units(frame, track, np.zeros(21, int), status, max_gap=4, window=3, margin=1)
+    units, filled = track_windows(frame, track, np.zeros(21, int), status, max_gap=4, window=3, margin=1)
     own = sorted(int(r) for u in units for r in u.row[u.own])
     assert own == sorted([0, 1, 2, 3, 4, 5, 6, -1])  # every good row once, one filled frame, the failed row not at all
     assert filled.frame.tolist() == [2] and filled.before.tolist() == [2] and filled.fraction.tolist() == [0.5]
     assert all(not u.linked[0] for u in units) and max(len(u) for u in units) <= 5
     with pytest.raises(InputError, match="two rows"):
-        track_units(
+        track_windows(
             np.array([0, 0]), np.array([1, 1]), np.zeros(1, int), np.zeros(2, int), max_gap=1, window=9, margin=1
         )
 
@@ -192,14 +192,14 @@ def test_track_units() -> None:
 def test_view_units() -> None:
     nan = np.full(4, np.nan)
     rows = {"frame": np.array([0, 1, 2, 3]), "track": np.full(4, -1), "status": np.zeros(4, int)}
-    (photos,) = view_units(**rows, view=np.zeros(4, int), time=nan)
+    (photos,) = view_windows(**rows, view=np.zeros(4, int), time=nan)
     assert photos.row.tolist() == [0, 1, 2, 3]
-    pairs = view_units(**rows, view=np.array([0, 0, 1, 1]), time=np.array([0.0, 0.04, 0.04, 0.0]))
+    pairs = view_windows(**rows, view=np.array([0, 0, 1, 1]), time=np.array([0.0, 0.04, 0.04, 0.0]))
     assert sorted(u.row.tolist() for u in pairs) == [[0, 3], [1, 2]]
-    in_order = view_units(**rows, view=np.array([0, 0, 1, 1]), time=nan)
+    in_order = view_windows(**rows, view=np.array([0, 0, 1, 1]), time=nan)
     assert sorted(u.row.tolist() for u in in_order) == [[0, 2], [1, 3]]
     with pytest.raises(UsageError):
-        view_units(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), nan[:1], np.zeros(1, int))
+        view_windows(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), nan[:1], np.zeros(1, int))
 
 
 def published(tmp_path: Path, **changes: torch.Tensor | None) -> Checkpoint:
@@ -245,7 +245,7 @@ def test_unknown_cameras_get_the_released_focal_length_and_known_ones_keep_their
     refiner = ScoreHmrRefiner.load(published(tmp_path), body=load_body("embedded"))
     n = 2
     K = cameras.default_K(torch.tensor([[640.0, 480.0]])).repeat(n, 1, 1)
-    seen = Evidence(
+    seen = EstimateBatch(
         torch.eye(3).repeat(n, 24, 1, 1), torch.zeros(n, 10), torch.tensor([[0.3, 0.1, 4.0]]).repeat(n, 1),
         torch.zeros(n, 25, 3), K, torch.tensor([[640.0, 480.0]]).repeat(n, 1), torch.tensor([False, True]),
         torch.arange(n), features=torch.zeros(n, 4608),

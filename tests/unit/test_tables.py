@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages import tables
-from stages.compare import interval
+from stages.evaluation import tables
+from stages.evaluation.compare import interval
 
 ROWS = [{"method": "a_b", "mpjpe": 70.94, "pa_mpjpe": 48.0}, {"method": "ours", "mpjpe": 70.0, "pa_mpjpe": None}]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.human.joints import SETS
-from stages.human.oks import extent, iou, oks, sigmas, suppress
-from stages.human.track import Tracker
+from stages.keypoints.joint_sets import SETS
+from stages.keypoints.oks import extent, iou, oks, sigmas, suppress
+from stages.keypoints.tracking import Tracker
 
 COCO = SETS["coco17"]
 SIGMA = sigmas(COCO)

@@ -7,19 +7,19 @@ import dataclasses
 import pytest
 import torch
 
-from stages.human.body import load_body
-from stages.human.rotations import axis_angle_to_matrix, matrix_to_rot6d_columns
-from stages.models.scorehmr.arms import POSE, Arms, Scene, in_picture, in_space
-from stages.models.scorehmr.chain import Chain
-from stages.models.scorehmr.points import chain_of
-from stages.models.scorehmr.weigh import PIXEL, Trust, Weigher
+from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_rot6d_columns
+from stages.models.scorehmr.body25 import chain_of
+from stages.models.scorehmr.kalman_update import PIXEL, KalmanUpdate, NoiseModel
+from stages.models.scorehmr.kinematic_chain import KinematicChain
+from stages.models.scorehmr.linearized_body import POSE, LinearizedBody, PosedEstimate, in_picture, in_space
+from stages.smpl.body import load_body
 from tests.unit.test_scorehmr import random_chain
 
 F, N = 800.0, 5
 
 
 @pytest.fixture(scope="module")
-def chain() -> Chain:
+def chain() -> KinematicChain:
     return chain_of(load_body("embedded"))
 
 
@@ -42,14 +42,14 @@ def people(n: int = N, wrong: float = 0.05) -> tuple[torch.Tensor, ...]:
     return true, estimate, 0.5 * torch.randn(n, 10, generator=g), transl, K
 
 
-def drawn(chain: Chain, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> torch.Tensor:
+def drawn(chain: KinematicChain, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> torch.Tensor:
     """Exact keypoints (n, 25, 3) px."""
     points = chain.forward(pose, chain.rest(betas)).points.permute(2, 0, 1) + transl[:, None]
     xy = F * points[..., :2] / points[..., 2:] + torch.tensor([320.0, 240.0])
     return torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
 
 
-def error(chain: Chain, made: tuple[torch.Tensor, ...], keypoints: torch.Tensor) -> torch.Tensor:
+def error(chain: KinematicChain, made: tuple[torch.Tensor, ...], keypoints: torch.Tensor) -> torch.Tensor:
     return (drawn(chain, *made[:3]) - keypoints)[..., :2].norm(dim=-1)
 
 
@@ -60,16 +60,18 @@ def test_arms_are_the_chain(blend_shapes: bool) -> None:
     posed = chain.forward(pose, chain.rest(betas))
     world = posed.world[:, :, :3].permute(3, 0, 1, 2)
     root = chain.rest(betas).joints[0].t()
-    points, _, _ = Arms(chain).linearise(Scene(world, betas, root, torch.ones(N).double()))
+    points, _, _ = LinearizedBody(chain).linearise(PosedEstimate(world, betas, root, torch.ones(N).double()))
     torch.testing.assert_close(points + root[:, None], posed.points.permute(2, 0, 1), atol=1e-7, rtol=0)
 
 
 def test_derivatives_are_those_of_finite_differences() -> None:
     chain = random_chain(False)
-    arms = Arms(chain)
+    arms = LinearizedBody(chain)
     pose, _, betas, _, _ = (v.double() for v in people())
     world = chain.forward(pose, chain.rest(betas)).world[:, :, :3].permute(3, 0, 1, 2)
-    scene = Scene(world, betas, torch.tensor([[0.3, -0.2, 60.0]]).double().expand(N, 3), torch.full((N,), 0.2).double())
+    scene = PosedEstimate(
+        world, betas, torch.tensor([[0.3, -0.2, 60.0]]).double().expand(N, 3), torch.full((N,), 0.2).double()
+    )
     points, lever, swell = arms.linearise(scene)
     there, J = in_picture(scene, points, lever, swell)
     G = in_space(lever, swell)
@@ -85,14 +87,14 @@ def test_derivatives_are_those_of_finite_differences() -> None:
     assert there.shape == (N, 7, 2)
 
 
-def test_a_small_step_is_the_textbook_kalman_update(chain: Chain) -> None:
+def test_a_small_step_is_the_textbook_kalman_update(chain: KinematicChain) -> None:
     """P H' (H P H' + R)^-1 r, with the noise held and the points free to move."""
     noise = 3.0
-    trust = Trust(place=1e6, noise=(noise, noise), begin=noise, outlier=1e6, rounds=1)
-    weigher = Weigher(covariance(), Arms(chain), trust)
+    trust = NoiseModel(place=1e6, noise=(noise, noise), begin=noise, outlier=1e6, rounds=1)
+    weigher = KalmanUpdate(covariance(), LinearizedBody(chain), trust)
     true, estimate, betas, transl, _ = people(wrong=1e-3)
     posed = chain.forward(estimate, chain.rest(betas))
-    scene = Scene(
+    scene = PosedEstimate(
         posed.world[:, :, :3].permute(3, 0, 1, 2),
         betas,
         chain.rest(betas).joints[0].t() + transl,
@@ -113,8 +115,8 @@ def test_a_small_step_is_the_textbook_kalman_update(chain: Chain) -> None:
     torch.testing.assert_close(found.pelvis, scene.moved(expected.float()).pelvis, atol=1e-4, rtol=0)
 
 
-def test_exact_keypoints_are_met_and_rows_do_not_see_each_other(chain: Chain) -> None:
-    weigher = Weigher(covariance(), Arms(chain))
+def test_exact_keypoints_are_met_and_rows_do_not_see_each_other(chain: KinematicChain) -> None:
+    weigher = KalmanUpdate(covariance(), LinearizedBody(chain))
     true, estimate, betas, transl, K = people(40)
     keypoints = drawn(chain, true, betas, transl)
     before = error(chain, (estimate, betas, transl), keypoints).mean()
@@ -126,8 +128,8 @@ def test_exact_keypoints_are_met_and_rows_do_not_see_each_other(chain: Chain) ->
         torch.testing.assert_close(a, b[part], atol=1e-6, rtol=1e-6)
 
 
-def test_one_wild_keypoint_hardly_matters(chain: Chain) -> None:
-    weigher = Weigher(covariance(), Arms(chain))
+def test_one_wild_keypoint_hardly_matters(chain: KinematicChain) -> None:
+    weigher = KalmanUpdate(covariance(), LinearizedBody(chain))
     true, estimate, betas, transl, K = people(20)
     keypoints = drawn(chain, true, betas, transl)
     good = weigher(estimate, betas, transl, keypoints, K)
@@ -140,8 +142,8 @@ def test_one_wild_keypoint_hardly_matters(chain: Chain) -> None:
     assert away < error(chain, good, keypoints)[:, others].mean() + 4
 
 
-def test_a_place_behind_the_camera_or_far_off_is_found_and_scores_have_no_unit(chain: Chain) -> None:
-    weigher = Weigher(covariance(), Arms(chain))
+def test_a_place_behind_the_camera_or_far_off_is_found_and_scores_have_no_unit(chain: KinematicChain) -> None:
+    weigher = KalmanUpdate(covariance(), LinearizedBody(chain))
     true, estimate, betas, transl, K = people(6)
     keypoints = drawn(chain, true, betas, transl)
     usual = weigher(estimate, betas, transl, keypoints, K)
@@ -153,8 +155,8 @@ def test_a_place_behind_the_camera_or_far_off_is_found_and_scores_have_no_unit(c
         torch.testing.assert_close(made[2], usual[2], atol=0.15, rtol=0)
 
 
-def test_what_cannot_be_weighed_stays(chain: Chain) -> None:
-    weigher = Weigher(covariance(), Arms(chain))
+def test_what_cannot_be_weighed_stays(chain: KinematicChain) -> None:
+    weigher = KalmanUpdate(covariance(), LinearizedBody(chain))
     true, estimate, betas, transl, K = people(6)
     keypoints = drawn(chain, true, betas, transl)
     usual = weigher(estimate, betas, transl, keypoints, K)
@@ -170,16 +172,18 @@ def test_what_cannot_be_weighed_stays(chain: Chain) -> None:
         torch.testing.assert_close(a[4:], b[4:], atol=1e-5, rtol=1e-4)
 
 
-def test_noise_is_read_from_the_residuals(chain: Chain) -> None:
+def test_noise_is_read_from_the_residuals(chain: KinematicChain) -> None:
     """Noisy keypoints are followed less than exact ones, without being told; and shape stays where it must."""
-    weigher = Weigher(covariance(), Arms(chain))
+    weigher = KalmanUpdate(covariance(), LinearizedBody(chain))
     true, estimate, betas, transl, K = people(60)
     keypoints = drawn(chain, true, betas, transl)
     noisy = keypoints.clone()
     noisy[..., :2] += 8 * torch.randn(noisy[..., :2].shape, generator=torch.Generator().manual_seed(5))
     left = error(chain, weigher(estimate, betas, transl, noisy, K), noisy).mean()
     told = dataclasses.replace(weigher.trust, noise=(1.0, 1.0), begin=1.0)
-    pulled = error(chain, Weigher(covariance(), weigher.arms, told)(estimate, betas, transl, noisy, K), noisy).mean()
+    pulled = error(
+        chain, KalmanUpdate(covariance(), weigher.arms, told)(estimate, betas, transl, noisy, K), noisy
+    ).mean()
     assert left > 1.3 * pulled
     kept = weigher(estimate, betas, transl, noisy, K, keep_shape=True)
     assert torch.equal(kept[1], betas)

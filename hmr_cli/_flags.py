@@ -1,0 +1,164 @@
+"""One spelling of the shared flags on every stage, and Params fields as flags.
+
+    @stage_command(app, Params)
+    def detect(inputs: Inputs, *, out: Path, params: Params, run: Run) -> Path | dict: ...
+
+`out`, `params`, `run` and `report` are not typed on the command line: the decorator replaces `out` by -o, `params` by
+one flag per field of Params (plus --params-from), `run` by --device, --batch-size, ... and hands in `report`, where
+progress is told. What the function returns is the result: a path is printed, a dictionary too with --json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import typer
+
+from hmr_cli._output import make_report, print_result, with_counts
+from stages.errors import HmrError, InputError, UsageError
+
+Inputs = Annotated[
+    list[str], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
+
+RUN_FLAGS: dict[str, tuple[Any, Any]] = {
+    "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")], "auto"),
+    "batch_size": (Annotated[int | None, typer.Option(help="Rows at a time; the result does not depend on it.")], None),
+    "workers": (Annotated[int, typer.Option(help="Threads that read pictures; 0 reads in the main thread.")], 2),
+    "shard": (
+        Annotated[str, typer.Option(help="i/n: this process does part i (0 to n-1) of n; then `hmr merge`.")],
+        "0/1",
+    ),
+    "fresh": (
+        Annotated[bool, typer.Option("--fresh", help="Discard unfinished parts made with other settings.")],
+        False,
+    ),
+    "force": (
+        Annotated[bool, typer.Option("--force", help="Replace a finished target made with other settings.")],
+        False,
+    ),
+    "strict": (Annotated[bool, typer.Option("--strict", help="Exit 6 when any row failed.")], False),
+    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")], False),
+}
+OUT = Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)]
+OPTIONAL_OUT = Annotated[Union[Path, None], typer.Option("--out", "-o", help="The file to write; none without.")]
+PANEL = "Shared by every stage"
+
+
+def stage_command(app: typer.Typer, params_class: type | None = None, **command: Any) -> Callable[..., Any]:
+    """Register a function as the command of a stage (see the module docstring)."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(function, eval_str=True).parameters
+        signature = [p for name, p in own.items() if name not in ("out", "params", "run", "report")]
+        if "out" in own:
+            optional = own["out"].default is None
+            signature.append(_keyword("out", OPTIONAL_OUT if optional else OUT, own["out"].default))
+        fields = dataclasses.fields(params_class) if params_class and "params" in own else ()
+        hints = typing.get_type_hints(params_class) if params_class else {}
+        signature += [_keyword(f.name, _flag(f, hints[f.name]), None) for f in fields]
+        if fields:
+            text = "Take the settings of this artefact (or JSON file); flags win."
+            source = Annotated[Path | None, typer.Option(help=text, rich_help_panel=PANEL)]
+            signature.append(_keyword("params_from", source, None))
+        if "run" in own:
+            signature += [_keyword(name, _panel(kind), default) for name, (kind, default) in RUN_FLAGS.items()]
+        signature += [_keyword("as_json", _panel(Json), False), _keyword("quiet", _panel(Quiet), False)]
+
+        @functools.wraps(function)
+        def call(*args: Any, **given: Any) -> None:
+            as_json, quiet = given.pop("as_json"), given.pop("quiet")
+            with make_report(quiet=quiet) as report:
+                if "report" in own:
+                    given["report"] = report
+                if "run" in own:
+                    given["run"] = _run({name: given.pop(name) for name in RUN_FLAGS}, report)
+                if fields:
+                    assert params_class
+                    values = {f.name: given.pop(f.name) for f in fields}
+                    given["params"] = _params(params_class, values, given.pop("params_from"))
+                result = function(*args, **given)
+            print_result(with_counts(result) if as_json else result, as_json=as_json)
+
+        call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in signature}
+        del call.__wrapped__  # or Typer would read the original's annotations
+        return app.command(**command)(call)
+
+    return register
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _panel(annotated: Any) -> Any:
+    kind, option = typing.get_args(annotated)
+    option.rich_help_panel = PANEL
+    return Annotated[kind, option]
+
+
+def _flag(field: dataclasses.Field[Any], kind: Any) -> Any:
+    """The option for one Params field. The flag's own default is None: only what was typed overrides --params-from."""
+    members = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+    bare: Any = Union[tuple(m for m in members if m is not type(None))]
+    if typing.get_origin(bare) is tuple:
+        bare = list[typing.get_args(bare)[0]]  # type: ignore[misc]
+    default = field.default if field.default is not dataclasses.MISSING else ""
+    shown = "" if default is None else str(default)
+    help = field.metadata.get("help", "") + (f" [default: {shown}]" if shown != "" else "")
+    return Annotated[Union[bare, None], typer.Option(help=help, show_default=False)]
+
+
+def _params(params_class: type, values: dict[str, Any], source: Path | None) -> Any:
+    from stages.params import from_json
+
+    base = params_class()
+    if source:
+        try:
+            base = from_json(params_class, _stored_params(source))
+        except HmrError as error:
+            if str(source) not in error.message:
+                error.message = f"--params-from {source}: {error.message}"
+            raise
+    typed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v not in (None, [])}
+    return dataclasses.replace(base, **typed)
+
+
+def _stored_params(source: Path) -> str:
+    import json
+
+    if source.suffix == ".json":
+        try:
+            return source.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--params-from {source}: {getattr(error, 'strerror', None) or 'not text'}") from error
+    from stages.artefacts.hdf5 import open_artefact
+
+    with open_artefact(source) as artefact:
+        stored = artefact.attrs.get("params") or {}
+    return stored if isinstance(stored, str) else json.dumps(stored)
+
+
+def _run(flags: dict[str, Any], report: Any) -> Any:
+    from stages.engine.job import RunOptions
+
+    index, slash, count = flags["shard"].partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UsageError(
+            f"--shard {flags['shard']}: not i/n with i from 0 to n-1", "for three processes: 0/3, 1/3 and 2/3"
+        )
+    if flags["batch_size"] is not None and flags["batch_size"] < 1:
+        raise UsageError(f"--batch-size {flags['batch_size']}: must be 1 or more")
+    if flags["workers"] < 0:
+        raise UsageError(f"--workers {flags['workers']}: must be 0 or more")
+    return RunOptions(**(flags | {"shard": (int(index), int(count)), "report": report}))

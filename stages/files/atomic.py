@@ -1,0 +1,185 @@
+"""Writing that survives a crash: temporary name, fsync, rename; marks of who is writing; a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages.errors import MachineError
+
+DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed here",
+    errno.EROFS: "the folder is read-only",
+    errno.EACCES: "no permission to write here",
+    errno.EPERM: "no permission to write here",
+    errno.EIO: "the disk reports an error",
+}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, need: int = 0) -> Iterator[None]:
+    """Failures to write `path` or its parts, as a MachineError that says how many bytes were to be written (`need`, if
+    known), how many are free, and whether finished parts are kept."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise MachineError(
+                f"{path}: {error.filename or path} cannot be made there, or was deleted meanwhile",
+                "choose another place with -o",
+            ) from error
+        code = error.errno if error.errno in DISK else next((c for c in DISK if f"errno = {c}," in str(error)), None)
+        if isinstance(error, NotADirectoryError) or (code is None and error.errno is None):
+            raise
+        what = DISK.get(code, error.strerror) if code else error.strerror or str(error)
+        room = ""
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            with contextlib.suppress(OSError):
+                room = f" ({megabytes(need)} are needed, " if need else " ("
+                room += f"{megabytes(shutil.disk_usage(_near(path)).free)} are free)"
+        kept = any(path.with_name(path.name + ".parts").glob("part-*.npz"))
+        mend = "make room or choose another place with -o" if room else "choose another place with -o"
+        if kept:
+            mend = f"finished parts are kept: {mend.replace(' with -o', '')}, then give the same command again"
+        raise MachineError(f"{path}: {what}{room}", mend) from error
+
+
+def megabytes(n: float) -> str:
+    """A number of bytes for people, never 0 for something."""
+    return f"{n / 1e6:.0f} MB" if n >= 1e6 or not n else f"{n / 1e3:.1f} kB"
+
+
+def _near(path: Path) -> Path:
+    """The nearest folder of `path` that exists."""
+    return next(p for p in path.absolute().parents if p.exists())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last; not every system allows it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def replace(temporary: Path, target: Path) -> None:
+    """The only way a finished file appears."""
+    os.replace(temporary, target)
+    fsync_folder(target.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`content` under `path`, whole or not at all. (Should the power fail, the name may be lost, never half a file.)"""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def write_lock(mark: Path, out: Path) -> Iterator[None]:
+    """Hold `mark`, a file with host and process id; a stale one is taken over. Raises MachineError (who holds it)."""
+    content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
+    for _ in range(10):
+        with disk_errors(out):
+            if _create(mark, content):
+                break
+        if who := holder(mark):
+            raise MachineError(
+                f"{out} is being written by {who}", f"wait for it, or stop it; if it is gone, delete {mark}"
+            )
+        with contextlib.suppress(FileNotFoundError):  # stale: of several that rename it, one succeeds
+            stale = mark.with_name(f"{mark.name}.{os.getpid()}.tmp")
+            os.rename(mark, stale)
+            stale.unlink()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if mark.read_text() == content:
+                mark.unlink()
+
+
+def _create(mark: Path, content: str) -> bool:
+    """Create `mark` with `content` in one step; False if it is there already."""
+    temporary = mark.with_name(f"{mark.name}.{os.getpid()}.tmp")
+    temporary.write_text(content)
+    try:
+        os.link(temporary, mark)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links here: exclusive creation, whose content follows a moment later
+        try:
+            with open(mark, "x") as file:
+                file.write(content)
+            return True
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def holder(mark: Path) -> str:
+    """Who holds a mark, in words; '' when that process is gone."""
+    try:
+        text = mark.read_text()
+        who = json.loads(text) if text else {}
+    except FileNotFoundError:
+        return ""
+    except ValueError:
+        who = {}
+    if not who:  # created this instant, or its writer was killed before the first byte
+        return "" if not mark.exists() or _age(mark) > 5 else "a process that has just started"
+    if who["host"] != socket.gethostname():
+        return f"process {who['pid']} on {who['host']}"
+    try:
+        os.kill(who["pid"], 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return f"process {who['pid']} on this machine" if _started(who["pid"]) == who["started"] else ""
+
+
+def _age(path: Path) -> float:
+    try:
+        return abs(time.time() - path.stat().st_mtime)
+    except OSError:
+        return 1e9
+
+
+def _started(pid: int) -> str:
+    """When a process started, so that a number used again is not taken for the old process; '' where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def check_space(out: Path, need: int) -> None:
+    """Raise MachineError if the disk of `out` has less than `need` bytes free."""
+    usage = shutil.disk_usage(_near(out))
+    if usage.free < need and usage.total:  # /proc and its like have no size at all: writing will say what is wrong
+        raise MachineError(
+            f"{out}: {megabytes(need)} are needed, {megabytes(usage.free)} are free",
+            "make room, or choose another disk with -o",
+        )
