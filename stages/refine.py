@@ -29,7 +29,9 @@ from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.models.tables import REFINERS
 from stages.params import RefineParams
-from stages.refinement.rows import RowRefiner, camera_turns, columns, plan_rows, usable
+from stages.refinement.people import find_people, tell
+from stages.refinement.rig import read_rig
+from stages.refinement.rows import RowRefiner, columns, plan_rows, usable
 from stages.smpl.body import load_body
 
 MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
@@ -86,12 +88,18 @@ def run(
     model = None
     if params.method == "score":
         model = {"name": "scorehmr", "sha256": checkpoint.sha256, "licence": checkpoint.licence}
-    plan = plan_rows(start, params, usable(start, tables["features"] if kind else None))
+    good = usable(start, tables["features"] if kind else None)
+    rig, people = read_rig(params.cameras), None
+    if params.mode == "views":
+        people = find_people(seen, rig, good, meshes=start, body=body)
+    plan = plan_rows(start, params, good, None if people is None else people.person)
+    if people is not None:
+        tell(people, start, plan, run.report)
     job = Job(
         stage="refine",
         kind="meshes",
         params=params,
-        inputs=tables if plan.table is start else {"meshes": plan.table},
+        inputs=(tables if plan.table is start else {"meshes": plan.table}) | ({"cameras": rig} if rig else {}),
         model=model,
         columns=columns(params),
         group_attrs={"smpl": attrs, "joints": {"joints": list(body.joint_names)}},
@@ -134,4 +142,4 @@ def _check(params: RefineParams) -> None:
         raise UsageError("--fill-gaps is for --mode video")
     if params.cameras and params.mode != "views":
         raise UsageError("--cameras is for --mode views")
-    camera_turns(params.cameras)
+    read_rig(params.cameras)

@@ -1,4 +1,4 @@
-"""One body for all cameras that see a person: the Kalman update of weigh.py in the world frame of a calibrated rig.
+"""One body for all cameras that see a person: the Kalman update of kalman_update.py in the world frame of a calibrated rig.
 
 Every view has its own estimate of the person and its own keypoints, and the rig says where the cameras stand. Then
 there is only one unknown: orientations of the bones, betas and pelvis in the world. Each view's estimate is a reading
@@ -14,30 +14,33 @@ moment, G groups.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stages.human.gaze import look_at
-from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle
-from stages.models.scorehmr.arms import POSE, Arms, Scene, in_space
-from stages.models.scorehmr.weigh import FEWEST, PIXEL
+from stages.geometry.cameras import look_at
+from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+from stages.models.scorehmr.kalman_update import MIN_KEYPOINTS, NOT_UPDATED, PIXEL, KalmanUpdate
+from stages.models.scorehmr.linearized_body import POSE, LinearizedBody, PosedEstimate, in_space
 
 STATE = POSE + 3  # rotation vectors of 24 bones, betas, pelvis in the world
 NEAREST = 0.1  # m before a camera
-SURE = 1e12  # precision of what is known
+SURE, FREE = 1e12, 1e-6  # precisions of what is known and of what is not held
 
 
 @dataclass(frozen=True)
 class MultiviewNoise:
     """What is believed of several views. px: pixels of a 256 crop of the person."""
 
-    noise: tuple[float, float] = (0.5, 10.0)  # px, least and most noise of a view's keypoints
+    noise: tuple[float, float] = (0.5, 5.0)  # px, least and most noise of a view's keypoints
+    begin: float = 2.5  # px, before the first look at the residuals
     outlier: float = 6.0  # px, where a keypoint has lost three quarters of its weight,
-    unusual: float = 3.0  # if that is more than so many times the median over the person's views
-    repeated: float = 0.5  # estimates of several views share errors: V of them count as V ** repeated
-    strange: float = 2.0  # an estimate so many deviations from the others has lost half of its weight
+    unusual: float = 4.0  # if that is more than so many times the median over the person's views
+    strange: float = 1.0  # an estimate so many deviations from the others has lost half of its weight
+    patience: float = 4.0  # in the first round outliers may be so many times as large, half as many in each further
     rounds: int = 6
 
 
@@ -72,44 +75,132 @@ class WorldBodies:
     information: Tensor
 
 
-class MultiviewUpdate:
-    """`covariance` (82, 82) of the error of an estimate, as in weigh.Weigher."""
+@dataclass
+class Readings:
+    """The n estimates as readings of their group's body: precision (n, 85, 85), mean (n, 85) about the start, trust (n,)
+    from 0 to 1; known (G,): 1 where the betas are no estimate."""
 
-    def __init__(self, covariance: Tensor, arms: Arms, noise: MultiviewNoise = MultiviewNoise()) -> None:
-        self.arms, self.noise = arms, noise
-        self.precision = torch.linalg.inv(covariance.double())
+    precision: Tensor
+    mean: Tensor
+    trust: Tensor
+    known: Tensor
+
+
+class MultiviewUpdate:
+    """`single` updates a person in one view, and has the covariance of an estimate's error; without it bodies are only
+    brought to one place, not fitted."""
+
+    def __init__(
+        self, linearized: LinearizedBody, single: KalmanUpdate | None, noise: MultiviewNoise = MultiviewNoise()
+    ) -> None:
+        self.linearized, self.single, self.noise = linearized, single, noise
+
+    @property
+    def shape_precision(self) -> Tensor:
+        """Precision (10, 10) of an estimate's betas."""
+        assert self.single is not None
+        return torch.linalg.inv((self.single.factor @ self.single.factor.t())[72:, 72:])
 
     def __call__(
         self,
-        rotation: Tensor,
+        pose: Tensor,
         betas: Tensor,
-        pelvis: Tensor,
+        transl: Tensor,
         keypoints: Tensor,
         K: Tensor,
         R: Tensor,
         t: Tensor,
         group: Tensor,
-        *,
-        keep_shape: bool = False,
+        known_shape: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """pose (n, 144), betas (n, 10), transl (n, 3) in each row's camera, keypoints (n, 25, 3) px with score 0 =
+        unseen, K, R (n, 3, 3), t (n, 3), group (n,) numbers from 0, known_shape (n,): 1 where betas are no estimates.
+
+        -> pose, betas, transl of each group's one body in every row's camera, and its energy (n,). Rows of groups with
+        fewer than three keypoints in all stay.
+        """
+        rows = (pose, betas, transl, keypoints, K, R, t, group, known_shape)
+        out = (pose.clone(), betas.clone(), transl.clone(), torch.zeros_like(transl[:, 0]))
+        alone = (torch.bincount(group) == 1)[group]
+        cases: list[tuple[Tensor, Callable[..., tuple[Tensor, ...]]]] = [(~alone, self._together)]
+        if self.single is not None:
+            for known in (True, False):
+                cases.append((alone & ((known_shape > 0) == known), functools.partial(self._alone, keep_shape=known)))
+        for chosen, update in cases:
+            if chosen.any():
+                for value, new in zip(out, update(*(v[chosen] for v in rows)), strict=True):
+                    value[chosen] = new
+        return out
+
+    def _alone(
+        self, pose: Tensor, betas: Tensor, transl: Tensor, keypoints: Tensor, K: Tensor, *_: Tensor, keep_shape: bool
+    ) -> tuple[Tensor, ...]:
+        assert self.single is not None
+        return self.single(pose, betas, transl, keypoints, K, keep_shape=keep_shape)
+
+    def _together(
+        self,
+        pose: Tensor,
+        betas: Tensor,
+        transl: Tensor,
+        keypoints: Tensor,
+        K: Tensor,
+        R: Tensor,
+        t: Tensor,
+        group: Tensor,
+        known_shape: Tensor,
+    ) -> tuple[Tensor, ...]:
+        chain, group = self.linearized.chain, torch.unique(group, return_inverse=True)[1]
+        found = self.bodies(pose, betas, transl, keypoints, K, R, t, group, known_shape)
+        rotation = R[:, None] @ found.rotation[group]
+        local = rotation[:, chain.parent_index].transpose(2, 3) @ rotation
+        local[:, 0] = rotation[:, 0]
+        shape, pelvis = found.betas[group], (R @ found.pelvis[group][..., None])[..., 0] + t
+        better = (
+            local[..., :2].transpose(-1, -2).flatten(1),
+            shape,
+            pelvis - chain.rest(shape).joints[0].t(),
+            found.energy[group][:, None],
+        )
+        able = (_sum((keypoints[..., 2] > 0).sum(1), group, len(found.betas)) >= MIN_KEYPOINTS)[group]
+        able = able & torch.isfinite(torch.cat(better, 1)).all(1) & (pelvis[:, 2] > NEAREST)
+        as_it_was = (pose, betas, transl, torch.full_like(better[3], NOT_UPDATED))
+        out = [torch.where(able[:, None], new, old) for new, old in zip(better, as_it_was, strict=True)]
+        return out[0], out[1], out[2], out[3][:, 0]
+
+    def bodies(
+        self,
+        pose: Tensor,
+        betas: Tensor,
+        transl: Tensor,
+        keypoints: Tensor,
+        K: Tensor,
+        R: Tensor,
+        t: Tensor,
+        group: Tensor,
+        known_shape: Tensor,
     ) -> WorldBodies:
-        """rotation (n, 24, 3, 3) of the bones in each camera, betas (n, 10), pelvis (n, 3) in each camera, keypoints
-        (n, 25, 3) px with score 0 = unseen, K, R (n, 3, 3), t (n, 3), group (n,) numbers from 0 -> G bodies."""
-        kind = rotation.dtype
+        """The G bodies in the world; arguments as above."""
+        chain, kind = self.linearized.chain, pose.dtype
+        rotation = chain.forward(pose, chain.rest(betas)).world[:, :, :3].permute(3, 0, 1, 2).double()
         tangent = (keypoints[..., :2] - K[:, None, :2, 2]) / K[:, None, [0, 1], [0, 1]]
         seen = keypoints[..., 2].clamp_max(1)
         look, half, _ = (v.movedim(-1, 0).double() for v in look_at(tangent.permute(2, 1, 0), seen.t()))
         tangent = torch.where(seen[..., None] > 0, tangent, torch.zeros_like(tangent))
         seen = torch.where((half > 1e-4)[:, None], seen, torch.zeros_like(seen))
         views = Views(R.double(), t.double(), tangent.double(), seen.double(), half.clamp_min(1e-4), group)
-        readings = R.double().transpose(1, 2)[:, None] @ rotation.double()
-        start = self._start(views, readings, betas.double(), pelvis.double())
-        prior = self._readings(views, look, readings, start.rotation, keep_shape)
-        found = self._solve(views, start, prior)
+        readings = R.double().transpose(1, 2)[:, None] @ rotation
+        start = self._start(views, readings, betas.double())
+        if self.single is None:
+            none = start.betas.new_zeros(len(start.betas))
+            found = WorldBodies(start.rotation, start.betas, start.pelvis, none, torch.diag_embed(0 * start.betas))
+        else:
+            found = self._solve(views, start, self._readings(views, look, readings, start.rotation, known_shape))
         return WorldBodies(*(getattr(found, f.name).to(kind) for f in dataclasses.fields(found)))
 
     # ---- the beginning
 
-    def _start(self, views: Views, readings: Tensor, betas: Tensor, pelvis: Tensor) -> Scene:
+    def _start(self, views: Views, readings: Tensor, betas: Tensor) -> PosedEstimate:
         """Of every view's own body and their mean, the one whose points lie nearest to all views' keypoints."""
         group, groups = views.group, int(views.group.max()) + 1
         count = torch.zeros(groups, dtype=torch.long, device=group.device).index_add_(0, group, torch.ones_like(group))
@@ -118,15 +209,17 @@ class MultiviewUpdate:
         first = count.cumsum(0) - count
         place[order] = torch.arange(len(group), device=group.device) - first.repeat_interleave(count)
         mean_betas = _mean(betas, group, groups)
-        best = Scene(_project(_mean(readings, group, groups)), mean_betas, betas.new_zeros(groups, 3), betas.new_ones(groups))
+        best = PosedEstimate(
+            _project(_mean(readings, group, groups)), mean_betas, betas.new_zeros(groups, 3), betas.new_ones(groups)
+        )
         lowest = None
         for k in range(-1, int(count.max())):
             rotation = best.rotation if k < 0 else best.rotation.clone()
             if k >= 0:
                 mine = order[(first + k).clamp_max(len(order) - 1)]
                 rotation = torch.where((count > k)[:, None, None, None], readings[mine], rotation)
-            scene = Scene(rotation, mean_betas, best.pelvis, best.half)
-            points = self.arms.linearise(scene)[0]
+            scene = PosedEstimate(rotation, mean_betas, best.pelvis, best.half)
+            points = self.linearized.linearise(scene)[0]
             scene.pelvis = _placed(views, points, groups)
             off = views.residuals((points + scene.pelvis[:, None])[group]).norm(dim=-1) / PIXEL
             cost = _sum((off.clamp_max(5 * self.noise.outlier) * views.seen).sum(1), group, groups)
@@ -135,70 +228,74 @@ class MultiviewUpdate:
             else:
                 better = cost < lowest
                 lowest = torch.where(better, cost, lowest)
-                best = Scene(
+                best = PosedEstimate(
                     torch.where(better[:, None, None, None], scene.rotation, best.rotation), mean_betas,
                     torch.where(better[:, None], scene.pelvis, best.pelvis), best.half,
                 )  # fmt: skip
         return best
 
-    def _readings(
-        self, views: Views, look: Tensor, readings: Tensor, start: Tensor, keep_shape: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The views' estimates as one Gaussian about the start (G, 24, 3, 3): precision (G, 85, 85) and its product with
-        the mean (G, 85)."""
-        group, groups = views.group, len(start)
-        off = matrix_to_axis_angle(readings @ start[group].transpose(-1, -2)).flatten(1)
-        mean = torch.nn.functional.pad(off, (0, STATE - 72))
-        M = look @ views.rotation
-        P = self.precision
-        bones = P[:72, :72].view(24, 3, 24, 3)
-        turned = torch.einsum("nab,iajc,ncd->nibjd", M, bones, M).reshape(len(M), 72, 72)
+    def _readings(self, views: Views, look: Tensor, rotation: Tensor, start: Tensor, known_shape: Tensor) -> Readings:
+        """The views' estimates, rotation (n, 24, 3, 3) in the world, about the start (G, 24, 3, 3)."""
+        assert self.single is not None
+        group, groups, P = views.group, len(start), self.single.precision
+        off = matrix_to_axis_angle(rotation @ start[group].transpose(-1, -2)).flatten(1)
+        M = look @ views.rotation  # world to the axes in which the covariance was measured
+        bones = torch.einsum("nab,iajc,ncd->nibjd", M, P[:72, :72].view(24, 3, 24, 3), M)
         cross = torch.einsum("nab,iak->nibk", M, P[:72, 72:].view(24, 3, 10)).reshape(len(M), 72, 10)
         precision = off.new_zeros(len(M), STATE, STATE)
-        precision[:, :72, :72], precision[:, :72, 72:POSE] = turned, cross
+        precision[:, :72, :72], precision[:, :72, 72:POSE] = bones.reshape(len(M), 72, 72), cross
         precision[:, 72:POSE, :72], precision[:, 72:POSE, 72:POSE] = cross.transpose(1, 2), P[72:, 72:]
-        weight = (views.seen > 0).sum(1).to(off)
-        most = torch.zeros(groups).to(off).index_reduce_(0, group, weight, "amax").clamp_min(1)
-        weight = (weight / most[group]).square()
-        total = _sum(weight, group, groups).clamp_min(1e-6)
-        share = weight * (total ** (self.noise.repeated - 1))[group]
-        joint = _sum(precision * share[:, None, None], group, groups)
-        pulled = _sum((precision @ mean[..., None])[..., 0] * share[:, None], group, groups)
-        if keep_shape:
-            joint[:, range(72, POSE), range(72, POSE)] += SURE
-        return joint, pulled
+        seen = (views.seen > 0).sum(1).to(off)
+        trust = (seen / _most(seen, group, groups).clamp_min(1)[group]).square()
+        return Readings(
+            precision, torch.nn.functional.pad(off, (0, STATE - 72)), trust, _most(known_shape.to(off), group, groups)
+        )
+
+    def _joint(self, readings: Readings, error: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        """All readings of a body as one Gaussian: precision (G, 85, 85) and its product with the mean (G, 85). They
+        were made by one network with one habit, so together they count as one; those far from the present error (G, 85)
+        lose weight."""
+        groups = len(error)
+        away = (readings.mean - error[group])[:, :72]
+        strange = ((readings.precision[:, :72, :72] @ away[..., None])[..., 0] * away).sum(1) / 72
+        weight = readings.trust / (1 + strange / self.noise.strange**2)
+        weight = weight / _sum(weight, group, groups).clamp_min(1e-9)[group]
+        precision = _sum(readings.precision * weight[:, None, None], group, groups)
+        pulled = _sum((readings.precision @ readings.mean[..., None])[..., 0] * weight[:, None], group, groups)
+        precision.diagonal(dim1=1, dim2=2)[:, 72:POSE] += SURE * readings.known[:, None]
+        precision.diagonal(dim1=1, dim2=2)[:, POSE:] += FREE
+        return precision, pulled
 
     # ---- Gauss-Newton
 
-    def _solve(self, views: Views, start: Scene, prior: tuple[Tensor, Tensor]) -> WorldBodies:
-        precision, pulled = prior
+    def _solve(self, views: Views, start: PosedEstimate, readings: Readings) -> WorldBodies:
         group, groups = views.group, len(start.rotation)
         error = start.betas.new_zeros(groups, STATE)
-        noise = torch.full_like(views.half, 2.5 * PIXEL)
-        for _ in range(self.noise.rounds):
+        noise = torch.full_like(views.half, self.noise.begin * PIXEL)
+        for step in range(self.noise.rounds):
             now = _moved(start, error)
             points, J = self._linearise(now, views)
             off = views.residuals((points + now.pelvis[:, None])[group])
-            weight = self._weights(off, views)
-            flat, w = off.flatten(1), (weight / noise[:, None].square()).repeat_interleave(2, 1)
-            pull = J.transpose(1, 2) * w[:, None]
-            data = _sum(pull @ J, group, groups)
-            wanted = flat + (J @ error[group][..., None])[..., 0]
-            A = precision + data
-            A.diagonal(dim1=1, dim2=2)[:, POSE:] += 1e-6
+            weight = self._weights(off, views, max(1.0, self.noise.patience / 2**step))
+            precision, pulled = self._joint(readings, error, group)
+            pull = J.transpose(1, 2) * (weight / noise[:, None].square()).repeat_interleave(2, 1)[:, None]
+            wanted = off.flatten(1) + (J @ error[group][..., None])[..., 0]
+            A = precision + _sum(pull @ J, group, groups)
             right = pulled + _sum((pull @ wanted[..., None])[..., 0], group, groups)
-            factor = torch.linalg.cholesky_ex(A)[0]
-            error = torch.cholesky_solve(right[..., None], factor)[..., 0]
+            error = torch.cholesky_solve(right[..., None], torch.linalg.cholesky_ex(A)[0])[..., 0]
             noise = self._noise(off, weight, views)
         now = _moved(start, error)
-        energy = (off.square().sum(-1) * weight / noise[:, None].square()).sum(1)
-        return WorldBodies(now.rotation, now.betas, now.pelvis, _sum(energy, group, groups) / 2, _marginal(A, precision))
+        left = (off.square().sum(-1) * weight / noise[:, None].square()).sum(1)
+        prior = ((precision @ error[..., None])[..., 0] * error).sum(1) - 2 * (pulled * error).sum(1)
+        energy = (_sum(left, group, groups) + prior) / 2
+        return WorldBodies(now.rotation, now.betas, now.pelvis, energy, _marginal(A) - _marginal(precision))
 
-    def _weights(self, off: Tensor, views: Views) -> Tensor:
-        """Weights (n, K) of the keypoints: their scores, less where they lie far from where the body is."""
+    def _weights(self, off: Tensor, views: Views, patience: float) -> Tensor:
+        """Weights (n, K) of the keypoints: their scores, less where they lie far from where the body is; with more
+        `patience`, less so."""
         square = off.square().sum(-1)
         usual = _group_median(square, views.seen > 0, views.group)
-        cut = (self.noise.unusual**2 * usual).clamp_min((self.noise.outlier * PIXEL) ** 2)
+        cut = (self.noise.unusual**2 * usual).clamp_min((self.noise.outlier * patience * PIXEL) ** 2)
         return views.seen * (1 + square / cut[views.group][:, None]).pow(-2)
 
     def _noise(self, off: Tensor, weight: Tensor, views: Views) -> Tensor:
@@ -206,9 +303,9 @@ class MultiviewUpdate:
         square = (weight * off.square().sum(-1)).sum(1) / (2 * weight.sum(1)).clamp_min(1e-9)
         return square.sqrt().clamp(self.noise.noise[0] * PIXEL, self.noise.noise[1] * PIXEL)
 
-    def _linearise(self, now: Scene, views: Views) -> tuple[Tensor, Tensor]:
+    def _linearise(self, now: PosedEstimate, views: Views) -> tuple[Tensor, Tensor]:
         """Points (G, K, 3) from the pelvis and the derivative (n, 2 K, 85) of what the views show, in half boxes."""
-        points, lever, swell = self.arms.linearise(now)
+        points, lever, swell = self.linearized.linearise(now)
         J = in_space(lever, swell).unflatten(1, (-1, 3))  # (G, K, 3, 82)
         J = torch.cat([J, torch.eye(3).to(J).expand(*J.shape[:2], 3, 3)], -1)[views.group]
         xyz = (points + now.pelvis[:, None])[views.group] @ views.rotation.transpose(1, 2) + views.t[:, None]
@@ -220,9 +317,9 @@ class MultiviewUpdate:
         return points, (rows @ J).flatten(1, 2)
 
 
-def _moved(start: Scene, error: Tensor) -> Scene:
+def _moved(start: PosedEstimate, error: Tensor) -> PosedEstimate:
     rotation = axis_angle_to_matrix(error[:, :72].unflatten(1, (24, 3))) @ start.rotation
-    return Scene(rotation, start.betas + error[:, 72:POSE], start.pelvis + error[:, POSE:], start.half)
+    return PosedEstimate(rotation, start.betas + error[:, 72:POSE], start.pelvis + error[:, POSE:], start.half)
 
 
 def _placed(views: Views, points: Tensor, groups: int) -> Tensor:
@@ -244,17 +341,18 @@ def _placed(views: Views, points: Tensor, groups: int) -> Tensor:
     return pelvis
 
 
-def _marginal(A: Tensor, prior: Tensor) -> Tensor:
-    """What the keypoints say about the betas: information (G, 10, 10) with everything else left free."""
+def _marginal(precision: Tensor) -> Tensor:
+    """The precision (G, 10, 10) of the betas with everything else left free, of precision (G, 85, 85)."""
+    rest = [*range(72), *range(POSE, STATE)]
+    cross = precision[:, rest, 72:POSE]
+    return precision[:, 72:POSE, 72:POSE] - cross.transpose(1, 2) @ torch.linalg.solve(
+        precision[:, rest][:, :, rest], cross
+    )
 
-    def schur(M: Tensor) -> Tensor:
-        shape = slice(72, POSE)
-        rest = [*range(72), *range(POSE, STATE)]
-        return M[:, shape, shape] - M[:, shape][:, :, rest] @ torch.linalg.solve(M[:, rest][:, :, rest], M[:, rest, shape])
 
-    prior = prior.clone()
-    prior.diagonal(dim1=1, dim2=2)[:, POSE:] += 1e-6
-    return schur(A) - schur(prior)
+def _most(value: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The largest value (G,) of each group."""
+    return value.new_zeros(groups).scatter_reduce(0, group, value, "amax")
 
 
 def _sum(value: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -32,6 +32,7 @@ from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
 from stages.models.scorehmr.kalman_update import KalmanUpdate
 from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
 from stages.models.scorehmr.linearized_body import POSE, LinearizedBody
+from stages.models.scorehmr.multiview import MultiviewUpdate
 from stages.models.scorehmr.sampler import Codec, SamplingPlan, guided_sampling
 from stages.models.scorehmr.translation_smoothing import smooth_translations
 from stages.smpl.body import Body
@@ -63,7 +64,8 @@ class EstimateBatch:
     """n estimates and what is seen of them. rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3) m; keypoints (n, 25, 3)
     px, confidence 0 = unseen; K (n, 3, 3), size (n, 2) px; features (n, C) raw. For video, linked (n,): row i is one
     frame after row i - 1 of its track. For views, group (n,) person numbers and, if known, turn (n, 3, 3) camera to
-    world. known (n,): the intrinsics are measured, not a default. seed (n,) int64 of a row's further hypotheses.
+    world and t (n, 3) m world to camera; known_shape (n,): 1 where betas are the person's, not a row's estimate.
+    known (n,): the intrinsics are measured, not a default. seed (n,) int64 of a row's further hypotheses.
     """
 
     rotmat: Tensor
@@ -78,6 +80,8 @@ class EstimateBatch:
     linked: Tensor | None = None
     group: Tensor | None = None
     turn: Tensor | None = None
+    t: Tensor | None = None
+    known_shape: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> EstimateBatch:
         """The same with every tensor changed alike: moved to a device, or some of the rows."""
@@ -118,7 +122,9 @@ class ScoreHmrRefiner:
         self.denoiser = denoiser.eval().requires_grad_(False).to(device)
         self.body, self.codec, self.condition, self.statistics = body, codec, condition, statistics
         self.chain, self.schedule, self.device = chain_of(body), schedule.Schedule.cosine(), device
-        self.weigher = None if covariance is None else KalmanUpdate(covariance.to(device), LinearizedBody(self.chain))
+        linearized = LinearizedBody(self.chain)
+        self.weigher = None if covariance is None else KalmanUpdate(covariance.to(device), linearized)
+        self.multiview = MultiviewUpdate(linearized, self.weigher)
 
     # ---- weights
 
@@ -186,7 +192,8 @@ class ScoreHmrRefiner:
         return bool(self.condition)
 
     def preset(self, name: str, *, alone: bool = True) -> ScoreHmrSettings:
-        """`paper` (step 2), `fast` (step 10), `default`: what suits the weights. `alone`: neither tracks nor views."""
+        """`paper` (step 2), `fast` (step 10), `default`: what suits the weights. `alone`: neither tracks nor views, or
+        views of a rig whose places are known, which share one body without the loop."""
         if self.published:
             return ScoreHmrSettings(SamplingPlan(step=10 if name == "fast" else 2), w_keypoints=0.003)
         own = dataclasses.replace(EMBEDDED_PLAN, loops=0) if alone else EMBEDDED_PLAN
@@ -209,7 +216,7 @@ class ScoreHmrRefiner:
     ) -> RefinedBatch:
         before = self._error(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen.betas, seen.transl, seen)
         energy = before
-        if self.weigher is not None and settings.method == "score":
+        if self.weigher is not None and settings.method == "score" and seen.t is None:
             shared = seen.linked is not None or seen.group is not None
             pose, betas, transl, energy = self.weigher(
                 pose, seen.betas, seen.transl, self._used(seen, settings), seen.K, guess=guess, keep_shape=shared
@@ -232,10 +239,35 @@ class ScoreHmrRefiner:
         transl = self._back_to_scene(x0, betas, transl, scene, seen, settings)
         if seen.linked is not None and guidance.keypoints is not None and not self.published:
             transl = smooth_translations(guidance.keypoints.information(x0), transl, seen.linked)
+        if seen.t is not None:
+            assert seen.turn is not None and seen.group is not None and seen.known_shape is not None
+            update = self.multiview if settings.method == "score" else MultiviewUpdate(self.multiview.linearized, None)
+            x0, betas, transl, energy = update(
+                x0, betas, transl, self._used(seen, settings), seen.K, seen.turn.transpose(1, 2), seen.t, seen.group,
+                seen.known_shape,
+            )  # fmt: skip
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
         return RefinedBatch(
             rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1), energy
         )
+
+    @torch.no_grad()
+    def shape(self, batches: Iterable[EstimateBatch], settings: ScoreHmrSettings) -> Tensor:
+        """The betas (10,) of one person, from all of its estimates and the keypoints of all moments in several views:
+        everything else is free in each moment."""
+        precision, pulled, mean, count = self.multiview.shape_precision, 0.0, 0.0, 0
+        for seen in batches:
+            seen = seen.each(lambda v: v.to(self.device))
+            assert seen.turn is not None and seen.t is not None and seen.group is not None
+            found = self.multiview.bodies(
+                matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen.betas, seen.transl, self._used(seen, settings), seen.K,
+                seen.turn.transpose(1, 2), seen.t, seen.group, torch.zeros_like(seen.t[:, 0]),
+            )  # fmt: skip
+            information = found.information.double()
+            precision = precision + information.sum(0)
+            pulled = pulled + (information @ found.betas.double()[..., None]).sum(0)[:, 0]
+            mean, count = mean + seen.betas.double().sum(0), count + len(seen.betas)
+        return torch.linalg.solve(precision, pulled + self.multiview.shape_precision @ (mean / count)).float()
 
     def _several(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> RefinedBatch:
         """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: the likeliest, and all."""

@@ -1,0 +1,132 @@
+"""Who is who over the cameras of detections: what association.py needs is read, what it found is told.
+
+people = find_people(detections, rig, usable)
+people.person, joined, told = ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.artefacts.kinds import K_DEFAULT, OK
+from stages.artefacts.table import Artefact
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.refinement.association import People, Sightings, associate
+from stages.refinement.rig import Rig
+from stages.refinement.rows import WindowPlan
+from stages.refinement.windows import moments
+from stages.smpl.body import Body
+
+LISTED = 12  # people that are named one by one
+
+
+def find_people(
+    detections: Artefact,
+    rig: Rig | None,
+    usable: np.ndarray,
+    *,
+    meshes: Artefact | None = None,
+    body: Body | None = None,
+) -> People:
+    """One number for each person over all views. usable (R,): rows that may be joined. With meshes and their body, people
+    are told apart by their poses where there is no rig. Raises InputError for views that the rig does not name."""
+    rows, frames = detections.rows, detections.frames
+    view, one_view = frames["view"], len(np.unique(frames["view"])) < 2
+    camera = np.arange(len(view)) if one_view else view  # photos of one view number: each from a place of its own
+    xy, score = detections.read("keypoints/xy"), detections.read("keypoints/score")
+    frame = rows["frame"]
+    placed = rig is not None and rig.placed and not one_view
+    R, t = rig.of(view[frame]) if rig is not None and placed else (None, None)
+    seen = Sightings(
+        track=rows["track"],
+        camera=camera[frame],
+        moment=moments(view, frames["time"])[frame],
+        ok=usable & (rows["status"] == OK),
+        keypoints=np.concatenate([xy, score[..., None]], -1),
+        names=tuple(detections.group_attrs("keypoints")["joints"]),
+        K=frames["K"][frame].astype(float),
+        time=frames["time"][frame],
+        R=R,
+        t=t,
+        joints=None if meshes is None or body is None else _posed(meshes, body),
+    )
+    people = associate(seen)
+    if rig is not None and not placed:
+        people.notes.append(f"{rig.path} has no t: the views agree in direction, not in place")
+    guessed = sorted(set(view[frames["K_source"] == K_DEFAULT].tolist()))
+    if placed and guessed:
+        people.warnings.append(
+            f"the focal length of view {', '.join(map(str, guessed))} is a guess, places in the world are no better; "
+            "give hmr detect --focal, --fov or --cameras"
+        )
+    return people
+
+
+def _posed(meshes: Artefact, body: Body) -> Callable[[np.ndarray], np.ndarray]:
+    """rows (n,) -> joints (n, 24, 3) m of the recovered bodies about the pelvis, in the pelvis' own axes."""
+
+    def joints(rows: np.ndarray) -> np.ndarray:
+        pose = torch.from_numpy(meshes.read("smpl/body_pose", rows)).float()
+        pose = torch.nn.functional.pad(pose, (0, 0, 1, 0))
+        betas = torch.zeros(len(rows), 10)
+        with torch.no_grad():
+            found = body.joints(axis_angle_to_matrix(pose).to(body.device), betas.to(body.device)).cpu()
+        return (found - found[:, :1]).numpy()
+
+    return joints
+
+
+def counts(table: Artefact) -> dict[str, Any]:
+    """For machines, of a file refined in mode views: rows joined with another view, and each person: its rows and its
+    track numbers by view. Empty for other files."""
+    if not table.has("extra/person"):
+        return {}
+    return _counts(table, table.read("extra/person"), table.read("extra/views"))
+
+
+def _counts(table: Artefact, person: np.ndarray, views: np.ndarray) -> dict[str, Any]:
+    rows, view = table.rows, table.frames["view"][table.rows["frame"]]
+    good, people = rows["status"] == OK, []
+    for number in np.unique(person[good]).tolist():
+        mine = good & (person == number)
+        tracks = {
+            str(v): sorted(set(rows["track"][mine & (view == v)].tolist())) for v in sorted(set(view[mine].tolist()))
+        }
+        joined = int((mine & (views > 1)).sum())
+        people.append({"person": number, "rows": int(mine.sum()), "joined": joined, "tracks": tracks})
+    return {"joined": int((good & (views > 1)).sum()), "people": people}
+
+
+def tell(people: People, table: Artefact, plan: WindowPlan, report: Any) -> None:
+    """Say who was seen where and how many rows are joined; warn if none are, with the reason."""
+    for text in people.warnings:
+        report.warn(text)
+    for text in people.notes:
+        report.note(text)
+    views = np.ones(table.n_rows, int)
+    for unit in plan.units:
+        views[unit.row] = len(unit)
+    found = _counts(table, people.person, views)
+    total = sum(p["rows"] for p in found["people"])
+    if not found["joined"]:
+        if total:
+            report.warn(f"0 of {total} rows are joined with another view, each is refined alone: {people.nobody}")
+        return
+    together = [p for p in found["people"] if p["joined"]]
+    report.note(f"{found['joined']} of {total} rows joined with another view: {len(together)} people, by {people.how}")
+    if len(together) <= LISTED:
+        for each in together:
+            where = ", ".join(f"view {v} (track {_listed(tracks)})" for v, tracks in each["tracks"].items())
+            report.note(f"person {each['person']}: {where}")
+    if alone := [p for p in found["people"] if not p["joined"]]:
+        where = ", ".join(f"view {v} track {_listed(t)}" for p in alone[:LISTED] for v, t in p["tracks"].items())
+        more = " ..." if len(alone) > LISTED else ""
+        report.warn(f"{sum(p['rows'] for p in alone)} rows are joined with no other view: {where}{more}")
+
+
+def _listed(tracks: list[int]) -> str:
+    return ", ".join("none" if t < 0 else str(t) for t in tracks)
