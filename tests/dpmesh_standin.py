@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
-from tests.parity.conftest import SHARED, Fixtures
+from tests.helpers import fixtures
 
-PHOTOS = SHARED.parent / "testdata" / "photos" / "free"
+PHOTOS = fixtures.PHOTOS / "free"
 USED = ("000000214753.jpg",)
 RULES = [
     ("module.backbone.unet.unet.", "module.backbone.sd_model."),
@@ -20,16 +19,10 @@ RULES = [
 ]
 
 
-def need_shared() -> None:
-    if not SHARED.exists() or not PHOTOS.exists():
-        pytest.skip("no ../shared here")
-
-
 def tensors() -> dict[str, torch.Tensor]:
     """manifest_small.json filled: 84 million numbers."""
-    need_shared()
-    fixtures = Fixtures("dpmesh", SHARED)
-    filled = fixtures.weights.state_dict(fixtures.index("manifest_small.json"))
+    recorded = fixtures.Fixtures("dpmesh")
+    filled = recorded.weights.state_dict(recorded.index("manifest_small.json"))
     made = {n: torch.from_numpy(np.array(a)) for n, a in filled.items()}
     # A body whose skinning weights sum to one and whose joints stay near the body, so that results are finite.
     weights = made["module.human_model_layer.th_weights"].abs()
@@ -45,7 +38,6 @@ def with_aliases(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def photos(folder: Path, used: tuple[str, ...] = USED) -> Path:
     """A detections file with the people of these photos: of one with two."""
-    need_shared()
     from stages.engine.job import RunOptions
     from stages.formats.coco import read_coco
     from stages.import_ import run

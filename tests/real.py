@@ -1,4 +1,4 @@
-"""Real things that tests use when they are there, and skip visibly when not: shared photos, the fetched detector."""
+"""The fetched detector, which tests use where it can be had."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ import pytest
 
 from stages.errors import AssetError
 from stages.files import cache
-
-TESTDATA = Path(__file__).resolve().parents[2] / "shared" / "testdata"
-
-
-def shared(relative: str) -> Path:
-    """A file or folder of ../shared/testdata, else the test is skipped."""
-    path = TESTDATA / relative
-    if not path.exists():
-        pytest.skip(f"no {relative} beside the repository")
-    return path
 
 
 def blazepose() -> Path:

@@ -185,7 +185,7 @@ def test_a_crowd_with_unusable_people(crowd: Path, tmp_path: Path) -> None:
 
 NETWORK = """
 import numpy as np
-from stages.columns import SMPL_COLUMNS
+from stages.artefacts.kinds import SMPL_COLUMNS
 
 class Nan:
     name, licence, batch_size, uses, columns = "own", "none", 64, (), SMPL_COLUMNS

@@ -23,7 +23,7 @@ from stages.keypoints.joint_sets import SETS
 from stages.media.frames import FrameSource
 from stages.params import ImportParams
 from tests.cli.runner import hmr
-from tests.conftest import SHARED
+from tests.helpers import fixtures
 
 COCO17 = list(SETS["coco17"])
 
@@ -226,10 +226,9 @@ def test_wrong_joint_sets_are_named(tmp_path: Path, photos: Path) -> None:
     assert not (tmp_path / "x.h5").exists()
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="../shared is not here")
 @pytest.mark.parametrize("folder", ["free", "non_commercial", "research_only/crowdpose", "research_only/ochuman"])
 def test_real_annotations(folder: str) -> None:
-    photos = SHARED / "testdata" / "photos" / folder
+    photos = fixtures.find(f"photos/{folder}")
     path = next(p for name in ("person_keypoints.json", "annotations.json") if (p := photos / name).exists())
     params = ImportParams(min_keypoints=9)
     a = in_memory(read_coco(path, photos, params), photos, params)

@@ -13,9 +13,9 @@ import torch
 
 from stages.artefacts.hdf5 import open_artefact
 from tests.cli.runner import hmr
-from tests.parity.conftest import SHARED
+from tests.helpers.fixtures import PARITY, PHOTOS
 
-FREE = Path(__file__).resolve().parents[3] / "shared" / "testdata" / "photos" / "free"
+FREE = PHOTOS / "free"
 MESH = {
     "fastmetro_s_r50": "FastMETRO-S, ResNet-50",
     "fastmetro_l_h64": "FastMETRO-L, HRNet-W64",
@@ -33,13 +33,10 @@ def checkpoint(name: str, tmp_path: Path) -> Iterator[Path]:
 
 def standin(name: str, out: Path) -> Path:
     """What `weights.py` writes of a manifest; a camera's scale that shows people, as a trained network's does."""
-    manifest = SHARED / "postometro" / f"manifest_{name}.json"
-    if not manifest.is_file():
-        pytest.skip("no ../shared/parity/postometro")
-    listed = json.loads(manifest.read_text())
+    listed = json.loads((PARITY / "postometro" / f"manifest_{name}.json").read_text())
     if "huge" in name:  # 2.6 GB are enough
         listed = {key: value for key, value in listed.items() if not key.startswith("extra_backbone.")}
-    made = runpy.run_path(str(SHARED / "weights.py"))["state_dict"](listed)
+    made = runpy.run_path(str(PARITY / "weights.py"))["state_dict"](listed)
     tensors = {key: torch.from_numpy(np.asarray(value)) for key, value in made.items()}
     if "cam_predictor.bias" in tensors:
         tensors["cam_predictor.bias"][0] += 1
@@ -90,8 +87,6 @@ def test_every_mesh_network_goes_the_whole_way(name: str, checkpoint: Path, scen
     "name", ["pct_base_classifier", "pct_base_woimgguide_classifier", "pct_large_classifier", "pct_huge_classifier"]
 )
 def test_every_pct_file_finds_joints_in_a_photo(name: str, checkpoint: Path, tmp_path: Path) -> None:
-    if not FREE.is_dir():
-        pytest.skip("no ../shared/testdata/photos")
     boxes, out = tmp_path / "boxes.h5", tmp_path / "photo.detections.h5"
     (tmp_path / "boxes.csv").write_text("name,x1,y1,x2,y2\n000000000785.jpg,280,44,499,387\n")
     done("import", "boxes", tmp_path / "boxes.csv", "--images", FREE, "-o", boxes)

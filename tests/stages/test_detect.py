@@ -19,6 +19,7 @@ from stages.errors import ArtefactError, AssetError, InputError, RowsFailed, Usa
 from stages.media.frames import write_image, write_video
 from stages.params import DetectParams
 from tests import real
+from tests.helpers import fixtures
 from tests.stages import rectangles
 
 WHITE = "tests.stages.rectangles:Rectangles"
@@ -355,7 +356,7 @@ def test_other_settings_do_not_replace_a_finished_file(tmp_path: Path) -> None:
 
 def test_the_chain_on_real_photos_with_the_default_detector(tmp_path: Path) -> None:
     real.blazepose()
-    photos = sorted(real.shared("photos/free").glob("*.jpg"))[:2]
+    photos = sorted(fixtures.find("photos/free").glob("*.jpg"))[:2]
     path = detect.run(photos, tmp_path / "x.h5", DetectParams(detector="blazepose"))
     with open_artefact(path, "detections") as table:
         assert table.n_rows >= 2 and (table.rows["score"] >= 0.72).all()

@@ -27,11 +27,13 @@ STAGE = f"""
 import sys
 from pathlib import Path
 from tests.tables import detections, recover_job, recover_load
-from stages.progress import Run, run_rows
+from stages.engine.job import RunOptions
+from stages.engine.runner import run_rows
 table = detections({ROWS})
 print("ready", flush=True)
 sys.stdin.readline()
-run_rows(recover_job(table), recover_load(table), Path(sys.argv[1]), Run(shard=(int(sys.argv[2]), int(sys.argv[3]))))
+shard = (int(sys.argv[2]), int(sys.argv[3]))
+run_rows(recover_job(table), recover_load(table), Path(sys.argv[1]), RunOptions(shard=shard))
 """
 
 
@@ -142,14 +144,15 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, number: int) -> None:
 import sys, time
 from pathlib import Path
 from tests.tables import detections, recover_job
-from stages.progress import Run, run_rows
+from stages.engine.job import RunOptions
+from stages.engine.runner import run_rows
 table = detections(10)
 def slow(rows):
     print("computing", flush=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:
         time.sleep(0.05)
-run_rows(recover_job(table), lambda: slow, Path(sys.argv[1]), Run())
+run_rows(recover_job(table), lambda: slow, Path(sys.argv[1]), RunOptions())
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "a.h5")], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -159,5 +162,5 @@ run_rows(recover_job(table), lambda: slow, Path(sys.argv[1]), Run())
     time.sleep(0.3)
     assert process.poll() is None  # the first only asks
     process.send_signal(number)
-    assert process.wait(timeout=5) == -number
+    assert process.wait(timeout=30) == -number
     assert not (tmp_path / "a.h5").exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,15 +10,11 @@ from hypothesis import strategies as st
 
 from stages.geometry import crops
 from stages.geometry.heatmaps import gaussian_heatmaps
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity"
+from tests.helpers.fixtures import PARITY
 
 
 def case(name: str) -> dict[str, np.ndarray]:
-    path = SHARED / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not here")
-    return dict(np.load(path))
+    return dict(np.load(PARITY / f"{name}.npz"))
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,6 +17,7 @@ from stages.models.detectors.base import DetectedPeople, clip_boxes
 from stages.models.detectors.blazepose import ANCHORS, BlazePose, windows
 from stages.models.tables import DETECTORS
 from tests import real
+from tests.helpers import fixtures
 
 SIGMA = sigmas(SETS["coco17"])
 QUARTET = {"free": ["000000000785"], "non_commercial": ["000000196141", "000000197388", "000000040083"]}
@@ -47,7 +48,7 @@ def test_nine_of_twelve_people_and_none_that_is_not_there(detector: BlazePose) -
     hits = wrong = total = 0
     for folder, names in QUARTET.items():
         for name in names:
-            image, people = annotated(real.shared(f"photos/{folder}"), name)
+            image, people = annotated(fixtures.find(f"photos/{folder}"), name)
             found = detector([image])[0]
             found = found.take(np.flatnonzero(found.score >= detector.min_score))
             matches = likeness(people, found) > 0.5
@@ -58,7 +59,7 @@ def test_nine_of_twelve_people_and_none_that_is_not_there(detector: BlazePose) -
 
 
 def test_boxes_and_scores_fit_the_person(detector: BlazePose) -> None:
-    image, people = annotated(real.shared("photos/free"), "000000000785")
+    image, people = annotated(fixtures.find("photos/free"), "000000000785")
     found = detector([image])[0]
     x, y, w, h = people[0]["bbox"]
     assert len(found) == 1
@@ -67,7 +68,7 @@ def test_boxes_and_scores_fit_the_person(detector: BlazePose) -> None:
 
 
 def test_given_boxes_are_completed_in_their_order(detector: BlazePose) -> None:
-    image, people = annotated(real.shared("photos/non_commercial"), "000000196141")
+    image, people = annotated(fixtures.find("photos/non_commercial"), "000000196141")
     boxes = np.array([p["bbox"] for p in people], float)
     boxes[:, 2:] += boxes[:, :2]
     bad = np.array([[np.nan] * 4, [50.0, 50, 50, 50]])
@@ -81,7 +82,7 @@ def test_given_boxes_are_completed_in_their_order(detector: BlazePose) -> None:
 
 def test_confidence_falls_where_a_body_is_hidden(detector: BlazePose) -> None:
     """Cover the skier's legs: knees and ankles lose their score, the shoulders keep theirs."""
-    image, people = annotated(real.shared("photos/free"), "000000000785")
+    image, people = annotated(fixtures.find("photos/free"), "000000000785")
     x, y, w, h = people[0]["bbox"]
     covered = image.copy()
     covered[int(y + 0.55 * h) :] = 128
@@ -101,7 +102,7 @@ def test_nobody_and_small_pictures(detector: BlazePose) -> None:
 
 def test_large_photos_give_the_same_people(detector: BlazePose) -> None:
     """Four times the pixels: the same person at twice the coordinates (crops come from the halved picture)."""
-    image, _ = annotated(real.shared("photos/free"), "000000000785")
+    image, _ = annotated(fixtures.find("photos/free"), "000000000785")
     small, large = detector([image, image.repeat(2, 0).repeat(2, 1)])
     assert len(large) == len(small) == 1
     scaled = (large.keypoints[..., :2] + 0.5) / 2 - 0.5

@@ -536,12 +536,13 @@ def test_file_size_limit_in_the_merge(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from tests.tables import *
-from stages.progress import Run, run_rows
+from stages.engine.job import RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import MachineError
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
 table = detections({ROWS})
 try:
-    run_rows(recover_job(table), recover_load(table), Path(sys.argv[1]), Run())
+    run_rows(recover_job(table), recover_load(table), Path(sys.argv[1]), RunOptions())
 except MachineError as error:
     print(error.message)
     sys.exit(5)

@@ -1,6 +1,6 @@
 """Rows per second, share of input/output and memory of `hmr heatmaps` and `hmr recover` on many rows.
 
-    python -m benchmarks.stages [--rows 10000]
+    python -m benchmarks.verbs [--rows 10000]
 
 Each stage runs in a process of its own on a detections file of random people, once with a fifth of the rows and once
 with all; time is wall time of one thread, and the share of input/output is what the stage spends outside the function
@@ -9,17 +9,6 @@ not grow with the rows.
 """
 
 from __future__ import annotations
-
-import sys
-
-from stages.params import RecoverParams
-
-if __name__ == "stages":  # `python benchmarks/x.py` searches this folder first and found this file: give it the package
-    import importlib
-
-    sys.path.remove(next(p for p in sys.path if p.endswith("benchmarks")))
-    del sys.modules["stages"]
-    sys.modules["stages"] = importlib.import_module("stages")
 
 import argparse
 import json
@@ -40,10 +29,11 @@ import numpy as np
 from stages import heatmaps, recover
 from stages.artefacts.kinds import KINDS
 from stages.artefacts.table import in_memory
-from stages.engine.job import Job
+from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_whole
 from stages.geometry import cameras
 from stages.keypoints import joint_sets
+from stages.params import RecoverParams
 
 PER_FRAME = 4
 
@@ -66,7 +56,7 @@ def write_detections(out: Path, n: int) -> None:
         group_attrs=attrs,
     )
     job = Job("import", "detections", {"rows": n}, {}, KINDS["detections"].columns, group_attrs=attrs)
-    run_whole(job, lambda: table, out, recover.Run())
+    run_whole(job, lambda: table, out, RunOptions())
 
 
 def timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
@@ -115,7 +105,7 @@ def main() -> None:
             write_detections(table, n)
             for stage in ("heatmaps", "recover"):
                 out = Path(folder) / f"{n}.{stage}.h5"
-                command = [sys.executable, "-m", "benchmarks.stages", "--one", stage, str(table), str(out)]
+                command = [sys.executable, "-m", "benchmarks.verbs", "--one", stage, str(table), str(out)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 r = json.loads(done.stdout.splitlines()[-1])
                 share = 1 - r["computing"] / r["seconds"]
