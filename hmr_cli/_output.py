@@ -166,4 +166,8 @@ def with_counts(result: Any) -> Any:
             "frames": artefact.n_frames,
             "frames_failed": int((artefact.frames["status"] == FAILED).sum()),
         }
+        if artefact.has("extra/refined"):
+            from stages.refinement.counts import counts as of_refined
+
+            counts |= of_refined(artefact)
     return {**(result if isinstance(result, Mapping) else {"out": result}), **counts}

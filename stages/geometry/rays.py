@@ -17,8 +17,9 @@ def rays(xy: np.ndarray, K: np.ndarray, R: np.ndarray, t: np.ndarray) -> tuple[n
 def nearest_points(
     center_a: np.ndarray, along_a: np.ndarray, center_b: np.ndarray, along_b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays of two cameras come nearest: distances (n, J) m along each, at least NEAREST, of centres (n, 3) and unit
-    directions (n, J, 3). Parallel rays meet far away."""
+    """Where rays of two cameras come nearest: distances (n, J) m along each, at least NEAREST.
+
+    Centres (n, 3), unit directions (n, J, 3). Parallel rays meet far away."""
     way = (center_a - center_b)[:, None]
     b = (along_a * along_b).sum(-1)
     d, e = (along_a * way).sum(-1), (along_b * way).sum(-1)

@@ -10,11 +10,21 @@ would be nearly as good, the camera's tracks are left alone, and that is said.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from stages.refinement.likeness import TELL_RAYS, Measure, Sightings, always, pose_weights, ray_weights, tell_pose
+from stages.refinement.likeness import (
+    Measure,
+    Sightings,
+    always,
+    news,
+    pose_weights,
+    ray_weights,
+    tell_poses,
+    tell_rays,
+)
 from stages.refinement.partition import Group, Links, doubtful, improve, merge
 
 CHUNK = 20_000  # pairs of rows at once
@@ -57,20 +67,21 @@ def associate(seen: Sightings) -> People:
     return people
 
 
-def _method(seen: Sightings, crowded: bool) -> tuple[People, Measure, float]:
-    """How people are told apart: the measure, and the weight a moment by which it must tell."""
+def _method(seen: Sightings, crowded: bool) -> tuple[People, Measure, Callable[[float], float] | None]:
+    """How people are told apart: the measure, and the weight a moment by which it must tell in so many moments."""
     none = np.zeros(0, int)
     if seen.R is not None:
-        return People(none, "the rig"), ray_weights, TELL_RAYS
+        return People(none, "the rig"), ray_weights, tell_rays
     if not crowded:
-        return People(none, "one person in each view"), always, 0.0
+        return People(none, "one person in each view"), always, None
     if seen.joints is not None:
-        return People(none, "body poses"), pose_weights, tell_pose(seen)
+        share = news(seen)
+        return People(none, "body poses"), pose_weights, lambda moments: tell_poses(moments * share)
     people = People(none, "nothing")
     people.warnings.append(
         f"boxes and keypoints of several people do not tell who is who; give --cameras, or {NUMBER_THEM}"
     )
-    return people, _unknown, 0.0
+    return people, _unknown, None
 
 
 def _unknown(seen: Sightings, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +98,8 @@ def _why_nobody(seen: Sightings, across: np.ndarray, links: Links, people: Peopl
         return "too few keypoints are seen in two views"
     if seen.R is not None:
         return (
-            f"the lines of sight to the nearest two tracks miss each other by {min(misses):.2f} m; are the poses of the "
-            "rig world to camera, in metres, by view number, and the intrinsics right?"
+            f"the lines of sight to the nearest two tracks miss each other by {min(misses):.2f} m; are the rig's poses "
+            "world to camera, in metres, by view number, and the intrinsics right?"
         )
     return (
         people.warnings[-1] if people.warnings else f"the most alike bodies are {min(misses):.2f} m apart at the joints"
@@ -124,7 +135,7 @@ def _row_pairs(moment: np.ndarray, ok: np.ndarray) -> np.ndarray:
     rows = rows[np.argsort(moment[rows], kind="stable")]
     if not len(rows):
         return np.zeros((0, 2), int)
-    value, first, size = np.unique(moment[rows], return_index=True, return_counts=True)
+    _, first, size = np.unique(moment[rows], return_index=True, return_counts=True)
     found = []
     for n in np.unique(size):
         i, j = np.triu_indices(n, 1)

@@ -29,8 +29,8 @@ BONES = {
 @dataclass(frozen=True)
 class Sightings:
     """R rows: track (R,), -1 for none; camera, moment (R,) numbers; keypoints (R, J, 3) px of `names`, score 0 or NaN =
-    not seen; K (R, 3, 3); time (R,) s or NaN; ok (R,): may be joined. With a rig: R (R, 3, 3), t (R, 3) world to camera.
-    joints: rows (n,) -> (n, J', 3) m of their recovered bodies about the pelvis and in its axes, if there are bodies."""
+    not seen; K (R, 3, 3); time (R,) s or NaN; ok (R,): may be joined. With a rig: R (R, 3, 3), t (R, 3) m world to
+    camera. With bodies: joints, rows (n,) -> (n, J', 3) m about the pelvis and in its axes."""
 
     track: np.ndarray
     camera: np.ndarray
@@ -110,10 +110,18 @@ def pose_weights(seen: Sightings, pairs: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.maximum(1 - away / POSE_GATE, WORST), away
 
 
-def tell_pose(seen: Sightings) -> float:
-    """The weight a moment by which poses must tell people apart: more where there are few moments."""
-    if np.isfinite(seen.time[seen.ok]).all():
-        moments = len(np.unique(np.floor(seen.time[seen.ok] / APART)))
-    else:
-        moments = len(np.unique(seen.moment[seen.ok]))
-    return (TELL_POSE[0] + TELL_POSE[1] / max(moments, 1) ** 0.5) / POSE_GATE
+def tell_rays(moments: float) -> float:
+    """The weight a moment by which lines of sight must tell two people apart."""
+    return TELL_RAYS
+
+
+def tell_poses(moments: float) -> float:
+    """The weight a moment by which poses must tell two people apart: more where there are few moments."""
+    return (TELL_POSE[0] + TELL_POSE[1] / max(moments, 1.0) ** 0.5) / POSE_GATE
+
+
+def news(seen: Sightings) -> float:
+    """Which share of the moments says something new: poses of the next video frame are the same."""
+    if not np.isfinite(seen.time[seen.ok]).all():
+        return 1.0
+    return len(np.unique(np.floor(seen.time[seen.ok] / APART))) / max(len(np.unique(seen.moment[seen.ok])), 1)

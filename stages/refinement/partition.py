@@ -1,17 +1,27 @@
 """Tracks into people: the partition with the largest sum of weights inside its groups (correlation clustering).
 
-A partition agrees round every cycle of cameras by itself: if a is b and b is c, then a is c. It is looked for by merging
-the two groups that gain most again and again, then moving single tracks.
+A partition agrees round every cycle of cameras by itself: if a is b and b is c, then a is c. It is looked for by
+merging the two groups that gain most again and again, then moving single tracks. `rivals` are tracks that one camera
+shows at one moment: two people.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Group = set[int]
+
+
+class Between(NamedTuple):
+    """Sum of weights, of moments, and the most moments of any two tracks."""
+
+    weight: float
+    moments: int
+    most: int
 
 
 @dataclass
@@ -26,10 +36,11 @@ class Links:
         for x, y in ((a, b), (b, a)):
             self.weight[x][y], self.miss[x][y], self.count[x][y] = weight, miss, count
 
-    def between(self, a: Group, b: Group) -> tuple[float, int]:
-        """Sums of weights and of moments between two groups of tracks."""
+    def between(self, a: Group, b: Group) -> Between:
+        """What is between two groups of tracks."""
         pairs = [(x, y) for x in a if x in self.weight for y in b & self.weight[x].keys()]
-        return sum(self.weight[x][y] for x, y in pairs), sum(self.count[x][y] for x, y in pairs)
+        counts = [self.count[x][y] for x, y in pairs]
+        return Between(sum(self.weight[x][y] for x, y in pairs), sum(counts), max(counts, default=0))
 
 
 def merge(groups: list[Group], links: Links, rivals: dict[int, Group]) -> list[Group]:
@@ -41,9 +52,10 @@ def merge(groups: list[Group], links: Links, rivals: dict[int, Group]) -> list[G
 
     def offer(k: int, others: Iterable[int]) -> None:
         for j in others:
-            gain = links.between(groups[k], groups[j])[0]
-            if gain > 0 and not _at_odds(groups[k], groups[j], rivals):
-                heapq.heappush(heap, (-gain, *sorted((k, j)), *(version[i] for i in sorted((k, j)))))
+            a, b = sorted((k, j))
+            gain = links.between(groups[a], groups[b]).weight
+            if gain > 0 and not _at_odds(groups[a], groups[b], rivals):
+                heapq.heappush(heap, (-gain, a, b, version[a], version[b]))
 
     def near(k: int) -> Group:
         return {at[t] for x in groups[k] for t in links.weight[x]} - {k}
@@ -68,7 +80,7 @@ def _at_odds(a: Group, b: Group, rivals: dict[int, Group]) -> bool:
 
 
 def improve(groups: list[Group], links: Links, rivals: dict[int, Group], fixed: Group) -> list[Group]:
-    """Move single tracklets, with an exchange where the other group has a rival, as long as the sum of weights grows."""
+    """Move single tracks, in exchange for a rival in the other group, as long as the sum of weights grows."""
     for _ in range(5):
         moved = False
         for t in sorted(set().union(*groups) - fixed) if groups else ():
@@ -95,15 +107,20 @@ def improve(groups: list[Group], links: Links, rivals: dict[int, Group], fixed: 
 def _exchange(home: Group, out: Group, other: Group, back: Group, links: Links) -> float:
     """What the sum of weights gains if `out` of home and `back` of other change places."""
     stay, rest = home - out, other - back
-    now = links.between(out, stay)[0] + links.between(back, rest)[0]
-    return links.between(out, rest)[0] + links.between(back, stay)[0] - now
+    now = links.between(out, stay).weight + links.between(back, rest).weight
+    return links.between(out, rest).weight + links.between(back, stay).weight - now
 
 
 def doubtful(
-    groups: list[Group], links: Links, rivals: dict[int, Group], camera: list[int], tell: float, fixed: Group
+    groups: list[Group],
+    links: Links,
+    rivals: dict[int, Group],
+    camera: list[int],
+    tell: Callable[[float], float],
+    fixed: Group,
 ) -> dict[int, Group]:
     """By camera: tracks that another person's tracks of the camera could replace, or that could as well be of another
-    person, for less than `tell` a moment. Tracks that are `fixed` are not in doubt."""
+    person, for less than tell(number of moments) a moment. Tracks that are `fixed` are not in doubt."""
     doubts: dict[int, Group] = defaultdict(set)
     for home in groups:
         for view in {camera[t] for t in home - fixed}:
@@ -115,8 +132,9 @@ def doubtful(
                     continue
                 if back and not _at_odds(out, back, rivals):
                     continue  # one after the other: both could be of one person
-                moments = links.between(out, stay)[1] + links.between(back, other - back)[1]
-                if moments and -_exchange(home, out, other, back, links) < tell * moments:
+                compared = [links.between(out, stay), links.between(back, other - back)]
+                moments, most = sum(c.moments for c in compared), max(c.most for c in compared)
+                if moments and -_exchange(home, out, other, back, links) < tell(most) * moments:
                     doubts[view] |= out | back
     return dict(doubts)
 

@@ -14,8 +14,10 @@ import torch
 
 from stages.artefacts.kinds import K_DEFAULT, OK
 from stages.artefacts.table import Artefact
+from stages.errors import InputError
 from stages.geometry.rotations import axis_angle_to_matrix
 from stages.refinement.association import People, Sightings, associate
+from stages.refinement.counts import view_counts
 from stages.refinement.rig import Rig
 from stages.refinement.rows import WindowPlan
 from stages.refinement.windows import moments
@@ -32,11 +34,20 @@ def find_people(
     meshes: Artefact | None = None,
     body: Body | None = None,
 ) -> People:
-    """One number for each person over all views. usable (R,): rows that may be joined. With meshes and their body, people
-    are told apart by their poses where there is no rig. Raises InputError for views that the rig does not name."""
+    """One number for each person over all views. usable (R,): rows that may be joined.
+
+    With meshes and their body, people are told apart by their poses where there is no rig. Raises InputError for views
+    that the rig does not name, and for crowded photos without view and track numbers."""
     rows, frames = detections.rows, detections.frames
     view, one_view = frames["view"], len(np.unique(frames["view"])) < 2
     camera = np.arange(len(view)) if one_view else view  # photos of one view number: each from a place of its own
+    good = usable & (rows["status"] == OK)
+    crowd = np.bincount(rows["frame"][good], minlength=len(view))
+    if one_view and (crowd > 1).any() and (rows["track"] < 0).all():
+        raise InputError(
+            f"frame {crowd.argmax()} shows several people who cannot be told apart between views",
+            "give each camera a view of its own (hmr detect --views), or each person one track number in all views",
+        )
     xy, score = detections.read("keypoints/xy"), detections.read("keypoints/score")
     frame = rows["frame"]
     placed = rig is not None and rig.placed and not one_view
@@ -45,7 +56,7 @@ def find_people(
         track=rows["track"],
         camera=camera[frame],
         moment=moments(view, frames["time"])[frame],
-        ok=usable & (rows["status"] == OK),
+        ok=good,
         keypoints=np.concatenate([xy, score[..., None]], -1),
         names=tuple(detections.group_attrs("keypoints")["joints"]),
         K=frames["K"][frame].astype(float),
@@ -80,27 +91,6 @@ def _posed(meshes: Artefact, body: Body) -> Callable[[np.ndarray], np.ndarray]:
     return joints
 
 
-def counts(table: Artefact) -> dict[str, Any]:
-    """For machines, of a file refined in mode views: rows joined with another view, and each person: its rows and its
-    track numbers by view. Empty for other files."""
-    if not table.has("extra/person"):
-        return {}
-    return _counts(table, table.read("extra/person"), table.read("extra/views"))
-
-
-def _counts(table: Artefact, person: np.ndarray, views: np.ndarray) -> dict[str, Any]:
-    rows, view = table.rows, table.frames["view"][table.rows["frame"]]
-    good, people = rows["status"] == OK, []
-    for number in np.unique(person[good]).tolist():
-        mine = good & (person == number)
-        tracks = {
-            str(v): sorted(set(rows["track"][mine & (view == v)].tolist())) for v in sorted(set(view[mine].tolist()))
-        }
-        joined = int((mine & (views > 1)).sum())
-        people.append({"person": number, "rows": int(mine.sum()), "joined": joined, "tracks": tracks})
-    return {"joined": int((good & (views > 1)).sum()), "people": people}
-
-
 def tell(people: People, table: Artefact, plan: WindowPlan, report: Any) -> None:
     """Say who was seen where and how many rows are joined; warn if none are, with the reason."""
     for text in people.warnings:
@@ -110,7 +100,7 @@ def tell(people: People, table: Artefact, plan: WindowPlan, report: Any) -> None
     views = np.ones(table.n_rows, int)
     for unit in plan.units:
         views[unit.row] = len(unit)
-    found = _counts(table, people.person, views)
+    found = view_counts(table, people.person, views)
     total = sum(p["rows"] for p in found["people"])
     if not found["joined"]:
         if total:

@@ -37,7 +37,7 @@ class Rig:
         return bool(self.t)
 
     def of(self, view: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """R (n, 3, 3) and, if known, t (n, 3) of views (n,). Raises InputError for views that the file does not name."""
+        """R (n, 3, 3) and, if known, t (n, 3) of views (n,). Raises InputError for views not in the file."""
         if missing := sorted({int(v) for v in view} - self.R.keys()):
             views = ", ".join(map(str, missing))
             have = ", ".join(map(str, sorted(self.R))) or "none"

@@ -6,6 +6,8 @@ A unit (refinement/windows.py) is refined as a whole: a person in a frame, a win
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -199,12 +201,12 @@ class RowRefiner:
                 shown.setdefault(int(self.plan.person[unit.row[0]]), []).append(k)
         for person, units in shown.items():
             spread = np.unique(np.linspace(0, len(units) - 1, SHAPE_MOMENTS).astype(int))
-            batches = (
-                self._estimates(joined, group, *self._start(joined)[0])
+            parts = [
+                self.refiner.shape(self._estimates(joined, group, *self._start(joined)[0]), self.settings)
                 for _, joined, group in self._batches([units[i] for i in spread])
-            )
+            ]
             rows = self.plan.person == person
-            betas[rows] = self.refiner.shape(batches, self.settings).cpu().numpy()
+            betas[rows] = functools.reduce(operator.add, parts).betas().cpu().numpy()
             self.known_shape[rows] = 1
 
     def _shared_betas(self) -> np.ndarray | None:

@@ -128,8 +128,10 @@ def _every_frame(rows: np.ndarray, frames: np.ndarray) -> Window:
 def view_windows(
     frame: np.ndarray, track: np.ndarray, view: np.ndarray, time: np.ndarray, status: np.ndarray
 ) -> list[Window]:
-    """The rows of one person at one moment in several views. frame, track, status (R,); view, time (F,). Persons are told apart by track; without tracks each frame may show one person.
-    Raises InputError otherwise, UsageError when there is one view only.
+    """The rows of one person at one moment in several views. frame, track, status (R,); view, time (F,).
+
+    Persons are told apart by track; without tracks each frame may show one person. Raises InputError otherwise,
+    UsageError when there is one view only.
     """
     if len(frame) and len(view) < 2:
         raise UsageError("--mode views needs several frames, this artefact has one", "give all views to one hmr detect")

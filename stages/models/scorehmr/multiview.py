@@ -1,4 +1,4 @@
-"""One body for all cameras that see a person: the Kalman update of kalman_update.py in the world frame of a calibrated rig.
+"""One body for all cameras that see a person: the update of kalman_update.py in the world frame of a calibrated rig.
 
 Every view has its own estimate of the person and its own keypoints, and the rig says where the cameras stand. Then
 there is only one unknown: orientations of the bones, betas and pelvis in the world. Each view's estimate is a reading
@@ -14,8 +14,6 @@ moment, G groups.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +40,28 @@ class MultiviewNoise:
     strange: float = 1.0  # an estimate so many deviations from the others has lost half of its weight
     patience: float = 4.0  # in the first round outliers may be so many times as large, half as many in each further
     rounds: int = 6
+
+
+@dataclass
+class ViewBatch:
+    """n rows: pose (n, 144), betas (n, 10), transl (n, 3) m in each row's camera; keypoints (n, 25, 3) px with score 0
+    where unseen; K, R (n, 3, 3), t (n, 3) m world to camera; group (n,): numbers from 0 of who is one person at one
+    moment; known_shape (n,): 1 where betas are no estimates."""
+
+    pose: Tensor
+    betas: Tensor
+    transl: Tensor
+    keypoints: Tensor
+    K: Tensor
+    R: Tensor
+    t: Tensor
+    group: Tensor
+    known_shape: Tensor
+
+    def only(self, chosen: Tensor) -> ViewBatch:
+        """The rows `chosen` (n,), groups numbered anew."""
+        part = ViewBatch(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
+        return dataclasses.replace(part, group=torch.unique(part.group, return_inverse=True)[1])
 
 
 @dataclass
@@ -76,9 +96,32 @@ class WorldBodies:
 
 
 @dataclass
+class SharedShape:
+    """The betas of one person over many moments. prior (10, 10): precision of an estimate; information (10, 10) of the
+    keypoints, pulled (10,) its product with what they say; total (10,) of `count` estimates. Parts add."""
+
+    prior: Tensor
+    information: Tensor
+    pulled: Tensor
+    total: Tensor
+    count: int
+
+    def __add__(self, other: SharedShape) -> SharedShape:
+        return SharedShape(
+            self.prior, self.information + other.information, self.pulled + other.pulled, self.total + other.total,
+            self.count + other.count,
+        )  # fmt: skip
+
+    def betas(self) -> Tensor:
+        """The likeliest (10,); the estimates, all of one habit, count as one."""
+        precision = self.prior + self.information
+        return torch.linalg.solve(precision, self.pulled + self.prior @ (self.total / self.count)).float()
+
+
+@dataclass
 class Readings:
-    """The n estimates as readings of their group's body: precision (n, 85, 85), mean (n, 85) about the start, trust (n,)
-    from 0 to 1; known (G,): 1 where the betas are no estimate."""
+    """The n estimates as readings of their group's body: precision (n, 85, 85), mean (n, 85) about the start, trust
+    (n,) from 0 to 1; known (G,): 1 where the betas are no estimate."""
 
     precision: Tensor
     mean: Tensor
@@ -95,144 +138,108 @@ class MultiviewUpdate:
     ) -> None:
         self.linearized, self.single, self.noise = linearized, single, noise
 
-    @property
-    def shape_precision(self) -> Tensor:
-        """Precision (10, 10) of an estimate's betas."""
-        assert self.single is not None
-        return torch.linalg.inv((self.single.factor @ self.single.factor.t())[72:, 72:])
-
-    def __call__(
-        self,
-        pose: Tensor,
-        betas: Tensor,
-        transl: Tensor,
-        keypoints: Tensor,
-        K: Tensor,
-        R: Tensor,
-        t: Tensor,
-        group: Tensor,
-        known_shape: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """pose (n, 144), betas (n, 10), transl (n, 3) in each row's camera, keypoints (n, 25, 3) px with score 0 =
-        unseen, K, R (n, 3, 3), t (n, 3), group (n,) numbers from 0, known_shape (n,): 1 where betas are no estimates.
-
-        -> pose, betas, transl of each group's one body in every row's camera, and its energy (n,). Rows of groups with
-        fewer than three keypoints in all stay.
-        """
-        rows = (pose, betas, transl, keypoints, K, R, t, group, known_shape)
-        out = (pose.clone(), betas.clone(), transl.clone(), torch.zeros_like(transl[:, 0]))
-        alone = (torch.bincount(group) == 1)[group]
-        cases: list[tuple[Tensor, Callable[..., tuple[Tensor, ...]]]] = [(~alone, self._together)]
+    def __call__(self, rows: ViewBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """pose, betas, transl of each group's one body in every row's camera, and its energy (n,). Rows of groups with
+        fewer than three keypoints in all stay."""
+        out = (rows.pose.clone(), rows.betas.clone(), rows.transl.clone(), torch.zeros_like(rows.transl[:, 0]))
+        alone, known = (torch.bincount(rows.group) == 1)[rows.group], rows.known_shape > 0
+        cases = [(~alone, self._together)]
         if self.single is not None:
-            for known in (True, False):
-                cases.append((alone & ((known_shape > 0) == known), functools.partial(self._alone, keep_shape=known)))
+            cases += [(alone & known, self._alone), (alone & ~known, self._alone)]
         for chosen, update in cases:
             if chosen.any():
-                for value, new in zip(out, update(*(v[chosen] for v in rows)), strict=True):
+                for value, new in zip(out, update(rows.only(chosen)), strict=True):
                     value[chosen] = new
         return out
 
-    def _alone(
-        self, pose: Tensor, betas: Tensor, transl: Tensor, keypoints: Tensor, K: Tensor, *_: Tensor, keep_shape: bool
-    ) -> tuple[Tensor, ...]:
+    def shape(self, rows: ViewBatch) -> SharedShape:
+        """What the rows of one person, in several moments, say of its betas."""
         assert self.single is not None
-        return self.single(pose, betas, transl, keypoints, K, keep_shape=keep_shape)
+        found = self.bodies(dataclasses.replace(rows, known_shape=torch.zeros_like(rows.known_shape)))
+        information, betas = found.information.double(), rows.betas.double()
+        pulled = (information @ found.betas.double()[..., None]).sum(0)[:, 0]
+        prior = torch.linalg.inv((self.single.factor @ self.single.factor.t())[72:, 72:])
+        return SharedShape(prior, information.sum(0), pulled, betas.sum(0), len(betas))
 
-    def _together(
-        self,
-        pose: Tensor,
-        betas: Tensor,
-        transl: Tensor,
-        keypoints: Tensor,
-        K: Tensor,
-        R: Tensor,
-        t: Tensor,
-        group: Tensor,
-        known_shape: Tensor,
-    ) -> tuple[Tensor, ...]:
-        chain, group = self.linearized.chain, torch.unique(group, return_inverse=True)[1]
-        found = self.bodies(pose, betas, transl, keypoints, K, R, t, group, known_shape)
-        rotation = R[:, None] @ found.rotation[group]
+    def _alone(self, rows: ViewBatch) -> tuple[Tensor, ...]:
+        """People seen by one camera: all with known shape, or none."""
+        assert self.single is not None
+        keep = bool(rows.known_shape[0] > 0)
+        return self.single(rows.pose, rows.betas, rows.transl, rows.keypoints, rows.K, keep_shape=keep)
+
+    def _together(self, rows: ViewBatch) -> tuple[Tensor, ...]:
+        """People seen by several."""
+        chain, group, found = self.linearized.chain, rows.group, self.bodies(rows)
+        rotation = rows.R[:, None] @ found.rotation[group]
         local = rotation[:, chain.parent_index].transpose(2, 3) @ rotation
         local[:, 0] = rotation[:, 0]
-        shape, pelvis = found.betas[group], (R @ found.pelvis[group][..., None])[..., 0] + t
+        shape, pelvis = found.betas[group], (rows.R @ found.pelvis[group][..., None])[..., 0] + rows.t
         better = (
             local[..., :2].transpose(-1, -2).flatten(1),
             shape,
             pelvis - chain.rest(shape).joints[0].t(),
             found.energy[group][:, None],
         )
-        able = (_sum((keypoints[..., 2] > 0).sum(1), group, len(found.betas)) >= MIN_KEYPOINTS)[group]
-        able = able & torch.isfinite(torch.cat(better, 1)).all(1) & (pelvis[:, 2] > NEAREST)
-        as_it_was = (pose, betas, transl, torch.full_like(better[3], NOT_UPDATED))
+        seen = _sum((rows.keypoints[..., 2] > 0).sum(1), group, len(found.betas))
+        able = (seen >= MIN_KEYPOINTS)[group] & torch.isfinite(torch.cat(better, 1)).all(1) & (pelvis[:, 2] > NEAREST)
+        as_it_was = (rows.pose, rows.betas, rows.transl, torch.full_like(better[3], NOT_UPDATED))
         out = [torch.where(able[:, None], new, old) for new, old in zip(better, as_it_was, strict=True)]
         return out[0], out[1], out[2], out[3][:, 0]
 
-    def bodies(
-        self,
-        pose: Tensor,
-        betas: Tensor,
-        transl: Tensor,
-        keypoints: Tensor,
-        K: Tensor,
-        R: Tensor,
-        t: Tensor,
-        group: Tensor,
-        known_shape: Tensor,
-    ) -> WorldBodies:
-        """The G bodies in the world; arguments as above."""
-        chain, kind = self.linearized.chain, pose.dtype
-        rotation = chain.forward(pose, chain.rest(betas)).world[:, :, :3].permute(3, 0, 1, 2).double()
-        tangent = (keypoints[..., :2] - K[:, None, :2, 2]) / K[:, None, [0, 1], [0, 1]]
-        seen = keypoints[..., 2].clamp_max(1)
+    def bodies(self, rows: ViewBatch) -> WorldBodies:
+        """The G bodies in the world."""
+        chain, keypoints = self.linearized.chain, rows.keypoints
+        rotation = chain.forward(rows.pose, chain.rest(rows.betas)).world[:, :, :3].permute(3, 0, 1, 2).double()
+        tangent = (keypoints[..., :2] - rows.K[:, None, :2, 2]) / rows.K[:, None, [0, 1], [0, 1]]
+        seen = keypoints[..., 2].clamp_max(1)  # some detectors' scores have no bound
         look, half, _ = (v.movedim(-1, 0).double() for v in look_at(tangent.permute(2, 1, 0), seen.t()))
         tangent = torch.where(seen[..., None] > 0, tangent, torch.zeros_like(tangent))
         seen = torch.where((half > 1e-4)[:, None], seen, torch.zeros_like(seen))
-        views = Views(R.double(), t.double(), tangent.double(), seen.double(), half.clamp_min(1e-4), group)
-        readings = R.double().transpose(1, 2)[:, None] @ rotation
-        start = self._start(views, readings, betas.double())
+        R, half = rows.R.double(), half.clamp_min(1e-4)
+        views = Views(R, rows.t.double(), tangent.double(), seen.double(), half, rows.group)
+        rotation = R.transpose(1, 2)[:, None] @ rotation
+        start = self._start(views, rotation, rows.betas.double())
         if self.single is None:
             none = start.betas.new_zeros(len(start.betas))
             found = WorldBodies(start.rotation, start.betas, start.pelvis, none, torch.diag_embed(0 * start.betas))
         else:
-            found = self._solve(views, start, self._readings(views, look, readings, start.rotation, known_shape))
-        return WorldBodies(*(getattr(found, f.name).to(kind) for f in dataclasses.fields(found)))
+            found = self._solve(views, start, self._readings(views, look, rotation, start.rotation, rows.known_shape))
+        return WorldBodies(*(getattr(found, f.name).to(rows.pose.dtype) for f in dataclasses.fields(found)))
 
     # ---- the beginning
 
-    def _start(self, views: Views, readings: Tensor, betas: Tensor) -> PosedEstimate:
-        """Of every view's own body and their mean, the one whose points lie nearest to all views' keypoints."""
+    def _start(self, views: Views, rotation: Tensor, betas: Tensor) -> PosedEstimate:
+        """Of the views' own bodies, rotation (n, 24, 3, 3) in the world, and their mean: the one whose points lie
+        nearest to all views' keypoints. betas (n, 10)."""
         group, groups = views.group, int(views.group.max()) + 1
-        count = torch.zeros(groups, dtype=torch.long, device=group.device).index_add_(0, group, torch.ones_like(group))
-        place = torch.arange(len(group), device=group.device)
+        shape, mean = _mean(betas, group, groups), _nearest_rotation(_mean(rotation, group, groups))
         order = torch.argsort(group, stable=True)
+        count = torch.bincount(group, minlength=groups)
         first = count.cumsum(0) - count
-        place[order] = torch.arange(len(group), device=group.device) - first.repeat_interleave(count)
-        mean_betas = _mean(betas, group, groups)
-        best = PosedEstimate(
-            _project(_mean(readings, group, groups)), mean_betas, betas.new_zeros(groups, 3), betas.new_ones(groups)
-        )
-        lowest = None
-        for k in range(-1, int(count.max())):
-            rotation = best.rotation if k < 0 else best.rotation.clone()
-            if k >= 0:
-                mine = order[(first + k).clamp_max(len(order) - 1)]
-                rotation = torch.where((count > k)[:, None, None, None], readings[mine], rotation)
-            scene = PosedEstimate(rotation, mean_betas, best.pelvis, best.half)
-            points = self.linearized.linearise(scene)[0]
-            scene.pelvis = _placed(views, points, groups)
-            off = views.residuals((points + scene.pelvis[:, None])[group]).norm(dim=-1) / PIXEL
-            cost = _sum((off.clamp_max(5 * self.noise.outlier) * views.seen).sum(1), group, groups)
-            if lowest is None:
-                best, lowest = scene, cost
-            else:
-                better = cost < lowest
-                lowest = torch.where(better, cost, lowest)
-                best = PosedEstimate(
-                    torch.where(better[:, None, None, None], scene.rotation, best.rotation), mean_betas,
-                    torch.where(better[:, None], scene.pelvis, best.pelvis), best.half,
-                )  # fmt: skip
+        best = self._place(views, mean, shape)
+        lowest = self._cost(views, best)
+        for k in range(int(count.max())):
+            there = (count > k)[:, None, None, None]
+            body = self._place(
+                views, torch.where(there, rotation[order[(first + k).clamp_max(len(order) - 1)]], mean), shape
+            )
+            cost = self._cost(views, body)
+            better = cost < lowest
+            lowest = torch.where(better, cost, lowest)
+            best.rotation = torch.where(better[:, None, None, None], body.rotation, best.rotation)
+            best.pelvis = torch.where(better[:, None], body.pelvis, best.pelvis)
         return best
+
+    def _place(self, views: Views, rotation: Tensor, shape: Tensor) -> PosedEstimate:
+        """Bodies (G) put where the lines of sight want them."""
+        body = PosedEstimate(rotation, shape, torch.zeros_like(shape[:, :3]), torch.ones_like(shape[:, 0]))
+        return dataclasses.replace(body, pelvis=_placed(views, self.linearized.linearise(body)[0], len(shape)))
+
+    def _cost(self, views: Views, body: PosedEstimate) -> Tensor:
+        """Sum (G,) of the distances of keypoints from the body's points, none very large."""
+        points = self.linearized.linearise(body)[0] + body.pelvis[:, None]
+        off = views.residuals(points[views.group]).norm(dim=-1) / PIXEL
+        return _sum((off.clamp_max(5 * self.noise.outlier) * views.seen).sum(1), views.group, len(points))
 
     def _readings(self, views: Views, look: Tensor, rotation: Tensor, start: Tensor, known_shape: Tensor) -> Readings:
         """The views' estimates, rotation (n, 24, 3, 3) in the world, about the start (G, 24, 3, 3)."""
@@ -364,7 +371,7 @@ def _mean(value: Tensor, group: Tensor, groups: int) -> Tensor:
     return _sum(value, group, groups) / count.view(-1, *[1] * (value.dim() - 1))
 
 
-def _project(matrix: Tensor) -> Tensor:
+def _nearest_rotation(matrix: Tensor) -> Tensor:
     """The nearest rotations (..., 3, 3)."""
     u, _, v = torch.linalg.svd(matrix)
     sign = torch.linalg.det(u @ v)

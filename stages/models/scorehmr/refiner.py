@@ -32,7 +32,7 @@ from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
 from stages.models.scorehmr.kalman_update import KalmanUpdate
 from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
 from stages.models.scorehmr.linearized_body import POSE, LinearizedBody
-from stages.models.scorehmr.multiview import MultiviewUpdate
+from stages.models.scorehmr.multiview import MultiviewUpdate, SharedShape, ViewBatch
 from stages.models.scorehmr.sampler import Codec, SamplingPlan, guided_sampling
 from stages.models.scorehmr.translation_smoothing import smooth_translations
 from stages.smpl.body import Body
@@ -240,34 +240,25 @@ class ScoreHmrRefiner:
         if seen.linked is not None and guidance.keypoints is not None and not self.published:
             transl = smooth_translations(guidance.keypoints.information(x0), transl, seen.linked)
         if seen.t is not None:
-            assert seen.turn is not None and seen.group is not None and seen.known_shape is not None
             update = self.multiview if settings.method == "score" else MultiviewUpdate(self.multiview.linearized, None)
-            x0, betas, transl, energy = update(
-                x0, betas, transl, self._used(seen, settings), seen.K, seen.turn.transpose(1, 2), seen.t, seen.group,
-                seen.known_shape,
-            )  # fmt: skip
+            placed = dataclasses.replace(seen, betas=betas, transl=transl)
+            x0, betas, transl, energy = update(self._views(x0, placed, settings))
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
         return RefinedBatch(
             rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1), energy
         )
 
     @torch.no_grad()
-    def shape(self, batches: Iterable[EstimateBatch], settings: ScoreHmrSettings) -> Tensor:
-        """The betas (10,) of one person, from all of its estimates and the keypoints of all moments in several views:
-        everything else is free in each moment."""
-        precision, pulled, mean, count = self.multiview.shape_precision, 0.0, 0.0, 0
-        for seen in batches:
-            seen = seen.each(lambda v: v.to(self.device))
-            assert seen.turn is not None and seen.t is not None and seen.group is not None
-            found = self.multiview.bodies(
-                matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen.betas, seen.transl, self._used(seen, settings), seen.K,
-                seen.turn.transpose(1, 2), seen.t, seen.group, torch.zeros_like(seen.t[:, 0]),
-            )  # fmt: skip
-            information = found.information.double()
-            precision = precision + information.sum(0)
-            pulled = pulled + (information @ found.betas.double()[..., None]).sum(0)[:, 0]
-            mean, count = mean + seen.betas.double().sum(0), count + len(seen.betas)
-        return torch.linalg.solve(precision, pulled + self.multiview.shape_precision @ (mean / count)).float()
+    def shape(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> SharedShape:
+        """What the moments of one person in several views say of its betas."""
+        seen = seen.each(lambda v: v.to(self.device))
+        return self.multiview.shape(self._views(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen, settings))
+
+    def _views(self, pose: Tensor, seen: EstimateBatch, settings: ScoreHmrSettings) -> ViewBatch:
+        assert seen.turn is not None and seen.t is not None and seen.group is not None and seen.known_shape is not None
+        R = seen.turn.transpose(1, 2)
+        used = self._used(seen, settings)
+        return ViewBatch(pose, seen.betas, seen.transl, used, seen.K, R, seen.t, seen.group, seen.known_shape)
 
     def _several(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> RefinedBatch:
         """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: the likeliest, and all."""
