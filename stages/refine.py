@@ -29,7 +29,7 @@ from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.models.tables import REFINERS
 from stages.params import RefineParams
-from stages.refinement.people import find_people, tell
+from stages.refinement.people import find_people, tell, tell_misses
 from stages.refinement.rig import read_rig
 from stages.refinement.rows import RowRefiner, columns, plan_rows, usable
 from stages.smpl.body import load_body
@@ -113,7 +113,11 @@ def run(
         refiner = loader.load(checkpoint, device=device, body=body.to(device), stats=params.stats)
         return RowRefiner(tables, refiner, params, plan)
 
-    return run_rows(job, load, out, run)
+    made = run_rows(job, load, out, run)
+    if rig is not None and rig.placed and (isinstance(made, Artefact) or made.is_file()):
+        with as_artefact(made, "meshes") as table:
+            tell_misses(table, run.report)
+    return made
 
 
 def _weights(ckpt: Path | None) -> Checkpoint:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from stages.refinement.exchange import exchange_rows
 from stages.refinement.likeness import (
+    TELL_RAYS,
     Measure,
+    People,
     Sightings,
     always,
     news,
@@ -32,18 +34,6 @@ SAMPLED = 64  # moments at which two tracks are compared, at most
 NUMBER_THEM = "give what is one person the same track number in every view"
 
 
-@dataclass
-class People:
-    """person (R,) numbers; `how` they were told apart; notes and warnings for whoever reads along; `nobody`: why no two
-    views could be joined, if none were."""
-
-    person: np.ndarray
-    how: str
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    nobody: str = ""
-
-
 def associate(seen: Sightings) -> People:
     """One number for each person, over all cameras. Tracks that carry one number in several cameras are one person
     already, unless a rig shows that their lines of sight pass each other."""
@@ -56,13 +46,14 @@ def associate(seen: Sightings) -> People:
         return _by_number(seen, tracklet, number, numbered)
     people, measure, tell = _method(seen, bool(rivals))
     links = _links(seen, tracklet, across, measure)
-    kept = _kept(numbered, links, people, camera)
-    fixed = set().union(*kept)
-    groups = merge([*kept, *({t} for t in range(len(camera)) if t not in fixed)], links, rivals)
-    groups = improve(groups, links, rivals, fixed)
+    kept = _kept(numbered, links, rivals, number, people)
+    fixed: Group = set().union(*kept)
+    groups = improve(merge(_with(kept, len(number)), links, rivals), links, rivals, fixed)
     if tell and (doubts := doubtful(groups, links, rivals, camera, tell, fixed)):
         groups = _left_alone(groups, doubts, number, people)
     people.person = _numbers(groups, tracklet, number)
+    if seen.R is not None:
+        exchange_rows(seen, pairs[~same], people)
     people.nobody = _why_nobody(seen, across, links, people)
     return people
 
@@ -101,21 +92,25 @@ def _why_nobody(seen: Sightings, across: np.ndarray, links: Links, people: Peopl
             f"the lines of sight to the nearest two tracks miss each other by {min(misses):.2f} m; are the rig's poses "
             "world to camera, in metres, by view number, and the intrinsics right?"
         )
-    return (
-        people.warnings[-1] if people.warnings else f"the most alike bodies are {min(misses):.2f} m apart at the joints"
-    )
+    if people.warnings:
+        return f"{people.how} cannot tell who is who; give --cameras, or {NUMBER_THEM}"
+    return f"the most alike bodies are {min(misses):.2f} m apart at the joints; give --cameras, or {NUMBER_THEM}"
 
 
 def _left_alone(groups: list[Group], doubts: dict[int, Group], number: list[int], people: People) -> list[Group]:
     """Take the tracks in doubt out of their groups, and say so."""
-    for view, tracks in sorted(doubts.items()):
-        names = " and ".join(str(number[t]) if number[t] >= 0 else "one without number" for t in sorted(tracks))
-        people.warnings.append(
-            f"view {view}: {people.how} cannot tell tracks {names} apart, they are joined with nobody; "
-            + (NUMBER_THEM if people.how == "the rig" else f"give --cameras, or {NUMBER_THEM}")
-        )
+    where = "; ".join(f"view {view} {_named(tracks, number)}" for view, tracks in sorted(doubts.items()))
+    advice = NUMBER_THEM if people.how == "the rig" else f"give --cameras, or {NUMBER_THEM}"
+    people.warnings.append(f"{people.how} cannot tell who is who, these are joined with nobody: {where}; {advice}")
     gone = set().union(*doubts.values())
     return [left for g in groups if (left := g - gone)] + [{t} for t in sorted(gone)]
+
+
+def _named(tracks: Group, number: list[int]) -> str:
+    """track 3; tracks 3 and 4; 17 rows without track."""
+    numbers, free = sorted(number[t] for t in tracks if number[t] >= 0), sum(number[t] < 0 for t in tracks)
+    named = [f"track{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"] if numbers else []
+    return ", ".join([*named, *([f"{free} row{'s' * (free > 1)} without track"] if free else [])])
 
 
 # ---- rows, tracks, pairs
@@ -201,23 +196,34 @@ def _by_number(seen: Sightings, tracklet: np.ndarray, number: list[int], numbere
     return people
 
 
-def _kept(numbered: list[Group], links: Links, people: People, camera: list[int]) -> list[Group]:
-    """The numbered people that the rig agrees with."""
-    kept = []
-    for group in numbered:
-        compared = [(a, b) for a in group for b in links.weight[a].keys() & group if a < b]
-        wrong = [(a, b) for a, b in compared if links.weight[a][b] < 0]
-        if 2 * len(wrong) > len(compared):
-            a, b = max(wrong, key=lambda two: links.miss[two[0]][two[1]])
-            people.warnings.append(
-                f"tracks of one number in views {camera[a]} and {camera[b]} are not one person: their lines of sight "
-                f"miss each other by {links.miss[a][b]:.2f} m; the number is not used"
-            )
-        else:
-            kept.append(group)
+def _kept(
+    numbered: list[Group], links: Links, rivals: dict[int, Group], number: list[int], people: People
+) -> list[Group]:
+    """The numbered people that the rig agrees with: without their number they would be grouped alike, or hardly better
+    otherwise."""
+    if not numbered:
+        return []
+    every = [{t} for t in range(len(number))]
+    free = improve(merge(every, links, rivals), links, rivals, set())
+    given = merge(_with(numbered, len(number)), links, rivals)
+    kept = numbered
+    if links.inside(free).weight - links.inside(given).weight > TELL_RAYS * links.inside(given).moments:
+        kept = [group for group in numbered if any(group <= g for g in free)]
+        wrong = [group for group in numbered if group not in kept]
+        miss = max(links.miss[a].get(b, 0.0) for group in wrong for a in group for b in group)
+        people.warnings.append(
+            f"the numbers of {_named({min(group) for group in wrong}, number)} stand in several views, but the lines "
+            f"of sight miss each other by up to {miss:.2f} m: these numbers are not used"
+        )
     if kept:
         people.notes.append(f"{len(kept)} track numbers stand in several views: each is kept as one person")
     return kept
+
+
+def _with(groups: list[Group], count: int) -> list[Group]:
+    """The groups, and every other track by itself."""
+    rest = set(range(count)).difference(*groups)
+    return [*groups, *({t} for t in sorted(rest))]
 
 
 def _links(seen: Sightings, tracklet: np.ndarray, pairs: np.ndarray, measure: Measure) -> Links:

@@ -6,7 +6,7 @@ A weight is 1 for a perfect match, 0 where it could be either, negative for two 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from stages.geometry.rays import nearest_points, rays
 
 FEWEST = 4  # joints that both rows must show
 GATE = 0.09  # half boxes, about 10 px of a 256 crop: rays of one person miss by less
-WORST = -3.0  # weight of one moment, at least: a few wrong moments do not decide
-POSE_GATE = 0.14  # m between joints of two pelvis-aligned bodies: recovered bodies of one person differ by less
+WORST = -0.5  # weight of one moment, at least: wrong moments do not outvote right ones
+POSE_GATE = 0.16  # m between joints of two pelvis-aligned bodies: recovered bodies of one person differ by less
 TELL_RAYS = 0.1  # weight a moment by which the best partition must beat an exchange of two people
-TELL_POSE = (0.02, 0.04)  # m, the same for poses: always, and more divided by the root of the number of moments
+TELL_POSE = (0.03, 0.05)  # m, the same for poses: always, and more divided by the root of the number of moments
 APART = 0.3  # s between moments that say something new
 # m, of an adult: what tells a person from the ghost in which the lines of sight to two people cross.
 BONES = {
@@ -43,6 +43,18 @@ class Sightings:
     R: np.ndarray | None = None
     t: np.ndarray | None = None
     joints: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+@dataclass
+class People:
+    """person (R,) numbers; `how` they were told apart; notes and warnings for whoever reads along; `nobody`: why no two
+    views could be joined, if none were."""
+
+    person: np.ndarray
+    how: str
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    nobody: str = ""
 
 
 Measure = Callable[[Sightings, np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -42,6 +42,13 @@ class Links:
         counts = [self.count[x][y] for x, y in pairs]
         return Between(sum(self.weight[x][y] for x, y in pairs), sum(counts), max(counts, default=0))
 
+    def inside(self, groups: list[Group]) -> Between:
+        """What is inside groups, all together."""
+        each = [self.between({t}, {u for u in g if u > t}) for g in groups for t in g]
+        return Between(
+            sum(b.weight for b in each), sum(b.moments for b in each), max((b.most for b in each), default=0)
+        )
+
 
 def merge(groups: list[Group], links: Links, rivals: dict[int, Group]) -> list[Group]:
     """Merge the two groups that gain most, until none gain."""

@@ -16,14 +16,20 @@ from stages.artefacts.kinds import K_DEFAULT, OK
 from stages.artefacts.table import Artefact
 from stages.errors import InputError
 from stages.geometry.rotations import axis_angle_to_matrix
-from stages.refinement.association import People, Sightings, associate
+from stages.refinement.association import associate
 from stages.refinement.counts import view_counts
+from stages.refinement.likeness import People, Sightings
 from stages.refinement.rig import Rig
 from stages.refinement.rows import WindowPlan
 from stages.refinement.windows import moments
 from stages.smpl.body import Body
 
+MISS = 0.04  # of the box's longer side: keypoints that bodies of a right rig miss by less, in the median
 LISTED = 12  # people that are named one by one
+LIMBS = (
+    "head",
+    *(f"{side}_{part}" for part in ("knee", "ankle", "shoulder", "elbow", "wrist") for side in ("left", "right")),
+)
 
 
 def find_people(
@@ -78,7 +84,8 @@ def find_people(
 
 
 def _posed(meshes: Artefact, body: Body) -> Callable[[np.ndarray], np.ndarray]:
-    """rows (n,) -> joints (n, 24, 3) m of the recovered bodies about the pelvis, in the pelvis' own axes."""
+    """rows (n,) -> joints (n, 11, 3) m of the recovered bodies about the pelvis, in the pelvis' own axes."""
+    limbs = [body.joint_names.index(name) for name in LIMBS]
 
     def joints(rows: np.ndarray) -> np.ndarray:
         pose = torch.from_numpy(meshes.read("smpl/body_pose", rows)).float()
@@ -86,7 +93,7 @@ def _posed(meshes: Artefact, body: Body) -> Callable[[np.ndarray], np.ndarray]:
         betas = torch.zeros(len(rows), 10)
         with torch.no_grad():
             found = body.joints(axis_angle_to_matrix(pose).to(body.device), betas.to(body.device)).cpu()
-        return (found - found[:, :1]).numpy()
+        return (found[:, limbs] - found[:, :1]).numpy()
 
     return joints
 
@@ -116,6 +123,28 @@ def tell(people: People, table: Artefact, plan: WindowPlan, report: Any) -> None
         where = ", ".join(f"view {v} track {_listed(t)}" for p in alone[:LISTED] for v, t in p["tracks"].items())
         more = " ..." if len(alone) > LISTED else ""
         report.warn(f"{sum(p['rows'] for p in alone)} rows are joined with no other view: {where}{more}")
+
+
+def tell_misses(table: Artefact, report: Any) -> None:
+    """Warn of views whose keypoints the joined bodies miss: their pose in the rig may be wrong."""
+    joined = (table.read("extra/views") > 1) & (table.rows["status"] == OK)
+    view, box = table.frames["view"][table.rows["frame"]], table.rows["box"]
+    size = np.maximum((box[:, 2:] - box[:, :2]).max(1), 1)
+    miss = table.read("extra/error_after") / size
+    medians = {int(v): float(np.median(miss[joined & (view == v)])) for v in np.unique(view[joined])}
+    if not medians:
+        return
+    usual = sorted(medians.values())[(len(medians) - 1) // 2]
+    if usual > MISS:
+        bad, than = list(medians), ""
+    else:
+        bad, than = [v for v, m in medians.items() if m > max(3 * usual, MISS)], f", {usual:.1%} in the others"
+    if bad:
+        views, most = ", ".join(map(str, bad)), max(medians[v] for v in bad)
+        report.warn(
+            f"view {views}: the joined bodies miss the keypoints by {most:.0%} "
+            f"of the box (median{than}); is the pose in the rig right (world to camera, metres), and the intrinsics?"
+        )
 
 
 def _listed(tracks: list[int]) -> str:
