@@ -41,10 +41,11 @@ def exchange_rows(seen: Sightings, pairs: np.ndarray, people: People) -> None:
         person[row], row_of[(*where, rather)] = rather, row
         if other is not None:
             person[other], row_of[(*where, home)] = home, other
-    for view in np.unique(seen.camera[person != before]).tolist():
+    views, changed = np.unique(seen.camera[person != before], return_counts=True)
+    for view, rows in zip(views.tolist(), changed.tolist(), strict=True):
         people.warnings.append(
-            f"view {view}: {((person != before) & (seen.camera == view)).sum()} rows fit another person than the rest of "
-            "their track does, and are given to that one (a track that changes from one person to another)"
+            f"view {view}: {rows} rows fit another person than the rest of their track does, and are given to that one "
+            "(a track that changes from one person to another)"
         )
 
 

@@ -143,7 +143,7 @@ def tell_misses(table: Artefact, report: Any) -> None:
         views, most = ", ".join(map(str, bad)), max(medians[v] for v in bad)
         report.warn(
             f"view {views}: the joined bodies miss the keypoints by {most:.0%} "
-            f"of the box (median{than}); is the pose in the rig right (world to camera, metres), and the intrinsics?"
+            f"of the box (median{than}); are its pose in the rig, its intrinsics and its keypoints right?"
         )
 
 
