@@ -170,4 +170,8 @@ def with_counts(result: Any) -> Any:
         if (takes(artefact.frames) >= 0).any():
             people = counted(artefact)
             counts |= {"tracks": people.tracks, "rows_in_tracks": people.joined}
+        if artefact.has("extra/refined"):
+            from stages.refinement.counts import counts as of_refined
+
+            counts |= of_refined(artefact)
     return {**(result if isinstance(result, Mapping) else {"out": result}), **counts}
