@@ -15,25 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.kinds import OK, Column
+from stages.artefacts.kinds import OK, required_columns
 from stages.datasets.base import Dataset
 from stages.datasets.protocols import Protocol, protocol_of
 from stages.errors import InputError
 from stages.evaluation.scorer import make_scorer, threads
-from stages.params import EvaluateParams
+from stages.params import EvaluateParams, check
 
-COLUMNS = (
-    Column("errors/mpjpe", "f4", ("R",), "mm", "mean per-joint position error, roots aligned"),
-    Column("errors/pa_mpjpe", "f4", ("R",), "mm", "the same after similarity alignment"),
-    Column("errors/mpve", "f4", ("R",), "mm", "mean per-vertex error"),
-    Column("errors/occ_mpjpe", "f4", ("R",), "mm", "mean over hidden joints"),
-    Column("errors/occ_pa_mpjpe", "f4", ("R",), "mm", "mean over hidden joints after similarity alignment"),
-    Column("errors/acceleration", "f4", ("R",), "mm/frame^2", "acceleration error"),
-    Column("errors/error_2d", "f4", ("R",), "px", "mean distance of the projected body from the labelled joints"),
-    Column("errors/pck", "f4", ("R",), "", "share of labelled joints within a tenth of the box's longer side"),
-    Column("errors/per_joint", "f4", ("R", "J"), "mm", "error of each joint, roots aligned"),
-    Column("errors/visible", "u1", ("R", "J"), "", "1 where the joint is visible"),
-)
 MEANS = ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration", "error_2d", "pck")
 
 
@@ -47,6 +35,7 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: EvaluateParams,
     from stages.engine.job import Job
     from stages.engine.runner import run_rows
 
+    params = check(params)
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
     protocol = protocol_of(params.protocol or dataset.protocol)
     dataset.check(protocol)
@@ -57,7 +46,7 @@ def run(meshes: Any, dataset: Dataset, out: Path | None, params: EvaluateParams,
             kind="scores",
             params={"dataset": dataset.name, "protocol": protocol.name, "regressor": regressor},
             inputs={"meshes": table, "detections": dataset.detections},
-            columns=COLUMNS,
+            columns=required_columns("scores"),
             group_attrs={"errors": {"joints": list(protocol.joints)}},
             attrs={
                 "protocol": _described(protocol, regressor),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError, MachineError
+from stages.files.atomic import replacing
 
 LOST = -(1 << 62)  # earlier than every presentation time
 SEEK_AHEAD = 200  # frames: reading on is cheaper than seeking for gaps up to about a group of pictures
@@ -34,7 +35,9 @@ def _av() -> Any:
 def _open(path: Path) -> tuple[Any, Any]:
     av = _av()
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        # Metadata that is not UTF-8 must not end a run: PyAV 19 reads it by itself, older ones are told to.
+        told = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+        container = av.open(str(path), **told)
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (2, 13):
             raise InputError(f"{path.name}: {error.strerror}") from error
@@ -172,26 +175,23 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps:
     padded by one pixel. Raises InputError for no frames."""
     av = _av()
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
     stream = None
-    try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            for rgb in frames:
-                height, width = (rgb.shape[0] + 1) // 2 * 2, (rgb.shape[1] + 1) // 2 * 2
-                if stream is None:
-                    rate = fractions.Fraction(fps).limit_denominator(1001)
-                    stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
-                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                if (width, height) != rgb.shape[1::-1]:
-                    rgb = np.pad(rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), "edge")
-                for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")):
-                    container.mux(packet)
+    with (
+        replacing(path, durable=False) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        for rgb in frames:
+            height, width = (rgb.shape[0] + 1) // 2 * 2, (rgb.shape[1] + 1) // 2 * 2
             if stream is None:
-                raise InputError(f"{path.name}: no frames to write")
-            for packet in stream.encode():
+                rate = fractions.Fraction(fps).limit_denominator(1001)
+                stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            if (width, height) != rgb.shape[1::-1]:
+                rgb = np.pad(rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), "edge")
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")):
                 container.mux(packet)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if stream is None:
+            raise InputError(f"{path.name}: no frames to write")
+        for packet in stream.encode():
+            container.mux(packet)
     return path

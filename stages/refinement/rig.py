@@ -50,7 +50,7 @@ class Rig:
         return R, np.stack([self.t[int(v)] for v in view]) if len(view) else np.zeros((0, 3), np.float32)
 
 
-def read_rig(path: str) -> Rig | None:
+def read_rig(path: str | None) -> Rig | None:
     """The rig of a file; None without a path. Raises InputError."""
     if not path:
         return None
