@@ -173,6 +173,8 @@ class TrackParams:
     )
     max_gap: float = param(MAX_GAP, "A person unseen for longer comes back as a new track.", unit="s", above=0)
     replace: bool = param(False, "Number people anew where the file has tracks already.")
+    views: bool = param(False, "Also over cameras: one number for each person in all views (frames/view).")
+    cameras: str | None = param(None, "Views: JSON file {view: {R: 3x3, t: 3}} of world-to-camera poses.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,7 @@ def run(
         people = find_people(seen, rig, good, meshes=start, body=body)
     plan = plan_rows(start, params, good, None if people is None else people.person)
     if people is not None:
-        tell(people, start, plan, run.report)
+        tell(people, seen, good, run.report)
     job = Job(
         stage="refine",
         kind="meshes",
