@@ -44,7 +44,7 @@ def test_batches_stay_small_once_memory_has_run_out() -> None:
     size = BatchSize(8)
     calls, values = sizes_of_calls(10, size, fail)
     assert calls == [8, 4, 2, 2, 2, 2, 2] and size == BatchSize(2, reduced=True)
-    assert sum(values, []) == list(range(10))
+    assert [index for batch in values for index in batch] == list(range(10))
 
 
 def test_one_that_does_not_fit_ends_the_work() -> None:
