@@ -305,7 +305,7 @@ def occlusion_map(
 
     from stages.engine.device import resolve_device
     from stages.evaluation.occlusion_map import occlusion_map as stage
-    from stages.evaluation.occlusion_map import picture
+    from stages.evaluation.occlusion_map import to_image
     from stages.loaders.people import PersonLoader
     from stages.media.images import write_image
     from stages.pipeline import open_dataset
@@ -324,7 +324,7 @@ def occlusion_map(
     attrs = model.group_attrs.get("smpl") or model.group_attrs.get("vertices") or {}
     body = load_body(str(attrs.get("body_model", "embedded")).split(" ")[0])
     found = stage(model, people, dataset, rows, grid=grid, size=size, body=body)
-    write_image(out, picture(found))
+    write_image(out, to_image(found))
     np.savez(out.with_suffix(".npz"), errors=found.errors, plain=found.plain, joints=np.array(found.joints))
     worst = np.nan_to_num(found.errors - found.plain[:, None, None]).mean((1, 2))
     return {"out": out, "rows": found.rows, "hurt_most": found.joints[int(worst.argmax())], "by_mm": float(worst.max())}

@@ -14,8 +14,9 @@ from typing import Any
 from stages import detect, evaluate, export, recover, refine, synth, view
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.table import Artefact
-from stages.datasets import LAYOUTS, open_licensed
+from stages.datasets import LAYOUTS
 from stages.datasets.base import Dataset
+from stages.datasets.licensed import open_licensed
 from stages.datasets.synthetic import SynthData
 from stages.engine import runner
 from stages.engine.job import RunOptions

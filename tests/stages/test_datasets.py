@@ -172,7 +172,7 @@ def test_wrong_kinds_of_values_are_damage(
 
 @pytest.mark.parametrize(
     ("layout", "code", "say"),
-    [("3doh", 3, "the data set's are smpl"), ("ochuman", 2, "no joints in space"), ("panoptic", 0, "")],
+    [("3doh", 3, "the data set's are smpl"), ("ochuman", 2, "no 3D joints"), ("panoptic", 0, "")],
 )
 def test_occlusion_maps_of_comparable_joints_only(
     layout: str, code: int, say: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
