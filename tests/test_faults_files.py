@@ -19,9 +19,9 @@ from PIL import Image
 
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, OK
-from tests.cli.runner import hmr
-from tests.tables import detections, same, save
-from tests.unit.test_frames import SCENE, bad_pictures
+from tests.helpers.bad_images import SCENE, bad_images
+from tests.helpers.cli import hmr
+from tests.helpers.small_artefacts import detections, same, save
 
 
 def fails(code: int, words: str, *args: object, **env: str) -> str:
@@ -53,7 +53,7 @@ def test_bad_pictures_among_good_ones(tmp_path: Path) -> None:
     """Faults 3 to 8, 10: the rest is done, the causes are named, --strict counts them."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    words = bad_pictures(photos)
+    words = bad_images(photos)
     good = ["a b.png", "-dash.png", "new\nline.png", "x/same.png", "y/same.png", "A.png", "a.png"]
     for name in good:
         (photos / name).parent.mkdir(exist_ok=True)

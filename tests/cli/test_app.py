@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hmr_cli.app import COMMANDS, load_command
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 
 HEAVY = ("torch", "numpy", "h5py", "cv2", "scipy", "PIL", "av", "diffusers", "transformers")
 LIGHT = ("run", "train", "merge", "check", "info", "schema", "checkpoint", "body-model", "assets", "doctor")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import dpmesh_standin as standin
-from tests.cli.runner import hmr
+from tests.helpers import dpmesh_standin as standin
+from tests.helpers.cli import hmr
 
 
 @pytest.fixture(scope="module")

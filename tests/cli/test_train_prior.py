@@ -19,8 +19,8 @@ from stages.smpl.body import load_body
 from stages.synthetic.mocap import load_poses
 from stages.training import loop
 from stages.training.prior import Params, PriorTrainer, run
-from tests.cli.runner import hmr
-from tests.unit.test_training_people import motion_file
+from tests.helpers.cli import hmr
+from tests.helpers.motion_files import motion_file
 
 SMALL = ("--hidden", "32", "--blocks", "1", "--batch", "64", "--people", "600")
 

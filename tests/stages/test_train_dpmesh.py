@@ -25,7 +25,7 @@ from stages.training import loop
 from stages.training.dpmesh import train as training
 from stages.training.dpmesh.data import DPMeshAugmentation, DPMeshExamples
 from stages.training.dpmesh.train import DPMeshTrainer, Params, begin
-from tests.tables import COCO
+from tests.helpers.small_artefacts import COCO
 
 N, K = 4, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
 WRIST = SETS["dpmesh30"].index("left_wrist")

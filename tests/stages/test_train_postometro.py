@@ -30,8 +30,8 @@ from stages.training.postometro import train as training
 from stages.training.postometro.data import PostoMetroAugmentation, PostoMetroBatch, PostoMetroExamples
 from stages.training.postometro.steps import PostoMetroTrainer, fit, mesh_loss
 from stages.training.postometro.train import Alone, Params, begin, check, initialise
-from tests.tables import COCO
-from tests.unit.test_training_people import motion_file
+from tests.helpers.motion_files import motion_file
+from tests.helpers.small_artefacts import COCO
 
 COUNTS = (431, 108)  # of coarser vertices: small networks
 N, K = 6, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])

@@ -14,7 +14,7 @@ import pytest
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.validate import check_file
 from stages.errors import ArtefactError, InputError
-from tests.tables import detections, save
+from tests.helpers.small_artefacts import detections, save
 
 
 @pytest.fixture(autouse=True)

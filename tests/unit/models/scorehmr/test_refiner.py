@@ -16,28 +16,12 @@ from stages.models.scorehmr.body25 import NAMES, chain_of, evidence
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.guidance import SmoothTerm, ViewTerm
 from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
-from stages.models.scorehmr.kinematic_chain import KinematicChain
 from stages.models.scorehmr.refiner import EstimateBatch, ScoreHmrRefiner
 from stages.models.scorehmr.schedule import tables
 from stages.models.scorehmr.translation_smoothing import ACCELERATION, NOISE, smooth_translations
 from stages.refinement.windows import track_windows, view_windows
 from stages.smpl.body import load_body
-
-
-def random_chain(pose_dirs: bool) -> KinematicChain:
-    """A 24-joint body in double precision whose points are arbitrary mixtures of joints and vertices."""
-    g = torch.Generator().manual_seed(1)
-    body = load_body("embedded")
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-    weights = torch.rand(9, 24, generator=g, dtype=torch.float64)
-    return KinematicChain(
-        torch.tensor(body.parents), body.joint_template.double(), body.joint_dirs.double(),
-        normal(9, 3), normal(9, 3, 10), weights / weights.sum(1, keepdim=True), normal(7, 33),
-        0.1 * normal(9, 3, 207) if pose_dirs else None,
-    )  # fmt: skip
+from tests.helpers.random_chain import random_chain
 
 
 @pytest.mark.parametrize("pose_dirs", [False, True])

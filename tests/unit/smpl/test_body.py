@@ -13,7 +13,7 @@ from stages.geometry import rotations
 from stages.keypoints import joint_sets
 from stages.smpl import body_files as body_file
 from stages.smpl.body import Body, load_body
-from tests.unit import body_files
+from tests.helpers import body_files
 
 SETS = ["smpl24", "coco17", "body25", "openpose18", "h36m17", "lsp14", "dpmesh30", "dpmesh15"]
 

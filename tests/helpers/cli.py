@@ -22,3 +22,11 @@ def hmr(
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), **env},
     )
+
+
+def hmr_ok(*args: object, **kwargs: object) -> str:
+    """stderr of an `hmr` that must succeed."""
+    found = hmr(*args, timeout=900, **kwargs)  # type: ignore[arg-type]
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr and "UserWarning" not in found.stderr
+    return found.stderr

@@ -1,4 +1,4 @@
-"""A detector for tests: every white rectangle is a person. `--detector tests.stages.rectangles:Rectangles`."""
+"""A detector for tests: every white rectangle is a person. `--detector tests.helpers.rectangle_detector:Rectangles`."""
 
 from __future__ import annotations
 

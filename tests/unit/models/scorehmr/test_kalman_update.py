@@ -13,7 +13,7 @@ from stages.models.scorehmr.kalman_update import PIXEL, KalmanUpdate, NoiseModel
 from stages.models.scorehmr.kinematic_chain import KinematicChain
 from stages.models.scorehmr.linearized_body import POSE, LinearizedBody, PosedEstimate, in_picture, in_space
 from stages.smpl.body import load_body
-from tests.unit.test_scorehmr import random_chain
+from tests.helpers.random_chain import random_chain
 
 F, N = 800.0, 5
 

@@ -18,17 +18,7 @@ from stages.synthetic import mocap
 from stages.synthetic.mocap import NOTHING, Augment, PoseBank, load_poses
 from stages.training import synthetic_keypoints
 from stages.training.synthetic_keypoints import EXACT, Camera, Corruption, draw_batch
-
-
-def motion_file(path: Path, n: int = 40) -> Path:
-    """A motion file of five clips: CMU subjects 01, 08, 14, another CMU source and HDM05; poses tell the clip."""
-    subjects, sources = ["cmu01", "cmu08", "cmu14", "cmu06", "hdm05_bd"], ["cmu-amc", "cmu-daz", "cmu-daz"]
-    clip = np.repeat(np.arange(5), n)
-    rng = np.random.default_rng(0)
-    poses = 0.2 * rng.standard_normal((5 * n, 24, 3))
-    poses[:, 23, 2] = clip
-    np.savez(path, poses=poses, seq=clip, seq_subject=subjects, seq_source=[*sources, "cmu-expmap", "hdm05"])
-    return path
+from tests.helpers.motion_files import motion_file
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ from stages.models.detectors import blazepose
 from stages.models.detectors.base import DetectedPeople, clip_boxes
 from stages.models.detectors.blazepose import ANCHORS, BlazePose, windows
 from stages.models.tables import DETECTORS
-from tests import real
-from tests.helpers import fixtures
+from tests.helpers import fetched, fixtures
 
 SIGMA = sigmas(SETS["coco17"])
 QUARTET = {"free": ["000000000785"], "non_commercial": ["000000196141", "000000197388", "000000040083"]}
@@ -25,7 +24,7 @@ QUARTET = {"free": ["000000000785"], "non_commercial": ["000000196141", "0000001
 
 @pytest.fixture(scope="module")
 def detector() -> BlazePose:
-    return BlazePose.load(real.blazepose(), device="cpu")
+    return BlazePose.load(fetched.blazepose(), device="cpu")
 
 
 def annotated(folder: Path, name: str) -> tuple[np.ndarray, list[dict]]:

@@ -23,7 +23,7 @@ from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
 from stages.smpl import body_files as body_file
 from stages.smpl.body import load_body
-from tests.unit import body_files
+from tests.helpers import body_files
 
 SIZE = (320, 240)
 K = np.array([[400.0, 0, 159.5], [0, 400.0, 119.5], [0, 0, 1]])

@@ -16,7 +16,7 @@ from stages.artefacts.schema import describe
 from stages.artefacts.table import in_memory
 from stages.artefacts.validate import check, check_file, summary
 from stages.errors import ArtefactError, InputError, UsageError
-from tests.tables import COCO, detections, same, save
+from tests.helpers.small_artefacts import COCO, detections, same, save
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_large_columns_are_chunked_along_rows(tmp_path: Path) -> None:
 def test_long_and_odd_attributes_survive(tmp_path: Path) -> None:
     from stages.engine.job import Job, RunOptions
     from stages.engine.runner import run_rows
-    from tests.tables import BODY, MESHES, recover_load
+    from tests.helpers.small_artefacts import BODY, MESHES, recover_load
 
     table = detections(4)
     big = {"per_sequence": {f"sequence {i}": [i, "é", None] for i in range(9000)}}
@@ -188,7 +188,7 @@ def test_principal_point_in_crop_pixels_is_named(tmp_path: Path) -> None:
 def test_a_nan_in_a_row_that_is_ok_is_an_error(tmp_path: Path) -> None:
     from stages.engine.job import RunOptions
     from stages.engine.runner import run_rows
-    from tests.tables import recover_job, recover_load
+    from tests.helpers.small_artefacts import recover_job, recover_load
 
     table = detections(6)
     out = run_rows(recover_job(table), recover_load(table), tmp_path / "m.h5", RunOptions())

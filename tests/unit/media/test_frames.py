@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,6 @@ from PIL import ExifTags, Image
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, K_DEFAULT, K_EXIF, OK
 from stages.artefacts.table import in_memory
-from stages.engine.job import Job, RunOptions
-from stages.engine.runner import run_frames
 from stages.errors import InputError, UsageError
 from stages.media.frames import (
     FrameSource,
@@ -31,13 +27,9 @@ from stages.media.frames import (
     write_image,
 )
 from stages.media.images import intrinsics, read_image
+from tests.helpers.bad_images import SCENE, bad_images
+from tests.helpers.coded_video import frames_without_people
 
-RNG = np.random.default_rng(3)
-SCENE = np.zeros((60, 80, 3), np.uint8)
-SCENE[:30, :40] = (250, 20, 20)  # the four quarters differ, so every turn and flip shows
-SCENE[:30, 40:] = (20, 250, 20)
-SCENE[30:, :40] = (20, 20, 250)
-SCENE[30:, 40:] = (200, 200, 20)
 # How a camera stores the upright picture under each orientation (EXIF 2.32, table 6: where row 0 and column 0 are).
 STORED = {
     1: lambda a: a,
@@ -104,56 +96,8 @@ def test_alpha_lies_over_white_and_the_first_frame_of_an_animation_counts(tmp_pa
     assert open_frame(tmp_path / "a.gif")[5, 5].tolist() == [255, 0, 0]
 
 
-def noise_jpeg() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(RNG.integers(0, 255, (200, 300, 3), np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def noise_png() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(RNG.integers(0, 255, (200, 300, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def bomb_png(side: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(5_000_000)))
-        + chunk(b"IEND", b"")
-    )
-
-
-def bad_pictures(folder: Path) -> dict[str, str]:
-    """One file for each fault of shared/spec/reliability.md 3.4, with a word that the message must have."""
-    jpeg, flipped = noise_jpeg(), bytearray(noise_png())
-    flipped[len(flipped) // 2] ^= 0x10
-    cases: dict[str, tuple[bytes, str]] = {
-        "empty.jpg": (b"", "empty"),
-        "page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "web page"),
-        "text.jpg": (b"not a picture at all, only words\n" * 30, "text"),
-        "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs"),
-        "half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "nearly.jpg": (jpeg[:-40], "truncated"),
-        "cut.png": (noise_png()[:5000], "truncated"),
-        "flip.png": (bytes(flipped), "damaged"),
-        "bomb.png": (bomb_png(30_000), "megapixels"),
-        "noise.jpg": (bytes(RNG.integers(0, 255, 4000, np.uint8)), "not a picture"),
-    }
-    for name, (content, _) in cases.items():
-        (folder / name).write_bytes(content)
-    Image.new("RGB", (1, 1)).save(folder / "dot.png")
-    Image.new("RGB", (5000, 5)).save(folder / "line.png")
-    return {name: word for name, (_, word) in cases.items()} | {"dot.png": "at least 32", "line.png": "at least 32"}
-
-
 def test_bad_pictures_are_failed_frames_with_their_cause(tmp_path: Path) -> None:
-    words = bad_pictures(tmp_path)
+    words = bad_images(tmp_path)
     png(tmp_path / "good.png")
     listing = list_frames([tmp_path])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -241,7 +185,7 @@ def test_names_that_are_not_utf8_survive_the_file(tmp_path: Path) -> None:
         Image.fromarray(SCENE).save(file, "PNG")
     listing = list_frames([folder])
     assert listing.name == ["caf\\xe9.png"] and os.fsencode(unescape(listing.name[0])) == b"caf\xe9.png"
-    out = detect_nothing(listing, tmp_path / "a.h5")
+    out = frames_without_people(listing, tmp_path / "a.h5")
     with open_artefact(out) as artefact:
         assert artefact.frames["name"].tolist() == ["caf\\xe9.png"]
         assert np.array_equal(FrameSource(artefact)(0), SCENE)
@@ -278,27 +222,13 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert list_frames([tmp_path / "[1].png"]).name == ["[1].png"]  # a file before a glob
 
 
-def detect_nothing(listing: object, out: Path | None) -> object:
-    """Frames without people, as hmr detect writes them."""
-    from stages.artefacts.kinds import KINDS
-
-    def load() -> object:
-        empty = {"keypoints/xy": np.zeros((0, 0, 2)), "keypoints/score": np.zeros((0, 0))}
-        rows = {"frame": np.zeros(0, int), "box": np.zeros((0, 4))}
-        return lambda i: (frame_columns(listing, i, read_frames(listing, i)), rows, empty)
-
-    attrs = {"keypoints": {"joints": [], "joint_set": "none", "score_definition": ""}}
-    job = Job("detect", "detections", {}, {"pictures": listing}, KINDS["detections"].columns, group_attrs=attrs)
-    return run_frames(job, len(listing), load, out, RunOptions())
-
-
 def test_later_stages_find_the_pictures_and_notice_changes(tmp_path: Path) -> None:
     photos, results = tmp_path / "photos", tmp_path / "results" / "today"
     photos.mkdir()
     results.mkdir(parents=True)
     for k in range(3):
         png(photos / f"{k}.png", np.roll(SCENE, k, 1))
-    out = detect_nothing(list_frames([photos]), results / "a.h5")
+    out = frames_without_people(list_frames([photos]), results / "a.h5")
     with open_artefact(out) as artefact:
         assert artefact.attrs["root"] == "../../photos" and str(tmp_path) not in str(artefact.attrs["inputs"])
         source = FrameSource(artefact)
@@ -316,7 +246,7 @@ def test_later_stages_find_the_pictures_and_notice_changes(tmp_path: Path) -> No
         assert np.array_equal(FrameSource(artefact, root=tmp_path / "moved")(0), SCENE)
         with pytest.raises(InputError, match="is not below"):
             FrameSource(artefact)(0)
-    whole = detect_nothing(list_frames([tmp_path / "moved" / "0.png"]), None)
+    whole = frames_without_people(list_frames([tmp_path / "moved" / "0.png"]), None)
     assert np.array_equal(FrameSource(whole)(0), SCENE)
 
 

@@ -14,7 +14,7 @@ import pytest
 from stages.errors import AssetError
 from stages.files.pickles import Refused, load_arrays
 from stages.smpl import body_files as body_file
-from tests.unit import body_files
+from tests.helpers import body_files
 
 
 @pytest.fixture(scope="module")

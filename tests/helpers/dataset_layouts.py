@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.stages.trees import SIZE, K, World, add_regressors, dump, dump_json, picture, pixels
+from tests.helpers.dataset_world import SIZE, K, World, add_regressors, dump, dump_json, picture, pixels
 
 
 @dataclasses.dataclass
@@ -121,7 +121,7 @@ def _prohmr_item(world: World, f: list[int], p: int, names: list[str], j19: np.n
 
 def _prohmr(name: str, file: str, pattern: str) -> Callable[[Path], Tree]:
     def make(folder: Path) -> Tree:
-        from tests.stages.trees import matrix
+        from tests.helpers.dataset_world import matrix
 
         world = World(4, 2, ("male", "female"), seed=5)
         add_regressors(folder)
@@ -234,7 +234,7 @@ def _coco19(world: World, folder: Path) -> np.ndarray:
     """Panoptic's joints (F, P, 19, 3), camera frame: by name from H36M's points, the face from the nose."""
     from stages.datasets.panoptic import COCO19
     from stages.keypoints import joint_sets
-    from tests.stages.trees import matrix
+    from tests.helpers.dataset_world import matrix
 
     h36m = matrix(folder, "h36m17") @ world.vertices
     at = joint_sets.index(joint_sets.get("h36m17"), COCO19)
@@ -244,7 +244,7 @@ def _coco19(world: World, folder: Path) -> np.ndarray:
 def _panoptic_packed(folder: Path) -> Tree:
     from stages.datasets.panoptic import CRMH24
     from stages.keypoints import joint_sets
-    from tests.stages.trees import matrix
+    from tests.helpers.dataset_world import matrix
 
     world, root = World(3, 2, ("male", "female"), seed=9), folder / "160422_mafia2"
     add_regressors(folder)
@@ -273,7 +273,7 @@ def _h36m(name: str) -> Callable[[Path], Tree]:
         from stages.datasets.subsets import facts
         from stages.keypoints import joint_sets
         from stages.media.video import write_video
-        from tests.stages.trees import matrix
+        from tests.helpers.dataset_world import matrix
 
         fact = facts()["h36m"]
         cameras = [fact["p2"]] if name == "h36m-p2" else fact["cameras"]

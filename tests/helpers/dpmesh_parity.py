@@ -13,7 +13,7 @@ from stages.models.dpmesh import checkpoint_names as names
 from stages.models.dpmesh import weights
 from stages.models.dpmesh.network import DPMesh
 from tests.helpers.fixtures import Fixtures
-from tests.parity.limits import limit
+from tests.helpers.parity_limits import limit
 
 
 def sibling_of(name: str, cases: Iterable[str]) -> str:

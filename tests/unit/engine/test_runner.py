@@ -26,7 +26,7 @@ from stages.artefacts.validate import check_file
 from stages.engine.job import Job, ProgressReport, RunOptions
 from stages.engine.runner import merge, run_frames, run_rows
 from stages.errors import ArtefactError, InputError, Interrupted, MachineError, RowsFailed, UsageError
-from tests.tables import COCO, MESHES, detections, recover_job, recover_load, same, save
+from tests.helpers.small_artefacts import COCO, MESHES, detections, recover_job, recover_load, same, save
 
 ROWS = 700  # three parts
 TABLE = detections(ROWS)
@@ -535,7 +535,7 @@ def test_file_size_limit_in_the_merge(tmp_path: Path) -> None:
     code = f"""
 import resource, sys
 from pathlib import Path
-from tests.tables import *
+from tests.helpers.small_artefacts import *
 from stages.engine.job import RunOptions
 from stages.engine.runner import run_rows
 from stages.errors import MachineError
@@ -547,7 +547,7 @@ except MachineError as error:
     print(error.message)
     sys.exit(5)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.h5")], cwd=root, capture_output=True, text=True
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fractions
 import resource
 from pathlib import Path
 
@@ -14,42 +13,7 @@ from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED
 from stages.errors import InputError
 from stages.media.frames import FrameSource, frame_columns, list_frames, read_frames, write_video
-
-from .test_frames import detect_nothing
-
-SIZE = (96, 64)
-
-
-def coded(i: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A picture that says its number: eight vertical bars, black or white, and a red corner at the top left."""
-    width, height = size
-    bits = [(i >> b) & 1 for b in range(8)]
-    rgb = np.repeat(np.array(bits, np.uint8) * 255, width // 8)[None, :, None].repeat(height, 0).repeat(3, 2)
-    rgb[: height // 2] = 128
-    rgb[: height // 4, : width // 4] = (255, 0, 0)
-    return np.ascontiguousarray(rgb)
-
-
-def number(rgb: np.ndarray) -> int:
-    row = rgb[-4, :, 1].reshape(8, -1).mean(1)
-    return sum(1 << b for b in range(8) if row[b] > 127)
-
-
-def make(
-    path: Path, times: list[int], *, gop: int = 12, base: int = 1000, codec: str = "libx264", **options: str
-) -> Path:
-    """A video whose i-th frame is coded(i), shown at times[i] / base seconds."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"crf": "18", **options} if codec == "libx264" else {})
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = fractions.Fraction(1, base)
-        stream.codec_context.gop_size = gop
-        for i, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(coded(i), format="rgb24")
-            frame.pts, frame.time_base = time, fractions.Fraction(1, base)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+from tests.helpers.coded_video import SIZE, coded_image, frames_without_people, number_of, write_coded_video
 
 
 def media_data(path: Path) -> tuple[int, int]:
@@ -65,15 +29,15 @@ VARIABLE = np.cumsum([0, 40, 40, 10, 200, 33, 33, 34, 500, 1, 40] + [37] * 40).t
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_variable_rate_keeps_its_true_times_and_order(tmp_path: Path, suffix: str) -> None:
-    path = make(tmp_path / f"v.{suffix}", VARIABLE, bf="3")
+    path = write_coded_video(tmp_path / f"v.{suffix}", VARIABLE, bf="3")
     listing = list_frames([path])
     assert len(listing) == len(VARIABLE) and (listing.source == 0).all()
     assert np.allclose(listing.time, np.array(VARIABLE) / 1000, atol=6e-4)
     assert listing.name[3] == f"v.{suffix}#000003"
-    forward = [number(read_frames(listing, [i])[0].rgb) for i in range(len(listing))]
+    forward = [number_of(read_frames(listing, [i])[0].rgb) for i in range(len(listing))]
     assert forward == list(range(len(listing)))
     order = np.random.default_rng(1).permutation(len(listing))
-    assert [number(p.rgb) for p in read_frames(listing, order)] == order.tolist()
+    assert [number_of(p.rgb) for p in read_frames(listing, order)] == order.tolist()
     assert list_frames([path], every=7).index.tolist() == list(range(0, len(VARIABLE), 7))
 
 
@@ -90,15 +54,15 @@ def rotated(path: Path, degrees: int) -> Path:
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotation_is_applied(tmp_path: Path, degrees: int) -> None:
-    path = rotated(make(tmp_path / "v.mp4", [0, 40, 80]), degrees)
+    path = rotated(write_coded_video(tmp_path / "v.mp4", [0, 40, 80]), degrees)
     picture = read_frames(list_frames([path]), [1])[0]
-    upright = np.rot90(coded(1), -degrees // 90)
+    upright = np.rot90(coded_image(1), -degrees // 90)
     assert picture.size == (upright.shape[1], upright.shape[0])
     assert np.abs(picture.rgb.astype(int) - upright).mean() < 12
 
 
 def test_video_without_index_names_the_mend(tmp_path: Path) -> None:
-    path = make(tmp_path / "v.mp4", list(range(0, 2000, 40)))
+    path = write_coded_video(tmp_path / "v.mp4", list(range(0, 2000, 40)))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=r"v.mp4: not a readable video") as caught:
         list_frames([path])
@@ -126,7 +90,7 @@ def test_text_audio_only_and_zero_frames(tmp_path: Path) -> None:
 
 
 def test_damaged_middle_fails_there_and_shifts_nothing(tmp_path: Path) -> None:
-    path = make(tmp_path / "v.mp4", list(range(0, 4000, 40)), gop=10)
+    path = write_coded_video(tmp_path / "v.mp4", list(range(0, 4000, 40)), gop=10)
     at, size = media_data(path)
     content = bytearray(path.read_bytes())
     middle = slice(at + size // 2, at + size // 2 + 700)
@@ -137,7 +101,7 @@ def test_damaged_middle_fails_there_and_shifts_nothing(tmp_path: Path) -> None:
     pictures = read_frames(listing, range(100))
     good = [i for i, p in enumerate(pictures) if p.rgb is not None]
     assert 50 <= len(good) < 95 and good[0] == 0 and good[-1] == 99
-    assert [number(pictures[i].rgb) for i in good] == good
+    assert [number_of(pictures[i].rgb) for i in good] == good
     table = frame_columns(listing, range(100), pictures)
     assert (table["status"] == FAILED).sum() == 100 - len(good)
     assert "announced" in table["error"][next(i for i in range(100) if i not in good)]
@@ -147,18 +111,18 @@ def test_damaged_middle_fails_there_and_shifts_nothing(tmp_path: Path) -> None:
 
 
 def test_later_stages_find_video_frames(tmp_path: Path) -> None:
-    path = make(tmp_path / "v.mp4", VARIABLE)
-    whole = detect_nothing(list_frames([path], every=5), tmp_path / "a.h5")
+    path = write_coded_video(tmp_path / "v.mp4", VARIABLE)
+    whole = frames_without_people(list_frames([path], every=5), tmp_path / "a.h5")
     with open_artefact(whole) as artefact:
         source = FrameSource(artefact)
-        assert [number(source(i)) for i in (0, 3, 1)] == [0, 15, 5]
-        make(path, VARIABLE[:-1])
+        assert [number_of(source(i)) for i in (0, 3, 1)] == [0, 15, 5]
+        write_coded_video(path, VARIABLE[:-1])
         with pytest.raises(InputError, match="has changed since detection"):
             FrameSource(artefact)(0)
 
 
 def test_long_video_in_constant_memory(tmp_path: Path) -> None:
-    path = make(tmp_path / "v.mp4", list(range(0, 40 * 3000, 40)), preset="ultrafast")
+    path = write_coded_video(tmp_path / "v.mp4", list(range(0, 40 * 3000, 40)), preset="ultrafast")
     listing = list_frames([path])
     read_frames(listing, range(10))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -170,7 +134,7 @@ def test_long_video_in_constant_memory(tmp_path: Path) -> None:
 
 
 def test_written_video_is_h264_of_the_right_length(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "o.mp4", (coded(i)[:, :95] for i in range(20)), fps=12.5)
+    path = write_video(tmp_path / "o.mp4", (coded_image(i)[:, :95] for i in range(20)), fps=12.5)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.width, stream.height, float(stream.average_rate)) == (
@@ -180,7 +144,7 @@ def test_written_video_is_h264_of_the_right_length(tmp_path: Path) -> None:
             12.5,
         )
     listing = list_frames([path])
-    assert np.allclose(np.diff(listing.time), 0.08) and number(read_frames(listing, [13])[0].rgb) == 13
+    assert np.allclose(np.diff(listing.time), 0.08) and number_of(read_frames(listing, [13])[0].rgb) == 13
     with pytest.raises(InputError, match="no frames"):
         write_video(tmp_path / "none.mp4", [], fps=10)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.mp4"]
