@@ -37,6 +37,7 @@ def list_(as_json: Json = False, quiet: Quiet = False) -> None:
         hmr assets list --json | jq '.assets[] | select(.ready | not)'
     """
     from stages.files import cache
+    from stages.files.folders import cache_dir
 
     table = [
         {
@@ -51,7 +52,7 @@ def list_(as_json: Json = False, quiet: Quiet = False) -> None:
         for name, ready, where, mend in cache.status()
     ]
     if as_json:
-        print_result({"cache": str(cache.cache_dir()), "assets": table}, as_json=True)
+        print_result({"cache": str(cache_dir()), "assets": table}, as_json=True)
         return
     for row in table:
         print(f"{row['name']}: {'ready' if row['ready'] else 'missing'}, {row['licence']}, for {row['used_by']}")

@@ -10,14 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from hmr_cli._flags import stage_command
-from stages.artefacts.kinds import Column
 from stages.errors import UsageError
 from stages.params import EvaluateParams, RecoverParams
-
-DETECTIONS = (
-    Column("keypoints/xy", "f4", ("R", "J", 2), "px", "the papers' 2D input"),
-    Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition"),
-)
 
 
 class ScoreByDefault(TyperGroup):
@@ -161,6 +155,7 @@ def rows(
 
         hmr eval rows 3dpw-oc --data 3DPW/ -o 3dpw-oc.detections.h5
     """
+    from stages.artefacts.kinds import required_columns
     from stages.datasets import LAYOUTS
     from stages.engine.job import Job
     from stages.engine.runner import run_whole
@@ -174,7 +169,7 @@ def rows(
         kind="detections",
         params=table.attrs["params"] | {"content": table.fingerprint},
         inputs={},
-        columns=DETECTIONS,
+        columns=required_columns("detections"),
         group_attrs={"keypoints": table.group_attrs("keypoints")},
         attrs={"root": os.path.relpath(table.attrs["root"], out.absolute().parent)},
     )

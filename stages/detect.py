@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.hdf5 import open_artefact
-from stages.artefacts.kinds import FAILED, K_USER, OK, Column
+from stages.artefacts.kinds import FAILED, K_USER, OK, required_columns
 from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import Job, RunOptions
@@ -33,10 +33,6 @@ from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
 from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
 from stages.params import DetectParams
 
-COLUMNS = (
-    Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
-    Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition; 0 = not seen"),
-)
 SEQUENCE_FPS = 25.0  # assumed where photos are tracked
 
 
@@ -75,7 +71,7 @@ def run(
             "sha256": "+".join(m.sha256 for m in models),
             "licence": " and ".join(dict.fromkeys(m.licence for m in models)),
         },
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(detector.joints),

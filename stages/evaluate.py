@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.kinds import KINDS, OK
+from stages.artefacts.kinds import OK, required_columns
 from stages.artefacts.table import Artefact
 from stages.datasets.base import Dataset
 from stages.datasets.protocols import Protocol, protocol_of
@@ -26,8 +26,6 @@ from stages.evaluation.scorer import Scorer, threads
 from stages.evaluation.tables import TITLES
 from stages.loaders.people import as_artefact
 from stages.params import EvaluateParams
-
-COLUMNS = tuple(dataclasses.replace(column, optional=False) for column in KINDS["scores"].columns)
 
 
 def run(
@@ -51,7 +49,7 @@ def run(
             kind="scores",
             params={"dataset": dataset.name, "protocol": protocol.name, "regressor": scorer.regressor},
             inputs={"meshes": table, "detections": dataset.detections},
-            columns=COLUMNS,
+            columns=required_columns("scores"),
             group_attrs={"errors": {"joints": list(protocol.joints)}},
             attrs={
                 "protocol": _described(protocol, scorer.regressor),

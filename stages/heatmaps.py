@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from stages.artefacts.hdf5 import open_artefact
-from stages.artefacts.kinds import Column
+from stages.artefacts.kinds import Column, required_columns
 from stages.artefacts.table import Artefact
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
@@ -28,14 +28,7 @@ from stages.params import HeatmapsParams
 def columns(params: HeatmapsParams) -> tuple[Column, ...]:
     """What is written, with the sizes that these settings give."""
     count, side = len(joint_sets.get(params.joint_set)), params.size
-    return (
-        Column("heatmaps/value", "f2", ("R", count, side, side), "", "Gaussian around each seen joint, peak 1"),
-        Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from picture to heatmap pixels"),
-        Column(
-            "heatmaps/xy", "f4", ("R", count, 2), "px", "joints in the map; unseen: where the picture's origin falls"
-        ),
-        Column("heatmaps/mask", "u1", ("R", count), "", "1 where the joint is seen and inside the map"),
-    )
+    return required_columns("heatmaps", J=count, H=side, W=side)
 
 
 def run(

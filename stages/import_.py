@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.kinds import FAILED, K_USER, KINDS, OK, SMPL_COLUMNS
+from stages.artefacts.kinds import FAILED, K_USER, OK, SMPL_COLUMNS, required_columns
 from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames, run_whole
@@ -25,8 +25,6 @@ from stages.formats.source import KeypointSource, parse_size, usable_boxes
 from stages.media.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
 from stages.media.images import intrinsics
 from stages.params import ImportBodiesParams, ImportParams
-
-COLUMNS = KINDS["detections"].columns
 
 
 def run(
@@ -39,7 +37,7 @@ def run(
         kind="detections",
         params=params,
         inputs={source.kind: source} | ({"pictures": listing} if listing else {}),
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(source.joints),
@@ -186,10 +184,8 @@ def run_bodies(
         group_attrs={"smpl": attrs},
     )
     if boxes is not None:
-        from stages.artefacts.kinds import KINDS
-
         other = dataclasses.replace(
-            job, kind="detections", columns=KINDS["detections"].columns, group_attrs={"keypoints": BOXES}
+            job, kind="detections", columns=required_columns("detections"), group_attrs={"keypoints": BOXES}
         )
         run_whole(other, empty, boxes, run)
     return run_whole(job, meshes, out, run)

@@ -21,7 +21,7 @@ from stages.datasets.synthetic import SynthData
 from stages.engine import runner
 from stages.engine.job import RunOptions
 from stages.errors import UsageError
-from stages.files.cache import cache_dir
+from stages.files.folders import cache_dir
 from stages.params import DetectParams, ExportParams, RecoverParams, RefineParams, SynthParams, ViewParams
 from stages.synthetic.sets import SETS, VERSION
 

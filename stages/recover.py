@@ -9,7 +9,6 @@ it uses and is not given, it computes. Pictures are opened only when it needs th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
 from stages.errors import UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint, usable
+from stages.files.hashing import sha256_of
 from stages.loaders.people import PersonLoader, as_artefact, check_given, model_record, set_option
 from stages.models import find, find_loader
 from stages.models.base import PersonModel
@@ -111,4 +111,4 @@ def _body_name(body: str) -> str:
     path = Path(body)
     if not body or not path.is_file():
         return body
-    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return f"{path.name} {sha256_of(path)[:16]}"

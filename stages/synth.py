@@ -15,15 +15,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from stages.artefacts.kinds import Column
+from stages.artefacts.kinds import Column, required_columns
 from stages.errors import UsageError
 from stages.params import SynthParams
 from stages.synthetic.examples import example_maker, spec_of
 from stages.synthetic.sets import VERSION
 
-COLUMNS = (
-    Column("keypoints/xy", "f4", ("R", 17, 2), "px", "disturbed COCO keypoints"),
-    Column("keypoints/score", "f4", ("R", 17), "", "0 = not given"),
+TRUTH = (
     Column("extra/global_orient", "f4", ("R", 3), "rad", "truth: root, camera frame"),
     Column("extra/body_pose", "f4", ("R", 23, 3), "rad", "truth"),
     Column("extra/betas", "f4", ("R", 10), "", "truth"),
@@ -66,7 +64,7 @@ def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
         kind="detections",
         params={"set": name, "version": VERSION, **settings},
         inputs={},
-        columns=COLUMNS,
+        columns=(*required_columns("detections"), *TRUTH),
         group_attrs=groups,
         attrs={
             "root": ".",

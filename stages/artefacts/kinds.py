@@ -105,7 +105,7 @@ KINDS = {
             "detections",
             "people in pictures: boxes, 2D keypoints, scores, tracks, cameras",
             (
-                Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
+                Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the image"),
                 Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition; 0 = not seen"),
             ),
             (
@@ -119,10 +119,10 @@ KINDS = {
             "heatmaps",
             "one stack of Gaussian heatmaps per row, in crop pixels",
             (
-                Column("heatmaps/value", "f2", ("R", "J", "H", "W"), "", "value of the Gaussian at each heatmap pixel"),
-                Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from picture to heatmap pixels"),
+                Column("heatmaps/value", "f2", ("R", "J", "H", "W"), "", "Gaussian around each visible joint, peak 1"),
+                Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from image to heatmap pixels"),
                 Column("heatmaps/xy", "f4", ("R", "J", 2), "px", "joints in heatmap pixels", optional=True),
-                Column("heatmaps/mask", "u1", ("R", "J"), "", "1 where the joint is seen in the map", optional=True),
+                Column("heatmaps/mask", "u1", ("R", "J"), "", "1 where the joint is visible", optional=True),
             ),
             (("heatmaps", "joints", "JSON list of the J joint names"), ("heatmaps", "sigma", "heatmap pixels")),
         ),
@@ -144,7 +144,7 @@ KINDS = {
                 Column("errors/pa_mpjpe", "f4", ("R",), "mm", "the same after similarity alignment"),
                 Column("errors/mpve", "f4", ("R",), "mm", "mean per-vertex error", optional=True),
                 Column("errors/occ_mpjpe", "f4", ("R",), "mm", "mean over hidden joints", optional=True),
-                Column("errors/occ_pa_mpjpe", "f4", ("R",), "mm", "hidden joints, similarity alignment", optional=True),
+                Column("errors/occ_pa_mpjpe", "f4", ("R",), "mm", "hidden joints, similarity aligned", optional=True),
                 Column("errors/acceleration", "f4", ("R",), "mm/frame^2", "acceleration error", optional=True),
                 Column("errors/error_2d", "f4", ("R",), "px", "labelled joints, body projected", optional=True),
                 Column("errors/pck", "f4", ("R",), "", "labelled joints within a tenth of the box", optional=True),
@@ -162,6 +162,16 @@ KINDS = {
         ),
     )
 }
+
+
+def required_columns(kind: str, **sizes: int) -> tuple[Column, ...]:
+    """Every column of `kind`, none optional, for a stage that writes them all; `sizes` replace letters in shapes."""
+    return tuple(
+        dataclasses.replace(
+            c, shape=tuple(sizes.get(s, s) if isinstance(s, str) else s for s in c.shape), optional=False
+        )
+        for c in KINDS[kind].columns
+    )
 
 
 def foreign(head: bytes) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from stages.datasets.files import DatasetOrigin, read_pickle
 from stages.errors import AssetError
-from stages.files.cache import cache_dir
+from stages.files.folders import cache_dir
+from stages.files.hashing import sha256_of
 from stages.keypoints import joint_sets
 from stages.smpl.body import Body
 
@@ -137,7 +137,7 @@ def read(path: Path, joint_set: str) -> Regressor:
     file = FILES[joint_set]
     rows = file.keep or {len(joint_sets.get(joint_set)): slice(None)}
     expected = " or ".join(f"{n} x {VERTICES}" for n in rows)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(path)
     matrix = _array(path, file)
     if matrix.ndim != 2 or matrix.shape[1] != VERTICES or len(matrix) not in rows:
         raise AssetError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from stages.artefacts.table import Artefact, in_memory
 from stages.artefacts.validate import check_file
 from stages.engine.parts import Parts, Tables, n_parts, part_range, root_attrs
 from stages.errors import ArtefactError
-from stages.files.atomic import check_space, disk_errors, replace, write_lock
+from stages.files.atomic import check_space, disk_errors, fsync_folder, replacing, write_lock
 
 # What a job's `finish` does: the whole table in; row columns to replace (not frame, not box) and root attributes out.
 Finish = Callable[[Artefact], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
@@ -136,27 +134,21 @@ def join_in_memory(header: Mapping[str, Any], tables: Tables, parts: list[Tables
 
 def join_on_disk(parts: Parts, header: Mapping[str, Any], finish: Finish | None) -> Path:
     """Make the target of whole parts: temporary file, full check, rename, delete the parts. Raises MachineError."""
-    temporary = parts.out.with_name(parts.out.name + ".tmp")
-    with write_lock(parts.out.with_name(parts.out.name + ".merging"), parts.out):
+    out = parts.out
+    with write_lock(out.with_name(out.name + ".merging"), out):
         plan = TablePlan(header, parts.tables(), lambda i, only: parts.read(i, header, only))
-        try:
-            check_space(parts.out, sum(path.stat().st_size for path in parts.folder.glob("part-*.npz")))
-            with disk_errors(parts.out):
-                write_table(temporary, root_attrs(header), header["group_attrs"], plan)
-                if finish:
-                    with open_artefact(temporary) as whole:
-                        rows, attrs = finish(whole)
-                    amend(temporary, rows, attrs)
-                with open(temporary, "rb+") as file:
-                    os.fsync(file.fileno())
+        check_space(out, sum(path.stat().st_size for path in parts.folder.glob("part-*.npz")))
+        # One name for every process, since only the holder of the lock writes: killed runs leave one file at most.
+        with disk_errors(out), replacing(out, temporary=out.with_name(out.name + ".tmp")) as temporary:
+            write_table(temporary, root_attrs(header), header["group_attrs"], plan)
+            if finish:
+                with open_artefact(temporary) as whole:
+                    rows, attrs = finish(whole)
+                amend(temporary, rows, attrs)
             check_file(temporary)
-            with disk_errors(parts.out):
-                replace(temporary, parts.out)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        fsync_folder(out.parent)
         parts.discard()
-    return parts.out
+    return out
 
 
 def write_table(path: Path, attrs: Mapping[str, Any], group_attrs: Mapping[str, Any], plan: TablePlan) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from stages.files.folders import packaged
 
 # The errors that are averaged over rows (errors/NAME in scores), with the headings of their columns in tables.
 TITLES = {
@@ -24,7 +25,7 @@ TITLES = {
 @functools.cache
 def published() -> dict[str, Any]:
     """The papers' own tables: {data set: {protocol, source, rows, methods: {name: [mpjpe, pa_mpjpe, mpve, accel]}}}."""
-    text = (Path(__file__).parents[1] / "datasets" / "published.json").read_text()
+    text = packaged("datasets/published.json").read_text()
     return json.loads(text)["tables"]
 
 

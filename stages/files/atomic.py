@@ -73,25 +73,30 @@ def fsync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def replace(temporary: Path, target: Path) -> None:
-    """The only way a finished file appears."""
-    os.replace(temporary, target)
-    fsync_folder(target.parent)
+@contextlib.contextmanager
+def replacing(path: Path, *, temporary: Path | None = None, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; when the block ends, that file becomes `path`, else it is deleted.
 
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """`content` under `path`, whole or not at all. (Should the power fail, the name may be lost, never half a file.)"""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    The only way a finished file appears: `path` is whole or as it was before. temporary: another name than the
+    default, which holds the process id · durable: sync the content first, so that a power failure may lose the name
+    but never leaves half a file. Raises OSError.
+    """
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content` to `path`, whole or not at all. Raises OSError."""
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextlib.contextmanager

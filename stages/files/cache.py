@@ -10,7 +10,6 @@ whole and its SHA-256 is the pinned one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -22,6 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.errors import AssetError, MachineError, UsageError
+from stages.files.atomic import replacing
+from stages.files.folders import cache_dir
+from stages.files.hashing import sha256_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +37,6 @@ class Asset:
     source: str
     mend: str
     fetch: Callable[[Asset, Path], None] | None = None
-
-
-def cache_dir() -> Path:
-    """$HMR_CACHE, else ~/.cache/hmr (the system's temporary folder for accounts without a home). May not exist yet."""
-    if chosen := os.environ.get("HMR_CACHE"):
-        return Path(chosen).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "hmr"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / "hmr-cache"
 
 
 def find(name: str) -> Path | None:
@@ -74,7 +66,8 @@ def get(name: str, *, again: bool = False) -> Path:
                     "the download was altered on its way; try again, or from another network",
                 )
             for file in asset.files:
-                os.replace(Path(work) / file, folder / file)
+                with replacing(folder / file, temporary=Path(work) / file):
+                    pass
     except OSError as error:
         raise MachineError(
             f"{name}: the cache {cache_dir()} cannot be written: {error.strerror or error}",
@@ -96,9 +89,9 @@ def _asset(name: str) -> Asset:
 
 def _wrong(asset: Asset, folder: Path) -> str:
     """The first file that is missing or has another checksum than the pinned one, or ''."""
-    for file, wanted in asset.files.items():
+    for file, digest in asset.files.items():
         path = folder / file
-        if not path.is_file() or (wanted and hashlib.sha256(path.read_bytes()).hexdigest() != wanted):
+        if not path.is_file() or (digest and sha256_of(path) != digest):
             return file
     return ""
 

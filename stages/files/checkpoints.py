@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from stages.errors import AssetError, HmrError, MachineError
+from stages.files.atomic import replacing
 from stages.files.hashing import sha256_of
 
 AGAIN = "download it again and compare its size or SHA-256 with the publisher's"
@@ -109,21 +110,17 @@ def write_checkpoint(
     from safetensors.torch import save_file
 
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    content = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # what the user's files have; safetensors makes a new one, for its owner alone
-        save_file(
-            {k: v.detach().contiguous() for k, v in tensors.items()}, partial, {k: str(v) for k, v in metadata.items()}
-        )
-        partial.chmod(mode)
-        os.replace(partial, path)
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # the user's own; safetensors makes a new file that only its owner may read
+            save_file(content, temporary, {name: str(text) for name, text in metadata.items()})
+            temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise MachineError(
             f"{path} could not be written: {error}", "is there room, and may you write there?"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

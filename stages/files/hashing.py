@@ -14,7 +14,8 @@ import re
 import time
 from pathlib import Path
 
-from stages.files.cache import cache_dir
+from stages.files.atomic import write_bytes
+from stages.files.folders import cache_dir
 
 LARGE = 64 << 20  # smaller files are hashed in a twentieth of a second
 SETTLED = 5.0  # seconds since the last change
@@ -38,6 +39,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_files(*paths: Path) -> str:
+    """Of one file; of several, the SHA-256 of their concatenated digests. Raises OSError."""
+    digests = [sha256_of(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
+
+
 def _key(stat: os.stat_result) -> str:
     parts = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     return "-".join(map(str, parts))
@@ -47,6 +54,4 @@ def _remember(note: Path, digest: str) -> None:
     """A cache that cannot be written is no matter."""
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}.part")
-        partial.write_text(digest)
-        os.replace(partial, note)
+        write_bytes(note, digest.encode(), durable=False)

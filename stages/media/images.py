@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from stages.artefacts.kinds import K_DEFAULT, K_EXIF
 from stages.errors import InputError
+from stages.files.atomic import replacing
 from stages.params import MAX_PIXELS
 
 MIN_SIDE = 32
@@ -170,13 +171,8 @@ def intrinsics(size: tuple[int, int], focal: float | None = None) -> tuple[np.nd
 def write_image(path: str | os.PathLike[str], rgb: np.ndarray, quality: int = 92) -> Path:
     """Write RGB (H, W, 3) uint8 to .png, .jpg or .webp, whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     image = Image.fromarray(np.ascontiguousarray(rgb))
     kind = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
-    try:
+    with replacing(path, durable=False) as temporary:
         image.save(temporary, kind, **({"quality": quality} if kind != "PNG" else {}))
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError, MachineError
+from stages.files.atomic import replacing
 
 LOST = -(1 << 62)  # earlier than every presentation time
 SEEK_AHEAD = 200  # frames: reading on is cheaper than seeking for gaps up to about a group of pictures
@@ -172,26 +173,23 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps:
     padded by one pixel. Raises InputError for no frames."""
     av = _av()
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
     stream = None
-    try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            for rgb in frames:
-                height, width = (rgb.shape[0] + 1) // 2 * 2, (rgb.shape[1] + 1) // 2 * 2
-                if stream is None:
-                    rate = fractions.Fraction(fps).limit_denominator(1001)
-                    stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
-                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                if (width, height) != rgb.shape[1::-1]:
-                    rgb = np.pad(rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), "edge")
-                for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")):
-                    container.mux(packet)
+    with (
+        replacing(path, durable=False) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        for rgb in frames:
+            height, width = (rgb.shape[0] + 1) // 2 * 2, (rgb.shape[1] + 1) // 2 * 2
             if stream is None:
-                raise InputError(f"{path.name}: no frames to write")
-            for packet in stream.encode():
+                rate = fractions.Fraction(fps).limit_denominator(1001)
+                stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            if (width, height) != rgb.shape[1::-1]:
+                rgb = np.pad(rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), "edge")
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")):
                 container.mux(packet)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if stream is None:
+            raise InputError(f"{path.name}: no frames to write")
+        for packet in stream.encode():
+            container.mux(packet)
     return path

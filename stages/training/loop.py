@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ import torch
 from stages.engine.interrupts import interruptible
 from stages.engine.job import SILENT
 from stages.errors import ArtefactError, Interrupted
-from stages.files.atomic import disk_errors
+from stages.files.atomic import disk_errors, replacing
 
 SAVE_SECONDS = 60
 
@@ -108,11 +107,9 @@ def train(trainer: Trainer, path: Path, report: Any = SILENT) -> None:
 
 def save(trainer: Trainer, path: Path) -> None:
     """The whole state, replaced at once. Raises MachineError when the disk does not take it."""
-    partial = path.with_name(path.name + ".part")
-    with disk_errors(path):
-        with open(partial, "wb") as file:
-            torch.save({"fingerprint": trainer.fingerprint(), **trainer.state()}, file)
-        os.replace(partial, path)
+    # One name for every process: a run that is killed while it saves leaves one file at most.
+    with disk_errors(path), replacing(path, temporary=path.with_name(path.name + ".part")) as temporary:
+        torch.save({"fingerprint": trainer.fingerprint(), **trainer.state()}, temporary)
 
 
 def load(trainer: Trainer, path: Path) -> None:

@@ -31,8 +31,9 @@ import numpy as np
 
 from stages.errors import AssetError
 from stages.files.checkpoints import check_keys, read_checkpoint
+from stages.files.hashing import sha256_of_files
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors.base import DetectedPeople, hash_files
+from stages.models.detectors.base import DetectedPeople
 
 INSTALL = 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2'
 _DATE = re.compile(r"-[0-9a-f]{8}_\d{8}$")  # how mmpose's checkpoints end: -<hash>_<date>
@@ -51,7 +52,7 @@ class MMPose:
 
     def __init__(self, path: Path, device: str, config: str = "") -> None:
         self.path, self.device, self.config = path, device, config
-        self.sha256 = hash_files(path)
+        self.sha256 = sha256_of_files(path)
         self._model: Any = None
 
     @classmethod

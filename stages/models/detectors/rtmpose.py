@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, MachineError
+from stages.files.hashing import sha256_of_files
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
 from stages.keypoints.oks import iou, suppress
-from stages.models.detectors.base import DetectedPeople, clip_boxes, hash_files
+from stages.models.detectors.base import DetectedPeople, clip_boxes
 
 FILES = ("detector.onnx", "pose.onnx")
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, of RTMPose's configs; YOLOX takes plain BGR
@@ -42,7 +43,7 @@ class RtmPose:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.folder, self.device = folder, device
-        self.sha256 = hash_files(*(folder / name for name in FILES))
+        self.sha256 = sha256_of_files(*(folder / name for name in FILES))
         self._sessions: dict[str, Any] = {}
 
     @classmethod

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
+from stages.files.folders import packaged
 from stages.geometry.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
 from stages.models.scorehmr import schedule
 from stages.models.scorehmr.body25 import HIPS, chain_of
@@ -36,7 +37,7 @@ from stages.models.scorehmr.sampler import Codec, SamplingPlan, guided_sampling
 from stages.models.scorehmr.translation_smoothing import smooth_translations
 from stages.smpl.body import Body
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "prior.safetensors"
+EMBEDDED = packaged("data/prior.safetensors")
 REFERENCE_FOCAL = 5000.0  # px, of the published checkpoints, whatever the picture
 PREFIX = "ema.ema_model.model."
 

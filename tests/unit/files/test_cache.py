@@ -11,6 +11,7 @@ import pytest
 
 from stages.errors import AssetError, MachineError, UsageError
 from stages.files import cache as assets
+from stages.files.folders import cache_dir
 
 CONTENT = {"pose_detection.tflite": b"one" * 1000, "pose_landmark_full.tflite": b"two" * 1000}
 
@@ -102,7 +103,7 @@ def test_status_is_what_doctor_prints(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HMR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert assets.cache_dir() == tmp_path / "xdg" / "hmr"
+    assert cache_dir() == tmp_path / "xdg" / "hmr"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert assets.cache_dir() == tmp_path / "home" / ".cache" / "hmr"
+    assert cache_dir() == tmp_path / "home" / ".cache" / "hmr"
