@@ -22,8 +22,9 @@ from stages.engine.runner import run_frames, run_whole
 from stages.errors import InputError, UsageError
 from stages.formats.bodies import Bodies
 from stages.formats.source import KeypointSource, parse_size, usable_boxes
-from stages.media.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
+from stages.media.frames import FrameList, MediaFile, frame_columns, list_frames, read_frames
 from stages.media.images import intrinsics
+from stages.media.inputs import escape, natural
 from stages.params import ImportBodiesParams, ImportParams
 
 

@@ -16,16 +16,7 @@ from typing import Any
 import numpy as np
 
 from stages.datasets.annotations import GENDERS, Annotations, box_of, join_sequences, orient_to_camera
-from stages.datasets.files import (
-    DatasetOrigin,
-    Entry,
-    contents,
-    damaged,
-    image_size,
-    need,
-    need_images,
-    read_pickle,
-)
+from stages.datasets.files import DatasetOrigin, Entry, contents, damaged, image_size, need, need_images, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.errors import AssetError
 

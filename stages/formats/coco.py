@@ -12,7 +12,7 @@ from stages.errors import InputError
 from stages.formats.base import clean_keypoints, field, joined_fingerprint, number, parse_json, xywh_to_xyxy
 from stages.formats.base import entries as _entries
 from stages.formats.source import KeypointSource, Person, box_of, file_source, joint_names
-from stages.media.frames import PICTURES
+from stages.media.inputs import IMAGE_SUFFIXES
 from stages.params import ImportParams
 
 COCO_SETS = {17: "coco17"}
@@ -88,7 +88,7 @@ def _by_number(images: Path | None, path: Path) -> Callable[[Any], str | None]:
     """Pictures by the number in their name (000000000785.jpg is 785), or by name, for results without annotations."""
     if images is None or not images.is_dir():
         raise InputError(f"{path} holds results, which name no pictures", "give --annotations FILE or --images DIR")
-    files = [p for p in sorted(images.rglob("*")) if p.suffix.lower()[1:] in PICTURES]
+    files = [p for p in sorted(images.rglob("*")) if p.suffix.lower()[1:] in IMAGE_SUFFIXES]
     table: dict[Any, str] = {}
     for file in files:
         name = file.relative_to(images).as_posix()

@@ -29,7 +29,7 @@ SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 def list_files(
     inputs: Sequence[str | Path], files_from: str | Path | None = None, *, views: bool = False
 ) -> tuple[Path, dict[str, int]]:
-    """(root, {absolute path: view}) of the inputs; `files_from`: a file that lists more · views: each input is a camera.
+    """(root, {absolute path: view}) of the inputs. files_from: a file that lists more · views: each input is a camera.
 
     Duplicates count once. Raises InputError when there is no image or video (names what was looked for), for a path
     that does not exist and for an artefact; UsageError for the same input twice.
@@ -46,7 +46,9 @@ def list_files(
             files.setdefault(os.path.abspath(path), view if views else 0)
     if not files:
         looked = ", ".join(printable(text) for text in [*texts, *([str(files_from)] if files_from else [])])
-        raise InputError(f"no images or videos in {looked or 'nothing'}", f"looked for *.{', *.'.join(sorted(SUFFIXES))}")
+        raise InputError(
+            f"no images or videos in {looked or 'nothing'}", f"looked for *.{', *.'.join(sorted(SUFFIXES))}"
+        )
     folders = {os.path.dirname(p) for p in files} | {os.path.abspath(text) for text in texts if os.path.isdir(text)}
     for path in files:
         _refuse_artefact(path)

@@ -22,7 +22,7 @@ from stages.errors import UsageError
 from stages.files.checkpoints import read_checkpoint
 from stages.keypoints.joint_sets import SETS
 from stages.loaders.people import PersonLoader
-from stages.media.frames import write_image
+from stages.media.images import write_image
 from stages.models import find_loader
 from stages.models.tables import EXTRACTORS
 from stages.visualization import draw

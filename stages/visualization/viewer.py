@@ -15,7 +15,9 @@ from stages.artefacts.table import Artefact
 from stages.geometry.cameras import project, scaled_K
 from stages.keypoints import joint_sets
 from stages.loaders.bodies import BodyLoader, body_rows, stems
-from stages.media.frames import FrameSource, write_image, write_video
+from stages.media.frames import FrameSource
+from stages.media.images import write_image
+from stages.media.video import write_video
 from stages.params import ViewParams
 from stages.visualization import draw
 

@@ -14,7 +14,8 @@ from stages.artefacts.kinds import FAILED
 from stages.engine.job import RunOptions
 from stages.errors import AssetError, InputError, UsageError
 from stages.geometry.cameras import project
-from stages.media.frames import open_frame, write_image
+from stages.media.frames import open_frame
+from stages.media.images import write_image
 from stages.params import ViewParams
 from stages.smpl.body import load_body
 from stages.visualization.viewer import Viewer
@@ -77,7 +78,8 @@ def test_colours_stay_with_the_track(tmp_path: Path) -> None:
 
 def test_video_in_video_out(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    from stages.media.frames import list_frames, write_video
+    from stages.media.frames import list_frames
+    from stages.media.video import write_video
 
     rng = np.random.default_rng(0)
     write_video(tmp_path / "clip.mp4", (rng.integers(0, 90, (240, 320, 3)).astype(np.uint8) for _ in range(5)), fps=10)
