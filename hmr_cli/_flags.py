@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import typer
 
 from hmr_cli._output import make_report, print_result, with_counts
 from stages.errors import HmrError, InputError, UsageError
+from stages.params import check, members, setting
 
 Inputs = Annotated[
     list[str], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.", show_default=False)
@@ -109,21 +109,30 @@ def _panel(annotated: Any) -> Any:
 
 def _flag(field: dataclasses.Field[Any], kind: Any) -> Any:
     """The option for one Params field. The flag's own default is None: only what was typed overrides --params-from."""
-    members = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-    bare: Any = Union[tuple(m for m in members if m is not type(None))]
+    (bare,) = members(kind)
     if typing.get_origin(bare) is tuple:
         bare = list[typing.get_args(bare)[0]]  # type: ignore[misc]
-    default = field.default if field.default is not dataclasses.MISSING else ""
-    shown = "" if default is None else str(default)
-    help = field.metadata.get("help", "") + (f" [default: {shown}]" if shown != "" else "")
+    rules = setting(field)
+    notes = [rules.values, _default(field)]
+    help = " ".join([rules.help, *(f"\\[{note}]" for note in notes if note)])  # the backslash: rich would eat [px]
     return Annotated[Union[bare, None], typer.Option(help=help, show_default=False)]
 
 
-def _params(params_class: type, values: dict[str, Any], source: Path | None) -> Any:
-    from stages.params import from_json
+def _default(field: dataclasses.Field[Any]) -> str:
+    """The default as one would type it, '' for none."""
+    value = field.default
+    if isinstance(value, bool):
+        return f"default: {'--' if value else '--no-'}{field.name.replace('_', '-')}"
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    return "" if value is None else f"default: {value}"
 
+
+def _params(params_class: type, values: dict[str, Any], source: Path | None) -> Any:
     base = params_class()
     if source:
+        from stages.engine.stored_params import from_json  # engine: only where something is stored
+
         try:
             base = from_json(params_class, _stored_params(source))
         except HmrError as error:
@@ -131,7 +140,7 @@ def _params(params_class: type, values: dict[str, Any], source: Path | None) -> 
                 error.message = f"--params-from {source}: {error.message}"
             raise
     typed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v not in (None, [])}
-    return dataclasses.replace(base, **typed)
+    return check(dataclasses.replace(base, **typed))
 
 
 def _stored_params(source: Path) -> str:

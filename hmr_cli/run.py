@@ -18,11 +18,11 @@ Pictures = Annotated[
 Detections = Annotated[Optional[Path], typer.Option(help="People that were found already: detect nothing.")]
 Detector = Annotated[str, typer.Option(help="As in hmr detect.")]
 Focal = Annotated[Optional[float], typer.Option(help="Focal length of all pictures in px; default: EXIF or a guess.")]
-Model = Annotated[str, typer.Option(help="As in hmr recover.")]
+Model = Annotated[Optional[str], typer.Option(help="As in hmr recover.")]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
 # The embedded prior knows how the embedded recoverer errs; other estimates are left as they are unless asked for.
 Refine = Annotated[
-    Optional[bool], typer.Option(help="Refine with the pose prior. [default: what the embedded recoverer gives]")
+    Optional[bool], typer.Option(help="Refine with the pose prior. \\[default: what the embedded recoverer gives]")
 ]
 Turn = Annotated[bool, typer.Option("--turn", help="Also short videos that walk round the people.")]
 Formats = Annotated[str, typer.Option(help="What to export: glb, npz, obj, several with commas, or none.")]
@@ -35,7 +35,7 @@ def run_chain(
     detections: Detections = None,
     detector: Detector = "auto",
     focal: Focal = None,
-    model: Model = "",
+    model: Model = None,
     ckpt: Ckpt = None,
     refine: Refine = None,
     turn: Turn = False,

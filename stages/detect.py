@@ -31,7 +31,7 @@ from stages.media.intrinsics import CameraFile
 from stages.models import find
 from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
 from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
-from stages.params import DetectParams
+from stages.params import DetectParams, check
 
 SEQUENCE_FPS = 25.0  # assumed where photos are tracked
 
@@ -54,6 +54,7 @@ def run(
     where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/media/intrinsics.py).
     detector_path: the detector's files, where they are not in the cache. Raises UsageError, InputError, AssetError.
     """
+    params = check(params)
     _check(params, inputs, files_from, boxes, cameras)
     detector, helper = choose(params, detector_path, run.device, alone=boxes is None)
     models = [detector, *([helper] if helper else [])]
@@ -100,16 +101,6 @@ def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: 
         raise UsageError("nothing to look at", "name photos, folders or videos")
     if sum(x is not None for x in (params.focal, params.fov, cameras)) > 1:
         raise UsageError("--focal, --fov and --cameras exclude each other", "give one")
-    if params.focal is not None and not 0 < params.focal < float("inf"):
-        raise UsageError(f"--focal {params.focal}: must be above 0", "in pixels; --fov takes degrees")
-    if params.fov is not None and not 0 < params.fov < 180:
-        raise UsageError(f"--fov {params.fov}: must lie between 0 and 180 degrees")
-    if params.min_score is not None and not 0 <= params.min_score <= 1:
-        raise UsageError(f"--min-score {params.min_score}: must lie between 0 and 1")
-    if params.max_people < 0 or params.every < 1:
-        raise UsageError("--max-people must be 0 or more, --every 1 or more")
-    if params.tracks not in ("video", "all", "none"):
-        raise UsageError(f"--tracks {params.tracks}: one of video, all, none")
 
 
 def choose(params: DetectParams, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
@@ -194,7 +185,7 @@ def select(people: DetectedPeople, params: DetectParams, size: tuple[int, int]) 
     fine = np.isfinite(people.box).all(1) & (people.box[:, 2:] - people.box[:, :2] >= 1).all(1)
     keep = np.flatnonzero(fine & (people.score >= params.min_score))
     keep = keep[np.argsort(-people.score[keep], kind="stable")]
-    return people.take(keep[: params.max_people or None])
+    return people.take(keep[: params.max_people])
 
 
 def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile | None) -> None:

@@ -25,7 +25,7 @@ from stages.errors import InputError
 from stages.evaluation.scorer import Scorer, threads
 from stages.evaluation.tables import TITLES
 from stages.loaders.people import as_artefact
-from stages.params import EvaluateParams
+from stages.params import EvaluateParams, check
 
 
 def run(
@@ -39,6 +39,7 @@ def run(
 
     Raises ArtefactError when the rows or the body topology differ.
     """
+    params = check(params)
     table = as_artefact(meshes, "meshes")
     protocol = protocol_of(params.protocol or dataset.protocol)
     dataset.check(protocol)

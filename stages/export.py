@@ -24,11 +24,10 @@ from stages.formats.amass import to_amass, write_amass
 from stages.formats.glb import FLIP, GltfScene
 from stages.loaders.bodies import BodyLoader
 from stages.loaders.motion import Sequence, even, motion, sequences
-from stages.params import ExportParams
+from stages.params import ExportParams, check
 from stages.visualization import draw
 
 FORMATS = ("glb", "npz", "obj")
-BINDS = ("auto", "pose", "t")
 
 
 def run(
@@ -39,8 +38,9 @@ def run(
     Returns {"out", "files", "people", "note"}. Raises UsageError, InputError (no such parameters in the table),
     AssetError (body missing, or its licence does not let shapes be passed on).
     """
+    params = check(params)
     formats, alone = _formats(params, out)
-    _check(params, run)
+    _check(run)
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
     people = BodyLoader(table, params.body, resolve_device(run.device))
     shapes = people.licence_note()
@@ -160,12 +160,6 @@ def _formats(params: ExportParams, out: Path) -> tuple[list[str], bool]:
     return list(dict.fromkeys(names)), False
 
 
-def _check(params: ExportParams, run: RunOptions) -> None:
-    if params.bind not in BINDS:
-        raise UsageError(f"--bind {params.bind}: must be one of {', '.join(BINDS)}")
-    if params.axes not in ("amass", "camera"):
-        raise UsageError(f"--axes {params.axes}: must be amass or camera")
-    if not params.max_gap >= 0:
-        raise UsageError(f"--max-gap {params.max_gap}: must be 0 or more")
+def _check(run: RunOptions) -> None:
     if run.shard != (0, 1) or run.fresh:
         raise UsageError("hmr export writes files, not an artefact: it has no --shard and no --fresh")

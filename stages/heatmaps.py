@@ -19,10 +19,10 @@ from stages.artefacts.kinds import Column, required_columns
 from stages.artefacts.table import Artefact
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
-from stages.errors import ArtefactError, UsageError
+from stages.errors import ArtefactError
 from stages.geometry import heatmaps
 from stages.keypoints import joint_sets
-from stages.params import HeatmapsParams
+from stages.params import HeatmapsParams, check
 
 
 def columns(params: HeatmapsParams) -> tuple[Column, ...]:
@@ -41,10 +41,7 @@ def run(
 
     Raises ArtefactError for detections without keypoints, UsageError for impossible settings.
     """
-    if params.size < 2 or not params.sigma > 0 or not 0 <= params.threshold < 1:
-        raise UsageError(
-            f"heatmaps of {params.size} px, sigma {params.sigma}, threshold {params.threshold} cannot be made"
-        )
+    params = check(params)
     wanted = joint_sets.get(params.joint_set)
     table = detections if isinstance(detections, Artefact) else open_artefact(detections, "detections")
     if not table.has("keypoints/xy"):

@@ -25,13 +25,14 @@ from stages.formats.source import KeypointSource, parse_size, usable_boxes
 from stages.media.frames import FrameList, MediaFile, frame_columns, list_frames, read_frames
 from stages.media.images import intrinsics
 from stages.media.inputs import escape, natural
-from stages.params import ImportBodiesParams, ImportParams
+from stages.params import ImportBodiesParams, ImportParams, check
 
 
 def run(
     source: KeypointSource, images: str | Path | None, out: Path | None, params: ImportParams, run: RunOptions
 ) -> Path | Artefact:
     """Write the detections of `source`, whose pictures are below the folder (or are the video) `images`."""
+    params = check(params)
     names, listing = _match(source, images)
     job = Job(
         stage=f"import {source.kind}",
@@ -158,6 +159,7 @@ def run_bodies(
     boxes: Path | None = None,
 ) -> Path | Artefact:
     """Write the meshes (None: in memory) and, if `boxes` is given, detections with the same rows there."""
+    params = check(params)
     attrs = {"body_model": params.body, "gender": "neutral"}
 
     def meshes() -> Artefact:

@@ -11,7 +11,6 @@ their keypoints (scorehmr/kalman_update.py), and single rows need no more. `--mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,9 @@ from stages.loaders.people import as_artefact
 from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.models.tables import REFINERS
-from stages.params import RefineParams
+from stages.params import RefineParams, check
 from stages.refinement.rows import RowRefiner, camera_turns, columns, plan_rows, usable
 from stages.smpl.body import load_body
-
-MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
 
 
 def mode_of(detections: Artefact) -> str:
@@ -56,6 +53,7 @@ def run(
 
     Raises UsageError for impossible settings, ArtefactError for inputs that do not fit, AssetError for the weights.
     """
+    params = check(params)
     _check(params)
     tables = {"meshes": as_artefact(meshes, "meshes"), "detections": as_artefact(detections, "detections")}
     if features is not None:
@@ -115,19 +113,6 @@ def _weights(ckpt: Path | None) -> Checkpoint:
 
 
 def _check(params: RefineParams) -> None:
-    for name, value, choices in (
-        ("mode", params.mode, MODES),
-        ("method", params.method, METHODS),
-        ("preset", params.preset, PRESETS),
-        ("shape", params.shape, ("row", "track")),
-    ):
-        if value not in choices:
-            raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(choices)}")
-    weights = (params.smooth, params.keypoint_weight, params.fit_prior)
-    if min(params.loops, params.fit_steps, params.max_gap) < 0 or not all(0 <= w < math.inf for w in weights):
-        raise UsageError("counts and weights of refine must be numbers, and not negative")
-    if params.hypotheses < 1 or params.min_joints < 1:
-        raise UsageError("--hypotheses and --min-joints are at least 1")
     if params.hypotheses > 1 and (params.mode != "frame" or params.method == "fit"):
         raise UsageError("--hypotheses is for --mode frame --method score")
     if params.fill_gaps and params.mode != "video":

@@ -18,12 +18,10 @@ from stages.engine.device import resolve_device
 from stages.engine.job import RunOptions
 from stages.engine.provenance import check_rows_agree
 from stages.errors import ArtefactError, UsageError
-from stages.params import ViewParams
+from stages.params import ViewParams, check
 from stages.visualization.report import HtmlReport
 from stages.visualization.rerun import require_rerun, write_scene
 from stages.visualization.viewer import OverlayWriter, Viewer, by_source
-
-STYLES = ("mesh", "skeleton", "both")
 
 
 def run(
@@ -38,7 +36,8 @@ def run(
     At least one of meshes and detections. Returns what was written: folder, report, pictures, videos. Raises
     InputError (a photo is gone or has changed), AssetError (body or extra missing), UsageError.
     """
-    _check(params, run)
+    params = check(params)
+    _check(run)
     tables = {"meshes": _open(meshes, "meshes"), "detections": _open(detections, "detections")}
     given = {role: table for role, table in tables.items() if table is not None}
     if not given:
@@ -50,7 +49,7 @@ def run(
     alone = out.suffix.lower() in (".html", ".htm")
     folder = out.parent if alone else out
     written = OverlayWriter(viewer, folder, pictures=params.pictures and not alone)
-    frames = np.arange(viewer.table.n_frames)[: params.limit or None]
+    frames = np.arange(viewer.table.n_frames)[: params.limit]
     if run.dry_run:
         run.report.note(f"would draw {len(frames)} frames into {out}")
         return {"out": str(out)}
@@ -88,16 +87,7 @@ def _open(given: Path | Artefact | None, kind: str) -> Artefact | None:
     return given if given is None or isinstance(given, Artefact) else open_artefact(given, kind)
 
 
-def _check(params: ViewParams, run: RunOptions) -> None:
-    """Refuse settings that mean nothing before anything is loaded."""
-    if params.style not in STYLES:
-        raise UsageError(f"--style {params.style}: no such style", f"one of {', '.join(STYLES)}")
-    if not 0 <= params.opacity <= 1 or params.supersample not in (1, 2, 3, 4) or params.max_side < 64:
-        raise UsageError(
-            f"opacity {params.opacity}, supersample {params.supersample}, max-side {params.max_side}: out of range",
-            "opacity 0 to 1, supersample 1 to 4, max-side at least 64",
-        )
-    if params.limit < 0:
-        raise UsageError(f"--limit {params.limit}: must be 0 or more")
+def _check(run: RunOptions) -> None:
+    """Refuse options that mean nothing here before anything is loaded."""
     if run.shard != (0, 1) or run.fresh:
         raise UsageError("hmr view writes pictures, not an artefact: it has no --shard and no --fresh")

@@ -325,7 +325,7 @@ class RowRefiner:
         return value
 
 
-def camera_turns(path: str) -> dict[int, torch.Tensor]:
+def camera_turns(path: str | None) -> dict[int, torch.Tensor]:
     """Camera-to-world rotations by view number, from a JSON file of world-to-camera poses; none without a path. Raises
     InputError."""
     if not path:

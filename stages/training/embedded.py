@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from stages.engine.job import SILENT
+from stages.engine.stored_params import to_json
 from stages.errors import UsageError
 from stages.files.checkpoints import write_checkpoint
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
 from stages.params import TrainEmbeddedParams as Params
-from stages.params import to_json
+from stages.params import check
 from stages.smpl.body import Body, load_body
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
 from stages.training.loop import ByProgress, train
@@ -44,10 +45,9 @@ def run(poses: Path, out: Path, params: Params = Params(), device: str = "cpu", 
 
     Raises AssetError (motion file), UsageError (impossible settings), ArtefactError (a state made otherwise is there).
     """
-    if min(params.batch, params.width, *params.blocks, 1) < 1 or not 0 < params.rate < 1:
-        raise UsageError("batch, width and blocks must be at least 1, the rate between 0 and 1")
-    if params.samples <= 0 and params.max_minutes <= 0:
-        raise UsageError("nothing to train: --max-minutes and --samples are both 0")
+    params = check(params)
+    if not params.samples and not params.max_minutes:
+        raise UsageError("nothing to train: --max-minutes is 0 and --samples is not given")
     bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
     watched = load_poses(poses, subjects=VALIDATION)
     bank, watched = bank.to(device), watched.to(device)

@@ -28,6 +28,7 @@ import torch
 from torch import Generator, Tensor
 
 from stages.engine.job import SILENT
+from stages.engine.stored_params import to_json
 from stages.errors import UsageError
 from stages.files.checkpoints import write_checkpoint
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d_columns
@@ -35,7 +36,7 @@ from stages.models.embedded.network import Network
 from stages.models.embedded.recoverer import EmbeddedRecoverer
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss
 from stages.params import TrainPriorParams as Params
-from stages.params import to_json
+from stages.params import check
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
 from stages.training.loop import ByProgress, train
 from stages.training.synthetic_keypoints import Camera, Corruption, draw_batch, draw_rotation
@@ -49,14 +50,9 @@ def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT)
 
     Raises AssetError (motion file), UsageError (impossible settings), ArtefactError (a state made otherwise is there).
     """
-    if (
-        min(params.batch, params.hidden, params.blocks, params.people) < 1
-        or not 0 < params.rate < 1
-        or not 0 <= params.low <= 1
-    ):
-        raise UsageError("batch, hidden, blocks and people must be at least 1, rate and low between 0 and 1")
-    if params.steps <= 0 and params.max_minutes <= 0:
-        raise UsageError("nothing to train: --max-minutes and --steps are both 0")
+    params = check(params)
+    if not params.steps and not params.max_minutes:
+        raise UsageError("nothing to train: --max-minutes is 0 and --steps is not given")
     bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
     watched = load_poses(poses, subjects=VALIDATION, without=HELD_OUT)
     trainer = PriorTrainer(bank, params)

@@ -52,7 +52,7 @@ class Viewer:
         assert table is not None
         self.table = table
         self.bodies = BodyLoader(meshes, params.body, device) if meshes is not None else None
-        self.source = FrameSource(self.table, params.root or None)
+        self.source = FrameSource(self.table, params.root)
         self.of_frame = body_rows(self.table)
         track, number = self.table.rows["track"], np.arange(self.table.n_rows)
         # Photos: colours by place in the picture. Video: the same person keeps the colour.

@@ -135,7 +135,7 @@ class ScoreHmrRefiner:
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body, stats: str = ""
+        cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body, stats: str | None = None
     ) -> ScoreHmrRefiner:
         """From a published `model-100.pt` (its `ema` weights), or the embedded prior without a checkpoint.
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from stages.artefacts.table import Artefact
 from stages.engine.job import SILENT
+from stages.engine.stored_params import to_json
 from stages.errors import AssetError, UsageError
 from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.geometry.rotations import axis_angle_to_matrix
@@ -36,7 +37,7 @@ from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
 from stages.models.dpmesh.network import DPMesh, camera_translation, project_to_crop
 from stages.models.dpmesh.weights import RANK, add_lora, load, own_names
 from stages.params import TrainDPMeshParams as Params
-from stages.params import to_json
+from stages.params import check
 from stages.smpl.body import Body, load_body
 from stages.training.dpmesh import losses
 from stages.training.dpmesh.data import DPMeshBatch, DPMeshExamples
@@ -65,8 +66,7 @@ def run(
     the frozen network that sees clean keypoints, else the beginning itself.
     Raises UsageError (settings), AssetError (checkpoints, body), ArtefactError (data without truth, foreign state).
     """
-    if min(params.steps, params.batch) < 1 or params.rate <= 0 or min(params.nkr, params.seed) < 0:
-        raise UsageError("--steps and --batch must be at least 1, --rate above 0, --nkr and --seed 0 or more")
+    params = check(params)
     if (init is None) == (sd is None):
         raise UsageError("what to begin with?", "give --init CHECKPOINT, or --sd FOLDER for Stable Diffusion 1.5")
     if sd is not None and teacher is None and params.nkr:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.engine.stored_params import to_json
 from stages.errors import UsageError
 from stages.evaluation import metrics
 from stages.models.pct.network import CODES, PCT, PIXELS, Tokenizer
 from stages.models.postometro.network import Mesh, PostoMetro
-from stages.params import to_json
 from stages.training.loop import BySteps
 from stages.training.postometro import losses
 from stages.training.postometro.data import Keypoints, PostoMetroBatch, PostoMetroExamples

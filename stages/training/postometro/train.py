@@ -36,10 +36,10 @@ from stages.models.postometro.network import JOINTS, FastMetro, PostoMetro
 from stages.models.postometro.recoverers import check_body
 from stages.models.postometro.weights import renamed
 from stages.params import TrainPostoMetroParams as Params
+from stages.params import check
 from stages.smpl.body import Body, load_body
 from stages.smpl.mesh_sampling import MeshSampling, of_body, selection
 from stages.training.loop import train
-from stages.training.postometro import losses
 from stages.training.postometro.data import Keypoints, PostoMetroExamples
 from stages.training.postometro.steps import PostoMetroTrainer, frozen
 
@@ -65,7 +65,7 @@ def run(
     stays as it is in training (tokenizer, Swin) must be among them.
     Raises UsageError (settings), AssetError (checkpoints, body), ArtefactError (data without truth, foreign state).
     """
-    check(params)
+    params = check(params)
     if (params.part == "classifier" or (params.part == "mesh" and params.tokens != "none")) and not init:
         raise lacking(params, ["PCT's tensors"])
     body = load_body(params.body)
@@ -123,25 +123,6 @@ def examples_of(data: Path | Artefact, params: Params, body: Body, root: Path | 
     table = data if isinstance(data, Artefact) else open_artefact(data, "detections")
     side = FastMetro.side if params.part == "mesh" and params.tokens == "none" else PostoMetro.side
     return PostoMetroExamples(table, body, of_body(body), side, root)
-
-
-def check(params: Params) -> None:
-    """Raise UsageError for settings that do not exist."""
-    choices = {
-        "part": ("tokenizer", "classifier", "mesh"),
-        "recipe": tuple(losses.RECIPES),
-        "tokens": ("pct", "keypoints", "none"),
-        "size": tuple("SML"),
-        "backbone": ("resnet50", "hrnet_w48", "hrnet_w64"),
-        "swin": tuple(WIDTHS),
-    }
-    for name, allowed in choices.items():
-        if getattr(params, name) not in allowed:
-            raise UsageError(f"--{name} {getattr(params, name)}: one of {', '.join(allowed)}")
-    if min(params.steps, params.batch) < 1 or params.rate < 0:
-        raise UsageError("--steps and --batch must be at least 1, --rate 0 or more")
-    if params.seed < 0:
-        raise UsageError(f"--seed {params.seed}: 0 or more")
 
 
 def build(params: Params, body: Body, guided: bool = False) -> nn.Module:
