@@ -93,7 +93,7 @@ class HtmlReport:
 
 
 class Facts:
-    """Numbers about the people: distance of bodies from keypoints, the network's confidence, distance from the camera."""
+    """Numbers on the people: distance of body from keypoints, the network's confidence, distance from the camera."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer, table = viewer, viewer.table
@@ -148,9 +148,8 @@ class Facts:
             return '<p class="note">Nobody.</p>'
         table, viewer = self.viewer.table, self.viewer
         columns = [("person", ""), ("detector", "confidence of the detector")]
-        columns += (
-            [("keypoints", f"visible: with a score of at least {MIN_SCORE}")] if (self.visible[rows] >= 0).any() else []
-        )
+        has_keypoints = (self.visible[rows] >= 0).any()
+        columns += [("keypoints", f"visible: with a score of at least {MIN_SCORE}")] if has_keypoints else []
         if viewer.meshes is not None:
             columns += [("confidence", "of the body, mean over joints"), ("fit", "mean distance to keypoints / box")]
             columns += [("distance", "from the camera")]
@@ -160,7 +159,7 @@ class Facts:
             red, green, blue = (int(v) for v in np.round(255 * viewer.colour[row]))
             swatch = f'<i style="background:rgb({red},{green},{blue})"></i>'
             cells = [f"{swatch}{html.escape(viewer.label[row])}", _number(table.rows["score"][row], "{:.2f}")]
-            if (self.visible[rows] >= 0).any():
+            if has_keypoints:
                 cells.append(str(self.visible[row]) if self.visible[row] >= 0 else "")
             if viewer.meshes is not None:
                 cells += [_bar(self.confidence[row]), _number(100 * self.fit[row], "{:.1f} %")]

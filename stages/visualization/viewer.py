@@ -25,7 +25,7 @@ from stages.visualization import draw
 
 @dataclasses.dataclass(frozen=True)
 class StickFigures:
-    """xy (n, J, 2) px of the drawn image · visible (n, J) · bones: pairs of joint indices · left (J,): of the left side."""
+    """xy (n, J, 2) px of the drawn image · visible (n, J) · bones: pairs of joint indices · left (J,): left joints."""
 
     xy: np.ndarray
     visible: np.ndarray
@@ -182,7 +182,7 @@ class OverlayWriter:
         return view, overlay
 
     def _video_frames(self, frames: np.ndarray, progress: ProgressReport) -> Iterator[np.ndarray]:
-        """All frames of a video; one that failed repeats the frame before (at the start, the next), to keep the time."""
+        """All frames of a video; one that failed repeats the frame before (at the start, the next), which keeps time."""
         last: np.ndarray | None = None
         missing = 0
         for frame in frames:
