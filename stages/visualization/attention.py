@@ -9,7 +9,6 @@ each map scaled from its own minimum to its own maximum.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from stages.keypoints.joint_sets import SETS
 from stages.loaders.people import PersonLoader, as_artefact
 from stages.media.images import write_image
 from stages.models import find_loader
+from stages.models.dpmesh.extractors import DPMeshModel
 from stages.models.tables import EXTRACTORS
 from stages.visualization import draw
 
@@ -44,9 +44,9 @@ def run(
     """
     table = as_artefact(detections, "detections")
     checkpoint = read_checkpoint(ckpt)
-    model: Any = find_loader(EXTRACTORS, checkpoint).load(checkpoint, device=resolve_device(run.device), body=None)
-    if not hasattr(model, "attention"):
-        raise UsageError(f"{model.name} has no attention over joints", "--attention wants a DPMesh checkpoint")
+    model = find_loader(EXTRACTORS, checkpoint).load(checkpoint, device=resolve_device(run.device), body=None)
+    if not isinstance(model, DPMeshModel):
+        raise UsageError(f"{model.name} has no attention over joints", "--attention needs a DPMesh checkpoint")
     people = PersonLoader(table, root=root)
     rows = np.flatnonzero(table.rows["status"] == OK)
     out.mkdir(parents=True, exist_ok=True)

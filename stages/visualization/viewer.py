@@ -182,7 +182,7 @@ class OverlayWriter:
         return view, overlay
 
     def _video_frames(self, frames: np.ndarray, progress: ProgressReport) -> Iterator[np.ndarray]:
-        """All frames of a video; one that failed repeats the frame before (at the start, the next), which keeps time."""
+        """All frames of a video. One that failed repeats the frame before (at the start, the next) to keep the time."""
         last: np.ndarray | None = None
         missing = 0
         for frame in frames:
