@@ -192,9 +192,8 @@ def test_a_state_is_not_continued_with_other_weights(table: Artefact, folder: Pa
     )
     loop.save(trainer, loop.state_file(out))
     loop.load(trainer, loop.state_file(out))
-    other = write_checkpoint(
-        tmp_path / "other.safetensors", read_checkpoint(tiny).tensors, {"model": "dpmesh", "x": "y"}
-    )
+    header = {"model": "dpmesh", "licence": "another"}
+    other = write_checkpoint(tmp_path / "other.safetensors", read_checkpoint(tiny).tensors, header)
     with pytest.raises(ArtefactError, match="other settings or data"):
         training.run(table, out, params, init=other, root=folder)
 

@@ -278,7 +278,7 @@ def test_what_a_training_lacks_is_said(tmp_path: Path) -> None:
         (Params(tokens="keypoints"), AssetError, "no --init has them"),
         (Params(part="classifier"), AssetError, "no --init has them"),
         (Params(tokens="none"), UsageError, "learns from images"),
-        (Params(part="all"), UsageError, "one of tokenizer"),
+        (Params(part="all"), UsageError, "--part all: no such choice"),
     ):
         with pytest.raises(error, match=words):
             training.run(poses, tmp_path / "x.safetensors", settings)
