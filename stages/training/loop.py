@@ -213,8 +213,8 @@ def load(trainer: Trainer, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         fingerprint = state.pop("fingerprint")
-    except Exception as error:  # torch fails in many ways on a foreign or damaged file
-        raise ArtefactError(f"{path} is not the state of a training: {error}", "delete it to start again") from error
+    except Exception as error:  # torch fails in many ways on other files, and advises to load them unsafely
+        raise ArtefactError(f"{path} is not the state of a training", "delete it to start again") from error
     if fingerprint != trainer.fingerprint():
         raise ArtefactError(
             f"{path} was made with other settings or data", "use the same again, or delete it to start again"

@@ -361,7 +361,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(
     with pytest.raises(ArtefactError, match="other settings or data"):
         loop.load(other, tmp_path / "state")
     (tmp_path / "state").write_bytes(b"cut")
-    with pytest.raises(ArtefactError, match="no state"):
+    with pytest.raises(ArtefactError, match="not the state of a training"):
         loop.load(second, tmp_path / "state")
 
 
@@ -377,6 +377,6 @@ def test_kept_crops_change_nothing(examples: PostoMetroExamples) -> None:
         affine = change.affine(box, 64)
         people = one.people(one.rows)
         direct = crops.warp(people.images, people.frame, affine, 64, np.float32)
-        first, again = one.images(one.rows, box, affine), one.images(one.rows, box, affine)
+        first, again = one.crops(one.rows, box, affine), one.crops(one.rows, box, affine)
         assert np.array_equal(first, again) and len(one.cached) == N
         assert np.abs(first - direct).mean() < tolerance
