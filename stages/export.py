@@ -23,7 +23,7 @@ from stages.formats.amass import to_amass, write_amass
 from stages.formats.glb import GltfScene
 from stages.formats.obj import ObjWriter
 from stages.loaders.bodies import BodyLoader
-from stages.loaders.motion import Sequence, even, motion, sequences
+from stages.loaders.motion import Sequence, even, has_time, motion, sequences
 from stages.loaders.people import as_artefact
 from stages.params import ExportParams, check
 from stages.visualization import draw
@@ -99,9 +99,10 @@ def _check_contents(people: BodyLoader, formats: list[str], params: ExportParams
 def _glb(people: BodyLoader, everybody: list[Sequence], params: ExportParams) -> Iterator[Output]:
     """One file per image or video. Rows of a video that belong to no track are left out."""
     table = people.table
+    timed = has_time(table.frames)
     groups: dict[str, list[Sequence]] = {}
     for person in everybody:
-        if table.frames["source"][_first_frame(table, person)] < 0 or person.tracked:
+        if not timed[_first_frame(table, person)] or person.tracked:
             groups.setdefault(person.scene, []).append(person)
     for name, group in groups.items():
         yield f"{name}.glb", functools.partial(_write_glb, people, group, params)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from typing import Any, TypeVar
 
 from stages.errors import UsageError
 from stages.models.tables import DETECTORS
 
+MAX_GAP = 2.0  # s without being seen after which a tracker forgets a person
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 P = TypeVar("P")
@@ -104,12 +103,6 @@ def with_none(params: P) -> P:
     return dataclasses.replace(params, **unset) if unset else params  # type: ignore[type-var]
 
 
-def members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, without None; of another type itself."""
-    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    return tuple(k for k in kinds if k is not type(None))
-
-
 @dataclasses.dataclass(frozen=True)
 class DetectParams:
     """Settings of `hmr detect`."""
@@ -125,9 +118,13 @@ class DetectParams:
     focal: float | None = param(None, "Focal length of all images.", unit="px", above=0)
     fov: float | None = param(None, "Horizontal angle of view of all images.", unit="degrees", above=0, below=180)
     tracks: str = param(
-        "video", "Which people to link over time: those of videos, of all images in their order, none.",
+        "video",
+        "Link people over time: in videos, over all images in their order, or not.",
         choices=("video", "all", "none"),
-    )  # fmt: skip
+    )
+    fps: float | None = param(
+        None, "With --tracks all: images a second; they get times. Default: 25, and no times.", above=0
+    )
     every: int = param(1, "Take each n-th frame of a video.", low=1)
     views: bool = param(False, "Each input is one camera of a multi-view take (frames/view).")
     max_pixels: int = param(MAX_PIXELS, "Larger images are refused.", unit="px", low=1)
@@ -150,6 +147,10 @@ class ImportParams:
         unit="px", above=0, stored_none=0.0,
     )  # fmt: skip
     size: str | None = optional_text("WIDTHxHEIGHT of all images, where neither the file nor --images says it.")
+    fps: float | None = param(
+        None, "The images are frames of a take, numbered in their names, so many a second: they get times and tracks.",
+        above=0,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +162,19 @@ class ImportBodiesParams:
         5000.0, "Focal length of the predicting program (HMR 2.0, SPIN, PHALP: 5000).", unit="px", above=0
     )
     size: str | None = optional_text("WIDTHxHEIGHT of all images, where neither the file nor --images says it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackParams:
+    """Settings of `hmr track`."""
+
+    fps: float | None = param(
+        None, "Frames a second of images that have no times; they get times, by their numbers.", above=0
+    )
+    max_gap: float = param(MAX_GAP, "A person unseen for longer comes back as a new track.", unit="s", above=0)
+    replace: bool = param(False, "Number people anew where the file has tracks already.")
+    views: bool = param(False, "Also over cameras: one number for each person in all views (frames/view).")
+    cameras: str | None = param(None, "Views: JSON file {view: {R: 3x3, t: 3}} of world-to-camera poses.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,13 +221,11 @@ class RefineParams:
     """Settings of `hmr refine`; step sizes and counts are the paper's for its weights."""
 
     mode: str = param(
-        "frame", "Each row alone (frame), views of one moment, or tracks, smooth in time (video).",
-        choices=("frame", "views", "video"),
-    )  # fmt: skip
+        "frame", "Each row alone, views of one moment, or tracks, smooth in time.", choices=("frame", "views", "video")
+    )
     method: str = param(
-        "score", "The diffusion prior (score) or plain gradient fitting of the same loss (fit).",
-        choices=("score", "fit"),
-    )  # fmt: skip
+        "score", "The diffusion prior, or plain gradient fitting of the same loss.", choices=("score", "fit")
+    )
     preset: str = param(
         "default", "Step of the noise index: paper 2, fast 10; default: what suits the weights and the mode.",
         choices=("default", "paper", "fast"),
@@ -231,9 +243,10 @@ class RefineParams:
     max_gap: int = param(30, "Video: longer gaps in a track are not bridged.", unit="frames", low=0)
     fill_gaps: bool = param(False, "Video: write the interpolated frames as rows of their own, marked.")
     shape: str = param(
-        "track", "Betas in video and views: their mean over the track or the views (track), or each row's (row).",
+        "track",
+        "Betas in video and views: each row's, or the mean over the track or the views.",
         choices=("row", "track"),
-    )  # fmt: skip
+    )
     hypotheses: int = param(
         1, "Refine this many poses around each estimate; all are written, the likeliest is smpl/.", low=1
     )
@@ -286,9 +299,8 @@ class ExportParams:
         choices=("auto", "pose", "t"),
     )  # fmt: skip
     axes: str = param(
-        "amass", "npz: z up and the camera held level (amass), or as in the artefact (camera).",
-        choices=("amass", "camera"),
-    )  # fmt: skip
+        "amass", "npz: z up and the camera held level, or as in the artefact.", choices=("amass", "camera")
+    )
     max_gap: float = param(
         1.0, "npz: shorter gaps in a track are filled, longer ones cut it.", unit="s", low=0, high=math.inf
     )

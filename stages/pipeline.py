@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import detect, evaluate, export, recover, refine, synth, view
+from stages import detect, evaluate, export, import_, recover, refine, synth, view
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.table import Artefact
 from stages.datasets import LAYOUTS
@@ -19,6 +19,7 @@ from stages.datasets.base import Dataset
 from stages.datasets.licensed import open_licensed
 from stages.datasets.synthetic import SynthData
 from stages.engine import runner
+from stages.engine.assembly import Finish
 from stages.engine.job import RunOptions
 from stages.errors import UsageError
 from stages.files.folders import cache_dir
@@ -26,7 +27,11 @@ from stages.params import DetectParams, ExportParams, RecoverParams, RefineParam
 from stages.synthetic.sets import SETS, VERSION
 
 # Stages whose whole table is completed in a last pass, once every part is there.
-FINISHERS = {"detect": detect.tracks, "evaluate": evaluate.summarise}
+FINISHERS: dict[str, Finish] = {
+    "detect": detect.link_people,
+    "evaluate": evaluate.summarise,
+    **{f"import {name}": import_.link_people for name in ("coco", "openpose", "boxes")},
+}
 
 
 def run_chain(

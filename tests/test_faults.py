@@ -340,7 +340,7 @@ def test_files_of_bodies_and_weights(tmp_path: Path, name: str, content: bytes, 
 
 
 def test_a_download_without_network(tmp_path: Path) -> None:
-    """35: exit 4 with the mend; nothing under the final name."""
+    """35: exit 4 with the hint; nothing under the final name."""
     env = {"HMR_CACHE": str(tmp_path), "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
     fails(4, "could not be downloaded", "assets", "get", "blazepose", PIP_EXTRA_INDEX_URL="", PIP_NO_INDEX="", **env)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -31,7 +31,7 @@ class Tracker:
         self.box, self.xy = np.zeros((0, 4)), np.zeros((0, joints, 2))
         self.velocity, self.seen = np.zeros((0, 2)), np.zeros(0)  # px/s; time of the last sight
 
-    def step(self, time: float, box: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    def step(self, time: float, box: np.ndarray, keypoints: np.ndarray, score: np.ndarray | None = None) -> np.ndarray:
         """Track numbers (n,) of the people in the frame at `time` s, times rising.
 
         box (n, 4) xyxy px, keypoints (n, J, 3) x, y, score; a box that is not finite gets -1.

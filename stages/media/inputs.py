@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.errors import InputError, UsageError
 
 IMAGE_SUFFIXES = frozenset(
@@ -58,6 +60,21 @@ def list_files(
 def natural(name: str) -> tuple[Any, ...]:
     """Sort key: runs of digits by their value, then the name itself."""
     return (*((int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"([0-9]+)", name) if t), (-2, name))
+
+
+def frame_number(name: str) -> int:
+    """The number that the name of a frame ends in, its suffix aside ("walk_000012.jpg" is 12); -1 without one."""
+    stem = re.sub(r"\.[A-Za-z]\w{0,4}$", "", name)
+    digits = stem[len(stem.rstrip("0123456789")) :]
+    return int(digits) if digits else -1
+
+
+def frame_times(names: Sequence[str], fps: float) -> np.ndarray:
+    """Seconds (n,) of images numbered in their names. Raises InputError for a name without a number."""
+    numbers = [frame_number(name) for name in names]
+    if -1 in numbers:
+        raise InputError(f"{printable(names[numbers.index(-1)])} has no number", "--fps is for numbered frames")
+    return np.array(numbers) / fps
 
 
 def is_video(path: Path) -> bool:

@@ -128,8 +128,8 @@ def read_arrays(path: Path, *, gender: str | None = None) -> Arrays:
 def _decode(data: bytes, path: Path) -> Arrays:
     """The named arrays in the file, whatever its form and whatever its name says."""
 
-    def wrong(found: str, mend: str = f"needed: {NEEDED}") -> AssetError:
-        return AssetError(f"body model {path}: {found}", mend)
+    def wrong(found: str, hint: str = f"needed: {NEEDED}") -> AssetError:
+        return AssetError(f"body model {path}: {found}", hint)
 
     head = data[:512].lstrip().lower()
     if not data:

@@ -46,7 +46,7 @@ class Detector(Protocol):
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
-        """What stands in the way of `load(path)` without a download, as the mend; empty when it is ready."""
+        """What stands in the way of `load(path)` without a download, as the fix; empty when it is ready."""
 
     def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         """People in each RGB uint8 picture. With boxes (n, 4) per picture: exactly those n, keypoints filled in."""

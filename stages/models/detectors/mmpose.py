@@ -66,8 +66,8 @@ class MMPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str, config: str = "") -> MMPose:
         """Raises AssetError: mmpose not installed, no checkpoint, no shipped config of that name."""
-        if mend := cls.missing(path):
-            raise AssetError("detector mmpose is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector mmpose is not ready on this machine", hint)
         assert path
         return cls(path, device, config)
 

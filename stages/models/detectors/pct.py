@@ -51,8 +51,8 @@ class PctPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str) -> PctPose:
         """Raises AssetError when there is no such file."""
-        if mend := cls.missing(path):
-            raise AssetError("detector pct is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector pct is not ready on this machine", hint)
         assert path
         return cls(path, device)
 

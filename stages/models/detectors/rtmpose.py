@@ -57,8 +57,8 @@ class RtmPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str) -> RtmPose:
         """From the folder with the two ONNX files. Raises AssetError when they or onnxruntime are missing."""
-        if mend := cls.missing(path):
-            raise AssetError("detector rtmpose is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector rtmpose is not ready on this machine", hint)
         assert path
         return cls(path, device)
 

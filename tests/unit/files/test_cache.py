@@ -93,7 +93,7 @@ def test_unknown_and_manual_assets() -> None:
 
 
 def test_status_is_what_doctor_prints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = {name: (ready, mend) for name, ready, _, mend in assets.status()}
+    before = {name: (ready, hint) for name, ready, _, hint in assets.status()}
     assert before["blazepose"] == (False, "hmr assets get blazepose")
     publish(tmp_path / "links", monkeypatch)
     assets.get("blazepose")
