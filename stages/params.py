@@ -364,21 +364,27 @@ class TrainPriorParams:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainDPMeshParams:
-    """Settings of `hmr train dpmesh`."""
+class TrainStepsParams:
+    """What the trainings share that run for a number of steps on examples."""
 
     steps: int = param(1000, "Steps of the optimiser.", low=1)
     batch: int = param(8, "People per step.", low=1)
+    body: str = param("embedded", "Body model, by name or file.")
+    seed: int = param(0, "Of initial weights, order, noise and augmentation.", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDPMeshParams(TrainStepsParams):
+    """Settings of `hmr train dpmesh`."""
+
     rate: float = param(1e-4, "Learning rate.", above=0)
     nkr: float = param(0.1, "Weight of the distillation from clean keypoints; 0 leaves the teacher out.", low=0)
     control: bool = param(True, "Train the ControlNet too; the released optimiser leaves it out.")
     augment: bool = param(True, "Scale, turn, mirror and colour the crops, and hide joints.")
-    body: str = param("embedded", "Body model, by name or file.")
-    seed: int = param(0, "Of order, noise and augmentation.", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainPostoMetroParams:
+class TrainPostoMetroParams(TrainStepsParams):
     """Settings of `hmr train postometro`."""
 
     part: str = param("mesh", "Which network to train.", choices=("tokenizer", "classifier", "mesh"))
@@ -393,8 +399,5 @@ class TrainPostoMetroParams:
     )
     swin: str = param("base", "PCT's Swin.", choices=("base", "large", "huge"))
     thaw: bool = param(False, "Let the classifier's Swin learn too; as published it is frozen, trained on heatmaps.")
-    steps: int = param(1000, "Steps of the optimiser.", low=1)
     batch: int = param(16, "People per step.", low=1)
     rate: float | None = param(None, "Learning rate; default: the published one.", above=0, stored_none=0.0)
-    body: str = param("embedded", "Body model, by name or file.")
-    seed: int = param(0, "Of initial weights, order and augmentation.", low=0)
