@@ -4,8 +4,8 @@
     def detect(inputs: Inputs, *, out: Path, params: Params, run: Run) -> Path | dict: ...
 
 `out`, `params`, `run` and `report` are not typed on the command line: the decorator replaces `out` by -o, `params` by
-one flag per field of Params (plus --params-from), `run` by --device, --batch-size, ... and hands in `report`, where
-progress is told. What the function returns is the result: a path is printed, a dictionary too with --json.
+one flag per field of Params (plus --params-from), `run` by --device, --batch-size, ... and hands in `report`, which
+progress and messages go to. What the function returns is the result: a path is printed, a dictionary too with --json.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Annotated, Any, Union
 import typer
 
 from hmr_cli._output import make_report, print_result, with_counts
+from stages.engine.stored_params import from_json, members
 from stages.errors import HmrError, InputError, UsageError
-from stages.params import check, members, setting
+from stages.params import check, setting
 
 Inputs = Annotated[
     list[str], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.", show_default=False)
@@ -33,7 +34,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr bu
 RUN_FLAGS: dict[str, tuple[Any, Any]] = {
     "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")], "auto"),
     "batch_size": (Annotated[int | None, typer.Option(help="Rows at a time; the result does not depend on it.")], None),
-    "workers": (Annotated[int, typer.Option(help="Threads that read pictures; 0 reads in the main thread.")], 2),
+    "workers": (Annotated[int, typer.Option(help="Threads that read images; 0 reads in the main thread.")], 2),
     "shard": (
         Annotated[str, typer.Option(help="i/n: this process does part i (0 to n-1) of n; then `hmr merge`.")],
         "0/1",
@@ -58,35 +59,35 @@ def stage_command(app: typer.Typer, params_class: type | None = None, **command:
     """Register a function as the command of a stage (see the module docstring)."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        own = inspect.signature(function, eval_str=True).parameters
-        signature = [p for name, p in own.items() if name not in ("out", "params", "run", "report")]
-        if "out" in own:
-            optional = own["out"].default is None
-            signature.append(_keyword("out", OPTIONAL_OUT if optional else OUT, own["out"].default))
-        fields = dataclasses.fields(params_class) if params_class and "params" in own else ()
+        declared = inspect.signature(function, eval_str=True).parameters
+        signature = [p for name, p in declared.items() if name not in ("out", "params", "run", "report")]
+        if "out" in declared:
+            optional = declared["out"].default is None
+            signature.append(_keyword("out", OPTIONAL_OUT if optional else OUT, declared["out"].default))
+        fields = dataclasses.fields(params_class) if params_class and "params" in declared else ()
         hints = typing.get_type_hints(params_class) if params_class else {}
         signature += [_keyword(f.name, _flag(f, hints[f.name]), None) for f in fields]
         if fields:
             text = "Take the settings of this artefact (or JSON file); flags win."
             source = Annotated[Path | None, typer.Option(help=text, rich_help_panel=PANEL)]
             signature.append(_keyword("params_from", source, None))
-        if "run" in own:
+        if "run" in declared:
             signature += [_keyword(name, _panel(kind), default) for name, (kind, default) in RUN_FLAGS.items()]
         signature += [_keyword("as_json", _panel(Json), False), _keyword("quiet", _panel(Quiet), False)]
 
         @functools.wraps(function)
-        def call(*args: Any, **given: Any) -> None:
-            as_json, quiet = given.pop("as_json"), given.pop("quiet")
+        def call(*args: Any, **kwargs: Any) -> None:
+            as_json, quiet = kwargs.pop("as_json"), kwargs.pop("quiet")
             with make_report(quiet=quiet) as report:
-                if "report" in own:
-                    given["report"] = report
-                if "run" in own:
-                    given["run"] = _run({name: given.pop(name) for name in RUN_FLAGS}, report)
+                if "report" in declared:
+                    kwargs["report"] = report
+                if "run" in declared:
+                    kwargs["run"] = _run({name: kwargs.pop(name) for name in RUN_FLAGS}, report)
                 if fields:
                     assert params_class
-                    values = {f.name: given.pop(f.name) for f in fields}
-                    given["params"] = _params(params_class, values, given.pop("params_from"))
-                result = function(*args, **given)
+                    values = {f.name: kwargs.pop(f.name) for f in fields}
+                    kwargs["params"] = _params(params_class, values, kwargs.pop("params_from"))
+                result = function(*args, **kwargs)
             print_result(with_counts(result) if as_json else result, as_json=as_json)
 
         call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
@@ -131,8 +132,6 @@ def _default(field: dataclasses.Field[Any]) -> str:
 def _params(params_class: type, values: dict[str, Any], source: Path | None) -> Any:
     base = params_class()
     if source:
-        from stages.engine.stored_params import from_json  # engine: only where something is stored
-
         try:
             base = from_json(params_class, _stored_params(source))
         except HmrError as error:

@@ -1,4 +1,4 @@
-"""`hmr run`: the whole chain in one process. The verbs meet here and nowhere else."""
+"""`hmr run`: the whole chain in one process. The composition is in stages/pipeline.py."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ app = typer.Typer()
 Pictures = Annotated[
     Optional[list[str]], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.")
 ]
-Detections = Annotated[Optional[Path], typer.Option(help="People that were found already: detect nothing.")]
+Detections = Annotated[Optional[Path], typer.Option(help="People that are detected already; then nothing is detected.")]
 Detector = Annotated[str, typer.Option(help="As in hmr detect.")]
-Focal = Annotated[Optional[float], typer.Option(help="Focal length of all pictures in px; default: EXIF or a guess.")]
+Focal = Annotated[Optional[float], typer.Option(help="Focal length of all images in px; default: EXIF or a guess.")]
 Model = Annotated[Optional[str], typer.Option(help="As in hmr recover.")]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
 # The embedded prior knows how the embedded recoverer errs; other estimates are left as they are unless asked for.
@@ -61,7 +61,7 @@ def run_chain(
     if run.shard != (0, 1):
         raise UsageError("hmr run is one process", "shard the stages: hmr detect --shard 0/2 ... , hmr merge")
     if (detections is None) == (not inputs):
-        raise UsageError("give pictures, or --detections", "hmr run photo.jpg -o out/")
+        raise UsageError("give images, or --detections", "hmr run photo.jpg -o out/")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file, a folder is needed")
     from stages.pipeline import run_chain as chain

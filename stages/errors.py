@@ -25,7 +25,7 @@ class UsageError(HmrError):
 
 
 class InputError(HmrError):
-    """A picture, video, table or argument's content cannot be used."""
+    """An image, video, table or argument's content cannot be used."""
 
     exit_code = 3
 

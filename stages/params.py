@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from typing import Any, TypeVar
 
 from stages.errors import UsageError
@@ -105,12 +103,6 @@ def with_none(params: P) -> P:
     return dataclasses.replace(params, **unset) if unset else params  # type: ignore[type-var]
 
 
-def members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, without None; of another type itself."""
-    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    return tuple(k for k in kinds if k is not type(None))
-
-
 @dataclasses.dataclass(frozen=True)
 class DetectParams:
     """Settings of `hmr detect`."""
@@ -126,9 +118,10 @@ class DetectParams:
     focal: float | None = param(None, "Focal length of all images.", unit="px", above=0)
     fov: float | None = param(None, "Horizontal angle of view of all images.", unit="degrees", above=0, below=180)
     tracks: str = param(
-        "video", "Which people to link over time: those of videos, of all images in their order, none.",
+        "video",
+        "Link people over time: in videos, over all images in their order, or not.",
         choices=("video", "all", "none"),
-    )  # fmt: skip
+    )
     fps: float | None = param(
         None, "With --tracks all: images a second; they get times. Default: 25, and no times.", above=0
     )
@@ -226,13 +219,11 @@ class RefineParams:
     """Settings of `hmr refine`; step sizes and counts are the paper's for its weights."""
 
     mode: str = param(
-        "frame", "Each row alone (frame), views of one moment, or tracks, smooth in time (video).",
-        choices=("frame", "views", "video"),
-    )  # fmt: skip
+        "frame", "Each row alone, views of one moment, or tracks, smooth in time.", choices=("frame", "views", "video")
+    )
     method: str = param(
-        "score", "The diffusion prior (score) or plain gradient fitting of the same loss (fit).",
-        choices=("score", "fit"),
-    )  # fmt: skip
+        "score", "The diffusion prior, or plain gradient fitting of the same loss.", choices=("score", "fit")
+    )
     preset: str = param(
         "default", "Step of the noise index: paper 2, fast 10; default: what suits the weights and the mode.",
         choices=("default", "paper", "fast"),
@@ -250,9 +241,10 @@ class RefineParams:
     max_gap: int = param(30, "Video: longer gaps in a track are not bridged.", unit="frames", low=0)
     fill_gaps: bool = param(False, "Video: write the interpolated frames as rows of their own, marked.")
     shape: str = param(
-        "track", "Betas in video and views: their mean over the track or the views (track), or each row's (row).",
+        "track",
+        "Betas in video and views: each row's, or the mean over the track or the views.",
         choices=("row", "track"),
-    )  # fmt: skip
+    )
     hypotheses: int = param(
         1, "Refine this many poses around each estimate; all are written, the likeliest is smpl/.", low=1
     )
@@ -305,9 +297,8 @@ class ExportParams:
         choices=("auto", "pose", "t"),
     )  # fmt: skip
     axes: str = param(
-        "amass", "npz: z up and the camera held level (amass), or as in the artefact (camera).",
-        choices=("amass", "camera"),
-    )  # fmt: skip
+        "amass", "npz: z up and the camera held level, or as in the artefact.", choices=("amass", "camera")
+    )
     max_gap: float = param(
         1.0, "npz: shorter gaps in a track are filled, longer ones cut it.", unit="s", low=0, high=math.inf
     )

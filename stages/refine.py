@@ -29,7 +29,9 @@ from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.models.tables import REFINERS
 from stages.params import RefineParams, check
-from stages.refinement.rows import RowRefiner, camera_turns, columns, plan_rows, usable
+from stages.refinement.people import find_people, tell, tell_misses
+from stages.refinement.rig import read_rig
+from stages.refinement.rows import RowRefiner, columns, plan_rows, usable
 from stages.smpl.body import load_body
 
 
@@ -88,12 +90,17 @@ def run(
     good = usable(start, tables["features"] if kind else None)
     if params.mode == "video":
         good &= _in_tracks(start, seen, run.report)
-    plan = plan_rows(start, params, good)
+    rig, people = read_rig(params.cameras), None
+    if params.mode == "views":
+        people = find_people(seen, rig, good, meshes=start, body=body)
+    plan = plan_rows(start, params, good, None if people is None else people.person)
+    if people is not None:
+        tell(people, start, plan, run.report)
     job = Job(
         stage="refine",
         kind="meshes",
         params=params,
-        inputs=tables if plan.table is start else {"meshes": plan.table},
+        inputs=(tables if plan.table is start else {"meshes": plan.table}) | ({"cameras": rig} if rig else {}),
         model=model,
         columns=columns(params),
         group_attrs={"smpl": attrs, "joints": {"joints": list(body.joint_names)}},
@@ -107,7 +114,11 @@ def run(
         refiner = loader.load(checkpoint, device=device, body=body.to(device), stats=params.stats)
         return RowRefiner(tables, refiner, params, plan)
 
-    return run_rows(job, load, out, run)
+    made = run_rows(job, load, out, run)
+    if rig is not None and rig.placed and (isinstance(made, Artefact) or made.is_file()):
+        with as_artefact(made, "meshes") as table:
+            tell_misses(table, run.report)
+    return made
 
 
 def _in_tracks(meshes: Artefact, detections: Artefact, report: Any) -> np.ndarray:
@@ -137,4 +148,4 @@ def _check(params: RefineParams) -> None:
         raise UsageError("--fill-gaps is for --mode video")
     if params.cameras and params.mode != "views":
         raise UsageError("--cameras is for --mode views")
-    camera_turns(params.cameras)
+    read_rig(params.cameras)

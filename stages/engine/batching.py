@@ -37,40 +37,32 @@ def in_batches(
     all_or_none: an input error of a single one is raised, not returned as its "error". Raises MachineError when memory
     does not suffice for one.
     """
+    singles = 0  # how many of the next go one by one
     while len(indices):
-        batch, indices = indices[: size.rows], indices[size.rows :]
-        yield from _attempt(compute, batch, size, report, all_or_none)
-
-
-def _attempt(
-    compute: Callable[..., Any], indices: np.ndarray, size: BatchSize, report: Any, all_or_none: bool
-) -> Iterator[tuple[np.ndarray, Any]]:
-    try:
-        yield indices, compute(indices)
-        return
-    except ArtefactError:
-        raise
-    except InputError as error:
-        if len(indices) == 1:
+        batch = indices[: 1 if singles else size.rows]
+        try:
+            values = compute(batch)
+        except ArtefactError:
+            raise
+        except InputError as error:
+            if len(batch) > 1:
+                singles = len(batch)
+                continue
             if all_or_none:
                 raise
-            yield indices, {"error": [error.message]}
-            return
-        step = 1
-    except Exception as error:
-        if not _out_of_memory(error):
-            raise
-        if len(indices) == 1:
-            raise MachineError(
-                "out of memory with a single row", "use another --device; the same command resumes"
-            ) from error
-        size.reduce(len(indices))
-        step = size.rows
-        report.warn(f"out of memory: going on with batches of {step}")
-    while len(indices):
-        batch, indices = indices[:step], indices[step:]
-        yield from _attempt(compute, batch, size, report, all_or_none)
-        step = min(step, size.rows)
+            values = {"error": [error.message]}
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise MachineError(
+                    "out of memory with a single row", "use another --device; the same command resumes"
+                ) from error
+            size.reduce(len(batch))
+            report.warn(f"out of memory: going on with batches of {size.rows}")
+            continue
+        yield batch, values
+        indices, singles = indices[len(batch) :], max(0, singles - 1)
 
 
 def _out_of_memory(error: Exception) -> bool:

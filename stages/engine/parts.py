@@ -18,7 +18,7 @@ import numpy as np
 
 from stages.engine.header import Header
 from stages.errors import ArtefactError, MachineError
-from stages.files.atomic import disk_errors, holder, write_bytes, write_lock
+from stages.files.atomic import disk_errors, lock_holder, write_bytes, write_lock
 
 Tables = dict[str, np.ndarray]
 
@@ -137,9 +137,9 @@ class Parts:
                     self.folder.rmdir()
 
     def busy(self, shards: int = 0, but: Path | None = None) -> str:
-        """Who else works here, other than as one of `shards` shards; '' for nobody."""
+        """Who writes here other than as one of `shards` shards, in words; '' for nobody."""
         for lock in self.folder.glob("writer-*-of-*"):
             count = lock.name.rpartition("-")[2]
-            if lock != but and count != str(shards) and count.isdigit() and (who := holder(lock)):
+            if lock != but and count != str(shards) and count.isdigit() and (who := lock_holder(lock)):
                 return who
         return ""

@@ -80,7 +80,8 @@ def run_frames(
 ) -> Path | Artefact:
     """Find rows in frames (detect). compute(frames int64 (n,)) -> (frames: the columns of `frames` for these frames,
     rows: the columns of `rows` with `frame` in whole-job numbers, columns: {name: array per row})."""
-    return _run_frames(job, PartPlan("frames", n_frames, job.part_rows or PART_FRAMES), load, out, run)
+    parts = PartPlan("frames", n_frames, job.part_rows or PART_FRAMES)
+    return _drive(_frames_plan(job, parts, load, out, run), out, run)
 
 
 def run_whole(job: Job, build: Callable[[], Artefact], out: Path | None, run: RunOptions) -> Path | Artefact:
@@ -91,12 +92,12 @@ def run_whole(job: Job, build: Callable[[], Artefact], out: Path | None, run: Ru
         columns = {n: table.read(n) for n in table.columns()}
         return lambda frames: (table.frames, table.rows, columns)
 
-    return _run_frames(job, PartPlan("whole", 1, 1), load, out, run)
+    return _drive(_frames_plan(job, PartPlan("whole", 1, 1), load, out, run), out, run)
 
 
-def _run_frames(
-    job: Job, parts: PartPlan, load: Callable[[], Compute], out: Path | None, run: RunOptions
-) -> Path | Artefact:
+def _frames_plan(job: Job, parts: PartPlan, load: Callable[[], Compute], out: Path | None, run: RunOptions) -> JobPlan:
+    """The plan of a job whose rows are not known beforehand."""
+
     def make_part(start: int, stop: int, compute: Compute, batch: BatchSize) -> Tables:
         batches = in_batches(compute, np.arange(start, stop), batch, run.report, all_or_none=True)
         pieces = [_frame_tables(job, values) for _, values in batches]
@@ -106,8 +107,7 @@ def _run_frames(
             for name in dict.fromkeys(n for p in full for n in p)
         }
 
-    header = make_header(job, parts, out, "")
-    return _drive(JobPlan(job, header, NO_FRAMES, load, make_part), out, run)
+    return JobPlan(job, make_header(job, parts, out, ""), NO_FRAMES, load, make_part)
 
 
 def _frame_tables(job: Job, values: Any) -> Tables:
@@ -120,10 +120,6 @@ def _frame_tables(job: Job, values: Any) -> Tables:
         if len(rows["frame"]):
             raise
         return tables  # no rows: whatever the shapes of the arrays, they are empty
-
-
-def _drive(plan: JobPlan, out: Path | None, run: RunOptions) -> Path | Artefact:
-    return _run_in_memory(plan, run) if out is None else _run_on_disk(plan, Path(out), run)
 
 
 def _run_in_memory(plan: JobPlan, run: RunOptions) -> Artefact:
@@ -140,8 +136,12 @@ def _run_in_memory(plan: JobPlan, run: RunOptions) -> Artefact:
     return verdict(join_in_memory(_with_batch_size(plan.header, batch), plan.tables, parts, plan.job.finish), run)
 
 
-def _run_on_disk(plan: JobPlan, out: Path, run: RunOptions) -> Path:
-    """Look at what exists already, compute the parts of this shard that do not, join them when all are there."""
+def _drive(plan: JobPlan, out: Path | None, run: RunOptions) -> Path | Artefact:
+    """In memory, or on disk: look at what exists already, compute the parts of this shard that do not, join them when
+    all are there."""
+    if out is None:
+        return _run_in_memory(plan, run)
+    out = Path(out)
     header, parts, batch = plan.header, Parts(out), _batch_size(plan, run)
     check_out(plan.job, out)
     if not run.force and _is_current(out, header):

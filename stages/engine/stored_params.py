@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import typing
 from typing import Any, TypeVar
 
 from stages.errors import InputError, UsageError
-from stages.params import members, setting, with_none
+from stages.params import setting, with_none
 
 EXAMPLE = 'for example {"min_score": 0.3}'
 
@@ -41,6 +42,12 @@ def from_json(cls: type[P], text: str) -> P:
                 f"stored parameter {name} is {json.dumps(value)[:40]}", f"it must be {_in_words(kinds[name])}"
             )
     return with_none(cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+
+
+def members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, without None; of another type itself."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    return tuple(k for k in kinds if k is not type(None))
 
 
 def _fits(value: Any, kind: Any) -> bool:

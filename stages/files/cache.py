@@ -1,4 +1,4 @@
-"""Where files that hmr uses but does not carry live, what is missing and how to get it.
+"""Files that hmr uses but does not ship: where they are, which are missing and how to get them.
 
     assets.find("blazepose")   -> folder or None
     assets.get("blazepose")    -> folder, fetched when it is not there
@@ -28,7 +28,7 @@ from stages.files.hashing import sha256_of
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """A folder of the cache: its files (name -> SHA-256, '' where any file will do), what for, licence, how to get."""
+    """A folder of the cache: its files (name -> SHA-256, '' where any content is accepted), use, licence, source."""
 
     name: str
     files: dict[str, str]
@@ -48,7 +48,7 @@ def find(name: str) -> Path | None:
 def get(name: str, *, again: bool = False) -> Path:
     """The folder of an asset, fetched if needed (`again`: fetched anew). Several processes may do so at once.
 
-    Raises AssetError when it cannot be had here (no network, wrong checksum, by hand only), MachineError when the
+    Raises AssetError when it is not available (no network, wrong checksum, by hand only), MachineError when the
     cache cannot be written.
     """
     asset, folder = _asset(name), cache_dir() / name
@@ -96,7 +96,7 @@ def _wrong(asset: Asset, folder: Path) -> str:
     return ""
 
 
-# The last wheel that carries both networks. It is taken apart, never installed: it would bring numpy 1 for everybody.
+# The last wheel that contains both networks. It is unpacked, never installed, since it requires numpy 1.
 WHEEL = "mediapipe==0.10.21"
 WHEEL_FOLDERS = ("mediapipe/modules/pose_detection", "mediapipe/modules/pose_landmark")
 ANY_MACHINE = ("--python-version", "3.11", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64")
@@ -109,7 +109,7 @@ def _fetch_blazepose(asset: Asset, work: Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     except subprocess.TimeoutExpired as error:
-        raise AssetError(f"{asset.name}: pip found no end in 15 minutes", "is the network up?") from error
+        raise AssetError(f"{asset.name}: pip did not finish in 15 minutes", "is the network up?") from error
     if done.returncode:
         raise AssetError(f"{asset.name}: {WHEEL} could not be downloaded: {_reason(done.stderr)}", _offline(asset))
     wheels = list(work.glob("*.whl"))
@@ -128,10 +128,10 @@ def _fetch_blazepose(asset: Asset, work: Path) -> None:
 
 
 def _pip() -> list[str]:
-    """How to call pip: the installed one, else the one that Python carries for new environments (uv makes none)."""
+    """How to call pip: the installed one, else the one that Python bundles for new environments (uv installs none)."""
     if importlib.util.find_spec("pip") is None:
-        carried = Path(os.__file__).parent / "ensurepip" / "_bundled"
-        for wheel in sorted(carried.glob("pip-*.whl")):
+        bundled = Path(os.__file__).parent / "ensurepip" / "_bundled"
+        for wheel in sorted(bundled.glob("pip-*.whl")):
             return [sys.executable, str(wheel / "pip")]
     return [sys.executable, "-m", "pip"]
 
@@ -146,7 +146,7 @@ def _reason(stderr: str) -> str:
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
     if any("from versions: none" in line for line in errors):
         return "the package index did not answer or does not have it"
-    return (errors or lines or ["pip failed without a word"])[0][:200]
+    return (errors or lines or ["pip failed and printed nothing"])[0][:200]
 
 
 def _offline(asset: Asset) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from hmr_cli.app import COMMANDS, command_paths
 from stages import params
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 
 HEAVY = ("torch", "numpy", "h5py", "cv2", "scipy", "PIL", "av", "diffusers", "transformers", "safetensors")
 PROBE = """

@@ -23,7 +23,10 @@ from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, KINDS, OK, SKIPPED, Column
 from stages.artefacts.table import Artefact, in_memory
 from stages.artefacts.validate import check_file
+from stages.engine.header import Header, PartPlan
 from stages.engine.job import Job, ProgressReport, RunOptions
+from stages.engine.parts import pack, unpack
+from stages.engine.provenance import make_header
 from stages.engine.runner import merge, run_frames, run_rows
 from stages.errors import ArtefactError, InputError, Interrupted, MachineError, RowsFailed, UsageError
 from tests.helpers.small_artefacts import COCO, MESHES, detections, recover_job, recover_load, same, save
@@ -408,6 +411,53 @@ def test_merge_joins_what_shards_left_and_names_what_is_missing(tmp_path: Path) 
         same(one, two)
 
 
+def rewritten_header(parts: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the stored header of unfinished parts, as another version of hmr would have written it."""
+    meta, tables = unpack(parts / "job.npz", ("",))
+    change(meta)
+    (parts / "job.npz").write_bytes(pack(meta, tables))
+
+
+def test_parts_whose_header_names_a_function_by_its_module_are_resumed_and_merged(tmp_path: Path) -> None:
+    """Early versions stored `finish` as package.module:function; the name of the stage is what counts."""
+    job = dataclasses.replace(detect_job(), finish=tracks)
+    for shard in (0, 1, 2):
+        run_frames(job, 200, detect_load(), tmp_path / "a.h5", RunOptions(shard=(shard, 4)))
+    rewritten_header(tmp_path / "a.h5.parts", lambda meta: meta.update(finish="stages.gone:tracks"))
+    shutil.copytree(tmp_path / "a.h5.parts", tmp_path / "b.h5.parts")
+    resumed = run_frames(job, 200, detect_load(), tmp_path / "a.h5", RunOptions())
+    with open_artefact(resumed) as expected:
+        assert expected.attrs["summary"] == {"people": expected.n_rows}
+        run_frames(job, 200, detect_load(), tmp_path / "c.h5", RunOptions(shard=(3, 4)))
+        shutil.copy(tmp_path / "c.h5.parts" / "part-000003.npz", tmp_path / "b.h5.parts")
+        with open_artefact(merge(tmp_path / "b.h5", {job.stage: tracks})) as merged:
+            same(expected, merged)
+
+
+def test_a_header_of_another_version_is_refused_and_its_parts_stay(tmp_path: Path) -> None:
+    out, parts = tmp_path / "a.h5", tmp_path / "a.h5.parts"
+    run_rows(recover_job(TABLE), recover_load(TABLE), out, RunOptions(shard=(0, 3)))
+    rewritten_header(parts, lambda meta: meta.pop("per"))
+    for command in (lambda: run_rows(recover_job(TABLE), never, out, RunOptions()), lambda: merge(out)):
+        with pytest.raises(InputError, match=r"job.npz was written by another version of hmr \(KeyError: 'per'\)"):
+            command()
+        assert len(list(parts.glob("part-*.npz"))) == 1
+    run_rows(recover_job(TABLE), recover_load(TABLE), out, RunOptions(fresh=True))
+    check_file(out)
+
+
+def test_a_header_survives_the_way_through_a_file() -> None:
+    job = recover_job(TABLE)
+    header = make_header(job, PartPlan("rows", ROWS, 256), Path("a.h5"), TABLE.rows_fingerprint)
+    stored = json.loads(json.dumps(header.to_json()))
+    again = Header.from_json(stored, "job.npz")
+    assert again.to_json() == stored and again.parts == header.parts and again.fingerprint == header.fingerprint
+    assert [(c.name, c.dtype, c.shape, c.optional) for c in again.columns] == [
+        (c.name, c.dtype, c.shape, c.optional) for c in job.columns
+    ]
+    assert list(header.parts.ranges()) == [(0, 256), (256, 512), (512, 700)]
+
+
 def mark(folder: Path, pid: int, host: str | None = None, name: str = "writer-0-of-1", started: str = "") -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / name
@@ -422,11 +472,11 @@ def dead_pid() -> int:
 
 
 def test_a_second_writer_is_told_who_holds_the_target(tmp_path: Path) -> None:
-    from stages.files.atomic import _started
+    from stages.files.atomic import process_start
 
     out, parts = tmp_path / "a.h5", tmp_path / "a.h5.parts"
     me = os.getpid()
-    held = mark(parts, me, started=_started(me))
+    held = mark(parts, me, started=process_start(me))
     with pytest.raises(MachineError, match=f"being written by process {me} on this machine") as caught:
         run_rows(recover_job(TABLE), never, out, RunOptions())
     assert caught.value.exit_code == 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.files import hashing
-from stages.files.hashing import sha256_of
+from stages.files.hashing import sha256_of, sha256_of_files
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +72,14 @@ def test_a_cache_that_cannot_be_written_is_no_matter(tmp_path: Path, monkeypatch
     (tmp_path / "cache").write_text("in the way")
     digest = written(tmp_path / "weights", b"0123456789", monkeypatch=monkeypatch)
     assert sha256_of(tmp_path / "weights") == digest
+
+
+def test_several_files_are_hashed_by_their_digests_in_order(tmp_path: Path) -> None:
+    """What detections of detectors with two files have stored from the first version on."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_bytes(b"one")
+    b.write_bytes(b"two")
+    digests = [hashlib.sha256(b"one").digest(), hashlib.sha256(b"two").digest()]
+    assert sha256_of_files(a) == digests[0].hex()
+    assert sha256_of_files(a, b) == hashlib.sha256(b"".join(digests)).hexdigest()
+    assert sha256_of_files(b, a) != sha256_of_files(a, b)
