@@ -16,7 +16,7 @@ NAMES = SETS["smpl24"]
 Array = np.ndarray
 
 
-class Rig(Protocol):
+class Armature(Protocol):
     """What this file needs of the source: bone names and parents, skinning weights (V, bones), shapes in the A pose."""
 
     bones: list[str]
@@ -69,7 +69,7 @@ def _roll(degrees: float) -> Array:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
 
 
-def turns(source: Rig, heads: Array) -> Array:
+def turns(source: Armature, heads: Array) -> Array:
     """World rotation (n, 104, 3, 3) of every bone that takes Anny's A pose with heads (n, 104, 3) to the T pose."""
     at = {name: i for i, name in enumerate(source.bones)}
     n = len(heads)
@@ -106,7 +106,7 @@ def turns(source: Rig, heads: Array) -> Array:
     return out
 
 
-def to_t_pose(source: Rig, coefficients: Array, which: Array) -> tuple[Array, Array]:
+def to_t_pose(source: Armature, coefficients: Array, which: Array) -> tuple[Array, Array]:
     """T-posed vertices (n, len(which), 3) and bone heads (n, 104, 3)."""
     vertices, heads = source.rest(coefficients, which)
     rotation = turns(source, heads)
@@ -125,7 +125,7 @@ def to_t_pose(source: Rig, coefficients: Array, which: Array) -> tuple[Array, Ar
     return vertices, placed
 
 
-def joint_targets(source: Rig, heads: Array) -> Array:
+def joint_targets(source: Armature, heads: Array) -> Array:
     """SMPL's 24 joint centres (n, 24, 3) from T-posed bone heads (n, 104, 3)."""
     at = {name: i for i, name in enumerate(source.bones)}
     up = lambda metres: np.array([0, metres, 0])  # noqa: E731
