@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
+from stages.errors import AssetError, UsageError
+
+if TYPE_CHECKING:  # `hmr --help` reads the tables of this package, and needs neither numpy nor torch
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from stages.files.checkpoints import Checkpoint
+    from stages.params import RefineParams
+    from stages.smpl.body import Body
 
 
 @dataclasses.dataclass
@@ -63,3 +73,177 @@ class Loader(Protocol):
 
     @classmethod
     def load(cls, checkpoint: Any | None, *, device: str, body: Any | None) -> PersonModel: ...
+
+
+class LoadableModel(abc.ABC):  # noqa: B024 (`load` differs between the two kinds)
+    """What every network has, whatever it is for.
+
+    name, licence: what artefacts say of it (the licence is that of the weights) · batch_size: rows in a batch unless
+    the user says otherwise · remark: what users should know before they trust the results, shown as a warning · record:
+    further text entries that artefacts keep of the network · sha256: of the weights that were used without a checkpoint
+    · source_sha256: of the file that the checkpoint was converted from.
+    """
+
+    name: str = ""
+    licence: str = "unknown"
+    batch_size: int = 64
+    remark: str = ""
+    record: Mapping[str, str] = {}
+    sha256: str = ""
+    source_sha256: str = ""
+
+    @classmethod
+    def recognises(cls, names: frozenset[str]) -> bool:
+        """Whether a checkpoint with these tensor names is for this network: what `--ckpt` without `--model` asks."""
+        return False
+
+    @classmethod
+    def compact(
+        cls, checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """For `hmr convert`: the tensors that inference needs, in `dtype`, and a header of text entries.
+
+        fold: add LoRA into the weights. Raises UsageError where a network has no compact form, which is the default.
+        """
+        raise UsageError(
+            f"{checkpoint.where} is for {cls.__name__}, which has no compact form", "it can be used as it is"
+        )
+
+    @classmethod
+    def describe(cls, checkpoint: Checkpoint) -> dict[str, Any]:
+        """For `hmr checkpoint`: what the file holds beyond names and sizes. Raises AssetError for what is missing."""
+        return {}
+
+    def provenance(self, checkpoint: Checkpoint | None) -> dict[str, str]:
+        """What an artefact says of the network that made it: name, SHA-256 of the weights, licence and `record`."""
+        return {
+            "name": self.name,
+            "sha256": checkpoint.sha256 if checkpoint else self.sha256,
+            "licence": self.licence,
+            **({"source_sha256": self.source_sha256} if self.source_sha256 else {}),
+            **self.record,
+        }
+
+
+@dataclasses.dataclass
+class EstimateBatch:
+    """n estimated bodies and the evidence for them: what a refiner reads. Camera frames are OpenCV's, in metres.
+
+    rotmat (n, 24, 3, 3) rotations relative to the parent · betas (n, 10) · transl (n, 3) m, camera frame ·
+    keypoints (n, 25, 3) BODY_25 x, y in image px and confidence, 0 where a joint is not visible · K (n, 3, 3) px ·
+    size (n, 2) width, height of the image in px · K_known (n,) bool: the intrinsics are measured, not a default ·
+    seed (n,) int64, which random numbers of a row are drawn from, whatever its batch.
+
+    None where the mode or the inputs do not provide them: features (n, C) image features, as extracted ·
+    consecutive (n,) bool, mode video: row i is one frame after row i - 1 of its track · group (n,) int64 from 0, mode
+    views: rows of one number show one person at one moment · R_camera_to_world (n, 3, 3), t_world_to_camera (n, 3) m,
+    of a calibrated rig: x_camera = R_camera_to_world^T x_world + t_world_to_camera · betas_known (n,) bool, with
+    t_world_to_camera: the betas are the result of `Refiner.shared_betas`, not a row's estimate.
+    """
+
+    rotmat: Tensor
+    betas: Tensor
+    transl: Tensor
+    keypoints: Tensor
+    K: Tensor
+    size: Tensor
+    K_known: Tensor
+    seed: Tensor
+    features: Tensor | None = None
+    consecutive: Tensor | None = None
+    group: Tensor | None = None
+    R_camera_to_world: Tensor | None = None
+    t_world_to_camera: Tensor | None = None
+    betas_known: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> EstimateBatch:
+        """The batch with `function` applied to every tensor, for example to move it to a device or to select rows."""
+        tensors: dict[str, Tensor | None] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        mapped: dict[str, Any] = {name: None if v is None else function(v) for name, v in tensors.items()}
+        return EstimateBatch(**mapped)
+
+
+@dataclasses.dataclass
+class RefinedBatch:
+    """n refined bodies, in the frames and units of EstimateBatch.
+
+    rotmat (n, 24, 3, 3) · betas (n, 10) · transl (n, 3) m · error (n, 2) px: mean distance over the visible keypoints
+    before and after · energy (n,): how unlikely the body is, lower is better, in a unit of the refiner's own · refined
+    (n,) bool: False where a row had to be left and is returned as it was; None: every row was refined · hypotheses: all of them, where
+    several were requested, with H on a second axis: rotmat (n, H, 24, 3, 3), ..., energy (n, H); the batch itself holds
+    the one with the lowest energy.
+    """
+
+    rotmat: Tensor
+    betas: Tensor
+    transl: Tensor
+    error: Tensor
+    energy: Tensor
+    refined: Tensor | None = None
+    hypotheses: RefinedBatch | None = None
+
+
+# What `stages.params.RefineParams` leaves to the refiner; the stage itself reads the other settings.
+REFINER_OPTIONS = (
+    "method", "preset", "smooth", "keypoint_weight", "loops", "hips", "hypotheses", "fit_steps", "fit_prior", "stats"
+)  # fmt: skip
+
+
+class Refiner(LoadableModel):
+    """A network that improves estimated bodies by their evidence.
+
+    body: the body model of the estimates, on the refiner's device · modes: the values of `--mode` that it knows ·
+    options: those of REFINER_OPTIONS that it reads; it refuses the others where a user sets them · batch_size: rows in
+    a batch of mode frame; the other modes refine whole windows.
+    """
+
+    body: Body
+    modes: tuple[str, ...] = ("frame",)
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, checkpoint: Checkpoint | None, *, device: str, body: Body, stats: str | None = None) -> Refiner:
+        """The refiner with the weights of `checkpoint`, on `device`, for inference.
+
+        checkpoint: None where the user named none: use packaged weights, or raise AssetError saying where to get some ·
+        body: the body model of the estimates, on `device` · stats: file with the statistics of the image features,
+        where they do not lie beside the checkpoint.
+        """
+
+    @abc.abstractmethod
+    def __call__(self, estimates: EstimateBatch, settings: Any) -> RefinedBatch:
+        """Refine n rows. settings: what `settings` returned. Rows influence each other through `consecutive` and
+        `group` alone."""
+
+    def features(self, params: RefineParams) -> str:
+        """Name of the image features that it reads ("pare": column "features/pare"), '' for none, the default."""
+        return ""
+
+    def check_inputs(self, params: RefineParams, columns: frozenset[str]) -> None:
+        """Refuse settings and inputs that do not fit these weights; called once, before the first batch.
+
+        columns: names of the columns of the features that the user named. Raises UsageError for settings that the
+        refiner does not have, AssetError for missing features.
+        """
+        if params.mode not in self.modes:
+            raise UsageError(f"{self.name} has no --mode {params.mode}", f"one of {', '.join(self.modes)}")
+        for name in REFINER_OPTIONS:
+            if name not in self.options and getattr(params, name) != getattr(type(params), name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{self.name} has no choice of {flag}", f"leave out {flag}")
+        kind = self.features(params)
+        if kind and f"features/{kind}" not in columns:
+            raise AssetError(
+                f"{self.name} is conditioned on {kind} features, and none are given",
+                f"hmr features DETECTIONS --model {kind} --ckpt FILE -o F.h5, then --features F.h5",
+            )
+
+    def settings(self, params: RefineParams) -> Any:
+        """What `__call__` needs of the settings of `hmr refine`; by default all of them."""
+        return params
+
+    def shared_betas(self, moments: Iterable[EstimateBatch], settings: Any) -> Tensor | None:
+        """The betas (10,) of one person whom several cameras of a calibrated rig see, from batches of several moments.
+        None: the mean of the estimates of each moment, which is the default."""
+        return None
