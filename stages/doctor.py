@@ -35,10 +35,10 @@ CORE = {
     "pygltflib": ("pygltflib", "1.16", "GLB export"),
 }
 EXTRAS = (
-    ("onnxruntime", 'pip install "hmr[rtmpose]"', "detector rtmpose"),
-    ("mmpose", 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2', "detector mmpose"),
-    ("rerun-sdk", 'pip install "hmr[rerun]"', "hmr view --rerun"),
-    ("smplx", 'pip install "hmr[smplx]"', "the reference body layer in tests (non-commercial licence)"),
+    ("onnxruntime", 'pip install "hmr-toolchain[rtmpose]"', "detector rtmpose"),
+    ("mmpose", 'pip install "hmr-toolchain[mmpose]" && pip install --no-deps mmpose==1.3.2', "detector mmpose"),
+    ("rerun-sdk", 'pip install "hmr-toolchain[rerun]"', "hmr view --rerun"),
+    ("smplx", 'pip install "hmr-toolchain[smplx]"', "the reference body layer in tests (non-commercial licence)"),
 )
 SPACE, MEMORY = 5e9, 4e9  # bytes below which doctor says so
 

@@ -26,7 +26,7 @@ from stages.loaders import tracks
 from stages.media.inputs import frame_times
 from stages.params import TrackParams, check
 from stages.refinement.people import find_people, tell
-from stages.refinement.rig import Rig, read_rig
+from stages.refinement.rig import CameraRig, read_rig
 
 
 def run(
@@ -66,7 +66,7 @@ def run(
     return made
 
 
-def _rig(table: Artefact, params: TrackParams) -> Rig | None:
+def _rig(table: Artefact, params: TrackParams) -> CameraRig | None:
     if params.cameras and not params.views:
         raise UsageError("--cameras is for --views")
     if params.views and len(np.unique(table.frames["view"])) < 2:
@@ -74,7 +74,7 @@ def _rig(table: Artefact, params: TrackParams) -> Rig | None:
     return read_rig(params.cameras)
 
 
-def _over_views(table: Artefact, rig: Rig | None, report: Any) -> Artefact:
+def _over_views(table: Artefact, rig: CameraRig | None, report: Any) -> Artefact:
     """One number for each person in all views, and say who was seen where."""
     usable = np.isfinite(table.rows["box"]).all(1)
     people = find_people(table, rig, usable)

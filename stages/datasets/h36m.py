@@ -6,7 +6,7 @@
 
 Every fifth frame of 50 a second, the poses' own frame numbers (ProHMR's scripts are one frame late and lose the first).
 Marker-based joints without SMPL; the 2D input is their projection, the camera follows from both files. CDF is read by
-cdflib: pip install "hmr[h36m]".
+cdflib: pip install "hmr-toolchain[h36m]".
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def _poses(path: Path, axes: int) -> np.ndarray:
     try:
         import cdflib  # the extra h36m: nothing else needs it
     except ImportError as error:
-        raise AssetError(f"{path.name} is a CDF file, which needs cdflib", 'pip install "hmr[h36m]"') from error
+        raise AssetError(
+            f"{path.name} is a CDF file, which needs cdflib", 'pip install "hmr-toolchain[h36m]"'
+        ) from error
     try:
         values = np.asarray(cdflib.CDF(path).varget("Pose"), float)
     except Exception as error:  # cdflib fails in many ways on a damaged file

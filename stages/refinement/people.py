@@ -15,7 +15,7 @@ from stages.geometry.rotations import axis_angle_to_matrix
 from stages.refinement.association import associate
 from stages.refinement.counts import view_counts
 from stages.refinement.likeness import People, Sightings
-from stages.refinement.rig import Rig
+from stages.refinement.rig import CameraRig
 from stages.refinement.windows import moments
 from stages.smpl.body import Body
 
@@ -29,7 +29,7 @@ LIMBS = (
 
 def find_people(
     detections: Artefact,
-    rig: Rig | None,
+    rig: CameraRig | None,
     usable: np.ndarray,
     *,
     meshes: Artefact | None = None,

@@ -18,7 +18,7 @@ def require_rerun() -> Any:
     try:
         return importlib.import_module("rerun")
     except ImportError as error:
-        raise AssetError("--rerun needs the rerun-sdk package", 'pip install "hmr[rerun]"') from error
+        raise AssetError("--rerun needs the rerun-sdk package", 'pip install "hmr-toolchain[rerun]"') from error
 
 
 def write_scene(viewer: Viewer, frames: np.ndarray, path: Path) -> Path:

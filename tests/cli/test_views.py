@@ -18,10 +18,10 @@ from stages.engine.job import ProgressReport, RunOptions
 from stages.models.scorehmr.refiner import EMBEDDED
 from stages.params import RecoverParams, RefineParams
 from stages.refinement.counts import counts
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 from tests.helpers.fixtures import find
+from tests.helpers.people_world import save
 from tests.helpers.rig_world import RigWorld, rig_world
-from tests.stages.people_world import save
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
 

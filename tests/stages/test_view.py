@@ -167,4 +167,4 @@ def test_rerun_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     meshes, _ = images_with_people(tmp_path, 1)
     with pytest.raises(AssetError) as error:
         view.run(meshes, None, tmp_path / "out", ViewParams(rerun=True), CPU)
-    assert "hmr[rerun]" in error.value.hint and not (tmp_path / "out").exists()
+    assert "hmr-toolchain[rerun]" in error.value.hint and not (tmp_path / "out").exists()

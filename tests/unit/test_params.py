@@ -100,6 +100,12 @@ def test_stored_values_of_another_type_are_refused(stored: dict[str, Any], says:
     assert caught.value.hint == says
 
 
+def test_flags_are_checked_before_any_file_is_read(tmp_path: Path) -> None:
+    """`hmr import` reads the other program's file before the stage runs."""
+    done = hmr("import", "coco", tmp_path / "none.json", "-o", tmp_path / "a.h5", "--margin", "-1")
+    assert (done.returncode, done.stderr) == (2, "hmr: --margin -1.0: must be 0 or more\n")
+
+
 def test_the_command_line_and_a_file_of_settings_are_checked_alike(tmp_path: Path) -> None:
     """Before any input is opened: neither file exists."""
     (tmp_path / "bad.json").write_text('{"mode": "up"}')

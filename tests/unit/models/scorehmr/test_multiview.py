@@ -15,7 +15,6 @@ from stages.models.scorehmr.linearized_body import LinearizedBody, PosedEstimate
 from stages.models.scorehmr.multiview import STATE, MultiviewUpdate, ViewBatch, Views, _moved
 from stages.smpl.body import load_body
 from tests.helpers.rig_world import ring
-from tests.unit.test_weigh import covariance
 
 F, VIEWS, PEOPLE = 700.0, 4, 3
 
@@ -23,6 +22,13 @@ F, VIEWS, PEOPLE = 700.0, 4, 3
 @pytest.fixture(scope="module")
 def chain() -> KinematicChain:
     return chain_of(load_body("embedded"))
+
+
+def covariance() -> torch.Tensor:
+    """Errors of 0.2 rad, the neighbour's in the same direction, and of one unit of each beta."""
+    mix = torch.eye(82) + 0.4 * torch.diag(torch.ones(79), 3)
+    scale = torch.cat([torch.full((72,), 0.2), torch.ones(10)])
+    return mix @ mix.t() * scale * scale[:, None]
 
 
 @pytest.fixture(scope="module")
