@@ -9,7 +9,7 @@ times the longer side of the box of all 17 keypoints, scores left at 1; missing:
 ("scattered") or whole limbs, halves and what lies beyond a line ("grouped"). Errors in mm: 14 joints (ankles, knees,
 hips, wrists, elbows, shoulders, neck, head), middle of the hips aligned; MPJPE / PA-MPJPE, mean over people.
 
-Photos (../shared/testdata/photos/free), the annotated keypoints: distance between the drawn body's keypoints and the
+Photos (tests/fixtures/photos/free), the annotated keypoints: distance between the drawn body's keypoints and the
 annotated ones. No number here takes part in any choice during training.
 """
 
@@ -36,6 +36,8 @@ from stages.models.base import PersonBatch
 from stages.models.embedded import EmbeddedRecoverer
 from stages.smpl.body import Body, load_body
 
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOS = ROOT / "tests" / "fixtures" / "photos" / "free"
 COCO = joint_sets.get("coco17")
 SCORED = [
     f"{side}_{part}" for part in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder") for side in ("left", "right")
@@ -49,11 +51,11 @@ TARGETS = {
 }
 
 
-def frames(shared: Path, source: str, subject: str, n: int) -> np.ndarray:
+def frames(folder: Path, source: str, subject: str, n: int) -> np.ndarray:
     """n poses (n, 24, 3), evenly chosen from both motion files; fewer if there are fewer."""
     found = []
     for name in ("mocap_smpl24.npz", "mocap_smpl24_test.npz"):
-        with np.load(shared / "testdata" / "mocap" / name) as file:
+        with np.load(folder / name) as file:
             keep = np.char.startswith(file["seq_source"].astype(str), source)
             keep &= np.char.startswith(file["seq_subject"].astype(str), subject)
             found.append(file["poses"][keep[file["seq"].astype(int)]].astype(np.float32))
@@ -124,11 +126,11 @@ def people_of(keypoints: np.ndarray, K: np.ndarray, size: np.ndarray) -> PersonB
     return PersonBatch(np.zeros((n, 4)), keypoints, COCO, K, size, np.zeros(n, int), np.arange(n))
 
 
-def mocap(model: EmbeddedRecoverer, shared: Path, n: int = 2000) -> list[dict[str, Any]]:
+def mocap(model: EmbeddedRecoverer, folder: Path, n: int = 2000) -> list[dict[str, Any]]:
     """One row of the table per set and case."""
     body, rows = load_body("embedded"), []
     for seed, (name, source, subject) in enumerate((("CMU subject 14", "cmu", "cmu14"), ("HDM05", "hdm05", ""))):
-        made = scene(frames(shared, source, subject, n), body, seed)
+        made = scene(frames(folder, source, subject, n), body, seed)
         truth = made["truth"]
         for case in ("clean", "3 px", "3 px, 32 % scattered missing", "3 px, 32 % grouped missing"):
             given = spoilt(made["xy"], case, 10 + seed)
@@ -155,9 +157,9 @@ def mocap(model: EmbeddedRecoverer, shared: Path, n: int = 2000) -> list[dict[st
     return rows
 
 
-def annotated(shared: Path) -> dict[str, np.ndarray]:
+def annotated(folder: Path) -> dict[str, np.ndarray]:
     """The annotated people of the free photos with any keypoint: keypoints (n, 17, 3), size (n, 2), box (n, 4) xyxy."""
-    data = json.loads((shared / "testdata/photos/free/person_keypoints.json").read_text())
+    data = json.loads((folder / "person_keypoints.json").read_text())
     size = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
     chosen = [a for a in data["annotations"] if a.get("num_keypoints", 0) and not a.get("iscrowd")]
     keypoints = np.array([a["keypoints"] for a in chosen], float).reshape(-1, 17, 3)
@@ -170,9 +172,9 @@ def annotated(shared: Path) -> dict[str, np.ndarray]:
     }
 
 
-def photos(model: EmbeddedRecoverer, shared: Path) -> dict[str, Any]:
+def photos(model: EmbeddedRecoverer, folder: Path) -> dict[str, Any]:
     """PCK@0.2 of the half box for 9 or more keypoints; mean reprojection error per longer side for 8 or more."""
-    given = annotated(shared)
+    given = annotated(folder)
     K = cameras.default_K(given["size"])
     result = model(people_of(given["keypoints"], K, given["size"]))
     count = (given["keypoints"][..., 2] > 0).sum(1)
@@ -226,15 +228,16 @@ def speed(model: EmbeddedRecoverer, n: int = 512) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="holds testdata/mocap")
     parser.add_argument("--ckpt", type=Path, help="weights; without: the packaged ones")
     parser.add_argument("--people", type=int, default=2000, help="of each motion capture set")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if not (args.shared / "testdata").is_dir():
-        raise SystemExit(f"no test material at {args.shared}: give --shared FOLDER")
+    motion = args.shared / "testdata" / "mocap"
+    if not motion.is_dir():
+        raise SystemExit(f"no motion capture at {motion}: give --shared FOLDER")
     model = EmbeddedRecoverer.load(read_checkpoint(args.ckpt) if args.ckpt else None)
-    table = {"mocap": mocap(model, args.shared, args.people), "photos": photos(model, args.shared)}
+    table = {"mocap": mocap(model, motion, args.people), "photos": photos(model, PHOTOS)}
     table |= {"speed": speed(model), "weights": {"sha256": model.sha256, **model.about}}
     if args.json:
         print(json.dumps(table))

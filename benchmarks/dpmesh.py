@@ -359,7 +359,7 @@ def rounding(args: argparse.Namespace) -> dict[str, Any]:
 
 LOAD = """
 import sys, time, resource
-from stages.checkpoints import read_checkpoint
+from stages.files.checkpoints import read_checkpoint
 from stages.models.dpmesh.weights import load
 start = time.perf_counter(), time.process_time()
 model, _ = load(read_checkpoint(sys.argv[1]))

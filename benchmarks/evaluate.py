@@ -26,8 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 import numpy as np
 import torch
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import Column
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.table import Artefact
 from stages.datasets.annotations import AnnotatedData, Annotations
 from stages.datasets.protocols import PROTOCOLS
 from stages.engine.job import Job, RunOptions

@@ -28,6 +28,6 @@ def merge(
 
         hmr merge people.meshes.h5
     """
-    from stages.engine.runner import merge
+    from stages.pipeline import merge
 
     print_result(merge(out), as_json=as_json)

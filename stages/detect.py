@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.kinds import FAILED, K_USER, OK, Column
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_USER, OK, required_columns
+from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames, run_rows
@@ -29,12 +30,7 @@ from stages.media.intrinsics import CameraFile
 from stages.models import find
 from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
 from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
-from stages.params import DetectParams
-
-COLUMNS = (
-    Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
-    Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition; 0 = not seen"),
-)
+from stages.params import DetectParams, check
 
 
 def run(
@@ -55,6 +51,7 @@ def run(
     where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/media/intrinsics.py).
     detector_path: the detector's files, where they are not in the cache. Raises UsageError, InputError, AssetError.
     """
+    params = check(params)
     _check(params, inputs, files_from, boxes, cameras)
     detector, helper = choose(params, detector_path, run.device, alone=boxes is None)
     models = [detector, *([helper] if helper else [])]
@@ -72,7 +69,7 @@ def run(
             "sha256": "+".join(m.sha256 for m in models),
             "licence": " and ".join(dict.fromkeys(m.licence for m in models)),
         },
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(detector.joints),
@@ -106,24 +103,14 @@ def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: 
         raise UsageError("nothing to look at", "name photos, folders or videos")
     if sum(x is not None for x in (params.focal, params.fov, cameras)) > 1:
         raise UsageError("--focal, --fov and --cameras exclude each other", "give one")
-    if params.focal is not None and not 0 < params.focal < float("inf"):
-        raise UsageError(f"--focal {params.focal}: must be above 0", "in pixels; --fov takes degrees")
-    if params.fov is not None and not 0 < params.fov < 180:
-        raise UsageError(f"--fov {params.fov}: must lie between 0 and 180 degrees")
-    if params.min_score is not None and not 0 <= params.min_score <= 1:
-        raise UsageError(f"--min-score {params.min_score}: must lie between 0 and 1")
-    if params.max_people < 0 or params.every < 1:
-        raise UsageError("--max-people must be 0 or more, --every 1 or more")
-    if params.fps is not None and (params.tracks != "all" or not 0 < params.fps < float("inf")):
-        raise UsageError(f"--fps {params.fps}: photos a second, above 0, of --tracks all")
-    if params.tracks not in ("video", "all", "none"):
-        raise UsageError(f"--tracks {params.tracks}: one of video, all, none")
+    if params.fps is not None and params.tracks != "all":
+        raise UsageError(f"--fps {params.fps}: images a second, of --tracks all")
 
 
 def choose(params: DetectParams, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
     """The detector, and the one that finds its people where it cannot (`alone`: no boxes are given).
 
-    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the mend.
+    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the fix.
     """
     if params.detector == "auto":
         if path is not None:
@@ -202,7 +189,7 @@ def select(people: DetectedPeople, params: DetectParams, size: tuple[int, int]) 
     fine = np.isfinite(people.box).all(1) & (people.box[:, 2:] - people.box[:, :2] >= 1).all(1)
     keep = np.flatnonzero(fine & (people.score >= params.min_score))
     keep = keep[np.argsort(-people.score[keep], kind="stable")]
-    return people.take(keep[: params.max_people or None])
+    return people.take(keep[: params.max_people])
 
 
 def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile | None) -> None:
@@ -213,7 +200,7 @@ def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile 
         width, height = (int(n) for n in table["size"][i])
         try:
             if camera:
-                table["K"][i] = camera.of(table["name"][i], (width, height))
+                table["K"][i] = camera.find(table["name"][i], (width, height))
             else:
                 focal = params.focal or width / 2 / np.tan(np.radians(params.fov or 0) / 2)
                 table["K"][i] = [[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]

@@ -25,7 +25,7 @@ from stages.loaders.people import PersonLoader, as_artefact, check_given, model_
 from stages.models import find, find_loader
 from stages.models.base import PersonModel
 from stages.models.tables import EXTRACTORS
-from stages.params import FeaturesParams
+from stages.params import FeaturesParams, check
 
 
 def run(
@@ -45,6 +45,7 @@ def run(
     root: where the pictures are, if not where detection found them. A person without a usable crop is a failed row.
     Raises AssetError for the checkpoint, ArtefactError for rows that differ, UsageError when nothing says which model.
     """
+    params = check(params)
     inputs = {"detections": as_artefact(detections, "detections")}
     for role, given, kind in (("heatmaps", heatmaps, "heatmaps"), ("latents", latents, "features")):
         if given is not None:
@@ -72,7 +73,7 @@ def run(
     return run_rows(job, lambda: compute(people, model), out, run)
 
 
-def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
+def loader_of(model: str | None, checkpoint: Checkpoint | None) -> Any:
     """The class named by `model`, or the one that recognises the checkpoint."""
     if model:
         return find(EXTRACTORS, model)

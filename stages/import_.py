@@ -18,49 +18,38 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.kinds import FAILED, K_USER, KINDS, OK, SMPL_COLUMNS
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_USER, OK, SMPL_COLUMNS, required_columns
+from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames, run_whole
 from stages.errors import InputError, UsageError
 from stages.formats.bodies import Bodies
 from stages.formats.source import KeypointSource, parse_size, usable_boxes
 from stages.loaders import tracks
-from stages.media.frames import (
-    FrameList,
-    MediaFile,
-    escape,
-    frame_columns,
-    frame_number,
-    frame_times,
-    list_frames,
-    natural,
-    read_frames,
-)
+from stages.media.frames import FrameList, MediaFile, frame_columns, list_frames, read_frames
 from stages.media.images import intrinsics
-from stages.params import ImportBodiesParams, ImportParams
-
-COLUMNS = KINDS["detections"].columns
+from stages.media.inputs import escape, frame_number, frame_times, natural
+from stages.params import ImportBodiesParams, ImportParams, check
 
 
 def run(
     source: KeypointSource, images: str | Path | None, out: Path | None, params: ImportParams, run: RunOptions
 ) -> Path | Artefact:
     """Write the detections of `source`, whose pictures are below the folder (or are the video) `images`."""
-    if params.fps is not None and not 0 < params.fps < float("inf"):
-        raise UsageError(f"--fps {params.fps}: must be above 0")
+    params = check(params)
     names, listing = _match(source, images, params.fps)
     times = np.full(len(names), np.nan) if listing is None else listing.time
     if params.fps:
         if np.isfinite(times).any():
-            raise UsageError("--fps is for pictures; a video has times of its own", "leave it out")
+            raise UsageError("--fps is for images; a video has times of its own", "leave it out")
         times = frame_times(names, params.fps)
     job = Job(
         stage=f"import {source.kind}",
         kind="detections",
         params=params,
         inputs={source.kind: source} | ({"pictures": listing} if listing else {}),
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(source.joints),
@@ -234,6 +223,7 @@ def run_bodies(
     boxes: Path | None = None,
 ) -> Path | Artefact:
     """Write the meshes (None: in memory) and, if `boxes` is given, detections with the same rows there."""
+    params = check(params)
     attrs = {"body_model": params.body, "gender": "neutral"}
 
     def meshes() -> Artefact:
@@ -261,10 +251,8 @@ def run_bodies(
         group_attrs={"smpl": attrs},
     )
     if boxes is not None:
-        from stages.artefacts.kinds import KINDS
-
         other = dataclasses.replace(
-            job, kind="detections", columns=KINDS["detections"].columns, group_attrs={"keypoints": BOXES}
+            job, kind="detections", columns=required_columns("detections"), group_attrs={"keypoints": BOXES}
         )
         run_whole(other, empty, boxes, run)
     return run_whole(job, meshes, out, run)

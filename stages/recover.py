@@ -9,7 +9,6 @@ it uses and is not given, it computes. Pictures are opened only when it needs th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
 from stages.errors import UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint, usable
+from stages.files.hashing import sha256_of
 from stages.loaders.people import PersonLoader, as_artefact, check_given, model_record, set_option
 from stages.models import find, find_loader
 from stages.models.base import PersonModel
 from stages.models.tables import RECOVERERS
-from stages.params import RecoverParams
+from stages.params import RecoverParams, check
 from stages.smpl.body import load_body
-
-GENDERS = ("neutral", "female", "male")
 
 
 def run(
@@ -46,6 +44,7 @@ def run(
     root: where the pictures are, if not where detection found them. A person who cannot be recovered is a failed row.
     Raises AssetError (checkpoint, body), ArtefactError (rows that differ, no keypoints), UsageError (model, inputs).
     """
+    params = check(params)
     inputs = {"detections": as_artefact(detections, "detections")}
     for role, given in (("heatmaps", heatmaps), ("features", features)):
         if given is not None:
@@ -79,8 +78,6 @@ def load(params: RecoverParams, ckpt: Path | None, device: str) -> tuple[PersonM
     """The recoverer that `params` and the checkpoint ask for, and the SHA-256 of its weights ('' if it has none)."""
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
     loader = loader_of(params.model, checkpoint)
-    if params.gender not in GENDERS:
-        raise UsageError(f"--gender {params.gender}: no such gender of a body", f"one of {', '.join(GENDERS)}")
     if params.gender != "neutral" and not params.body:
         raise UsageError(f"--gender {params.gender} goes with --body", "hmr body-model list")
     body = load_body(params.body, params.gender, device) if params.body else None
@@ -95,7 +92,7 @@ def load(params: RecoverParams, ckpt: Path | None, device: str) -> tuple[PersonM
     return model, checkpoint.sha256 if checkpoint else str(getattr(model, "sha256", ""))
 
 
-def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
+def loader_of(model: str | None, checkpoint: Checkpoint | None) -> Any:
     """The class named by `model`, else the one that recognises the checkpoint, else the embedded recoverer's."""
     if model:
         loader = find(RECOVERERS, model)
@@ -106,9 +103,8 @@ def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
     return loader
 
 
-def _body_name(body: str) -> str:
+def _body_name(body: str | None) -> str | None:
     """What the artefact says of the body: a name as typed, a file by its own name and content, never by its folder."""
-    path = Path(body)
-    if not body or not path.is_file():
+    if body is None or not (path := Path(body)).is_file():
         return body
-    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return f"{path.name} {sha256_of(path)[:16]}"

@@ -26,6 +26,11 @@ class Sequence:
     name: str
     number: int
 
+    @property
+    def tracked(self) -> bool:
+        """Whether it is a track of a video, and not one row."""
+        return self.name.startswith("track")
+
 
 def sequences(people: BodyLoader) -> list[Sequence]:
     """Every person of the table whose rows are ok: a track over time is one, everybody else is one per row."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact
 from stages.errors import ArtefactError, UsageError
 from stages.media.frames import FrameSource
 from stages.models.base import PersonBatch, PersonModel

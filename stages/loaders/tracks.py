@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import OK
-from stages.artefacts.table import Artefact, open_artefact
+from stages.artefacts.table import Artefact
 from stages.errors import ArtefactError
 from stages.keypoints.oks import sigmas
 from stages.keypoints.tracking import Tracker

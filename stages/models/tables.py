@@ -9,8 +9,6 @@ RECOVERERS: dict[str, str] = {
     "postometro": "stages.models.postometro:PostoMetroRecoverer",
     "fastmetro": "stages.models.postometro:FastMetroRecoverer",
 }
-
-
 EXTRACTORS: dict[str, str] = {
     "dpmesh": "stages.models.dpmesh:DPMeshExtractor",
     "dpmesh-latents": "stages.models.dpmesh:DPMeshLatents",
@@ -18,11 +16,7 @@ EXTRACTORS: dict[str, str] = {
     "prohmr": "stages.models.pare.extractors:ProHmrExtractor",
     "pct": "stages.models.postometro:PctExtractor",
 }
-
-
 REFINERS: dict[str, str] = {"scorehmr": "stages.models.scorehmr:ScoreHmrRefiner"}
-
-
 # One line per detector; `--detector auto` takes the first of AUTO_CPU (or AUTO_GPU) whose files are on this machine.
 DETECTORS: dict[str, str] = {
     "blazepose": "stages.models.detectors.blazepose:BlazePose",
@@ -31,10 +25,6 @@ DETECTORS: dict[str, str] = {
     "mmpose": "stages.models.detectors.mmpose:MMPose",
     "pct": "stages.models.detectors.pct:PctPose",
 }
-
-
 # RT-DETR + ViTPose is the most accurate, but takes about 10 s a photo on one CPU thread.
 AUTO_GPU = ("vitpose", "rtmpose", "blazepose")
-
-
 AUTO_CPU = ("rtmpose", "vitpose", "blazepose")

@@ -12,7 +12,6 @@ import hashlib
 import heapq
 import io
 import itertools
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stages.errors import AssetError
-from stages.files.cache import cache_dir
+from stages.files.atomic import replacing
+from stages.files.folders import cache_dir
 from stages.files.pickles import load_content
 
 if TYPE_CHECKING:
@@ -181,9 +181,8 @@ def load(vertices: np.ndarray, faces: np.ndarray, folder: Path, counts: tuple[in
         levels = build(vertices, faces, counts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part.npz")
-        np.savez(partial, **{f"{f}{k}": getattr(levels, f)[k] for f, n in FIELDS for k in range(n)})
-        os.replace(partial, path)
+        with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{f"{f}{k}": getattr(levels, f)[k] for f, n in FIELDS for k in range(n)})
     except OSError:
         pass  # a cache that cannot be written costs time, nothing else
     return levels

@@ -1,11 +1,7 @@
-"""Pictures for a first look, from nowhere: `python -m stages.synthetic.demo_photos FOLDER [PHOTO ...]`.
-
-The given photos if there are any; else scikit-image's bundled astronaut, where that is installed, and rendered scenes.
-"""
+"""Given photos and rendered scenes for a first look: `python -m stages.synthetic.demo_photos FOLDER [PHOTO ...]`."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -16,18 +12,11 @@ SCENES = (("synth", 0), ("synth-oc", 1), ("synth-pc", 2), ("synth-crowd", 0))
 def main(folder: Path, photos: list[Path]) -> None:
     """Fill `folder` with pictures to run on."""
     from stages.media.images import write_image
+    from stages.synthetic.examples import draw_example
 
     folder.mkdir(parents=True, exist_ok=True)
     for photo in photos:
         shutil.copy(photo, folder)
-    if photos:
-        return
-    if importlib.util.find_spec("skimage"):
-        from skimage import data
-
-        write_image(folder / "astronaut.png", data.astronaut())
-    from stages.synthetic.examples import draw_example
-
     for name, number in SCENES:
         write_image(folder / f"{name}-{number}.jpg", draw_example(name, number))
 

@@ -31,10 +31,14 @@ def main(paths: list[Path]) -> None:
     poses, trans, speeds = [], [], []
     for name in WALKS:
         pose, way, speed = _cycle(*clips[name], PERIODS.get(name, PERIOD))
-        poses.append(pose), trans.append(way), speeds.append(speed)
+        poses.append(pose)
+        trans.append(way)
+        speeds.append(speed)
     for name, first in BUSY.items():
         pose, way = (values[first : first + BUSY_FRAMES] for values in clips[name])
-        poses.append(pose), trans.append(way - way[:1] * [1, 0, 1]), speeds.append(0.0)
+        poses.append(pose)
+        trans.append(way - way[:1] * [1, 0, 1])
+        speeds.append(0.0)
     np.savez_compressed(
         OUT,
         poses=np.concatenate(poses).astype(np.float16),

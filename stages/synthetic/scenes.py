@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from stages.files.folders import packaged
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from stages.smpl.body import Body
 from stages.synthetic.crowd_video import cast, obstacles
@@ -50,7 +50,7 @@ class SyntheticScene:
 @functools.cache
 def poses() -> dict[str, np.ndarray]:
     """stills (S, 24, 3), clips (C, T, 24, 3), trans (C, T, 3): CMU subjects that no network of hmr is trained on."""
-    with np.load(Path(__file__).parents[1] / "data" / "synth_poses.npz") as file:
+    with np.load(packaged("data/synth_poses.npz")) as file:
         return {name: file[name].astype(np.float32) for name in ("stills", "clips", "trans")}
 
 

@@ -1,4 +1,4 @@
-"""Every case of shared/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
+"""Every case of fixtures/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
 
 The cases are read from fixtures.json; a new case runs by the longest of RUNNERS' names that begins its own
 (full_small_2 -> full). Batch sizes, numbers of rows, formulas and weights are what the folder says. Outputs are the
@@ -31,8 +31,8 @@ from stages.models.dpmesh.pose_decoder import PoseCodebook, gram_schmidt, matrix
 from stages.models.dpmesh.regressor import sine_position
 from stages.smpl.body import Body
 from stages.training.dpmesh import losses
-from tests.parity.conftest import Fixtures, fixtures_of
-from tests.parity.dpmesh_inputs import Case, evaluate, sibling_of
+from tests.helpers.dpmesh_parity import Case, evaluate, sibling_of
+from tests.helpers.fixtures import Fixtures, fixtures_of
 
 BODY = "human_model_layer."
 

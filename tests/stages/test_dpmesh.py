@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from stages import convert, features
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, OK
 from stages.artefacts.table import in_memory as memory
-from stages.artefacts.table import open_artefact
 from stages.engine.job import RunOptions
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint
@@ -27,7 +27,7 @@ from stages.models.dpmesh.outputs import full_translation
 from stages.models.dpmesh.weights import load, own_names
 from stages.params import ConvertParams, FeaturesParams
 from stages.visualization import attention
-from tests import dpmesh_standin as standin
+from tests.helpers import dpmesh_standin as standin
 
 Tensors = dict[str, torch.Tensor]
 

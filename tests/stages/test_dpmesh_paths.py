@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from stages import features, heatmaps, recover
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.convert import convert
 from stages.engine.job import SILENT, RunOptions
 from stages.errors import InputError, UsageError
@@ -23,7 +24,7 @@ from stages.models.dpmesh import DPMeshRecoverer
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import own_names
 from stages.params import ConvertParams, FeaturesParams, HeatmapsParams, RecoverParams
-from tests import dpmesh_standin as standin
+from tests.helpers import dpmesh_standin as standin
 
 NAMES = ("smpl/global_orient", "smpl/body_pose", "smpl/betas", "smpl/transl", "joints/xyz", "joints/confidence")
 PHOTOS = ("000000214753.jpg", "000000397133.jpg", "000000165518.jpg")  # 2, 2 and 1 person (too few keypoints: fails)
@@ -230,9 +231,11 @@ from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
 from stages import features
-from stages.artefact import memory, open_artefact
+from stages.params import FeaturesParams
+from stages.artefacts.table import in_memory
+from stages.artefacts.hdf5 import open_artefact
 from stages.models.dpmesh.network import DPMesh
-from stages.progress import Run
+from stages.engine.job import RunOptions
 if sys.argv[3] == "stand-in":
     features_of = lambda self, latent, *_: {"merged": torch.rand(len(latent), 2048, 8, 8)}
     DPMesh.features = features_of
@@ -241,12 +244,12 @@ for n in (64, 384):
     index = np.arange(n) % 2
     frames, rows = table.frames, {k: v[index] for k, v in table.rows.items()}
     given = {k: table.read(k)[index] for k in table.columns()}
-    people = memory("detections", frames=frames, rows=rows, columns=given, group_attrs={"keypoints": table.group_attrs("keypoints")})
+    people = in_memory("detections", frames=frames, rows=rows, columns=given, group_attrs={"keypoints": table.group_attrs("keypoints")})
     crop = np.tile(np.float32([[1, 0, 0], [0, 1, 0]]), (n, 1, 1))
     columns = {"features/latent": np.ones((n, 4, 32, 32), np.float32), "features/crop": crop}
-    latents = memory("features", frames=frames, rows=rows, columns=columns)
+    latents = in_memory("features", frames=frames, rows=rows, columns=columns)
     out = Path(sys.argv[2]).with_name(f"{n}.features.h5")
-    features.run(people, out, features.Params(precision="float32"), Run(device="cpu"), ckpt=Path(sys.argv[2]), latents=latents)
+    features.run(people, out, FeaturesParams(precision="float32"), RunOptions(device="cpu"), ckpt=Path(sys.argv[2]), latents=latents)
     print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, out.stat().st_size >> 20)
 """  # noqa: E501
 

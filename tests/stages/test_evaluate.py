@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stages import evaluate, synth
-from stages.artefacts.table import Artefact, in_memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.datasets.protocols import PROTOCOLS
 from stages.datasets.synthetic import SynthData
 from stages.engine.job import RunOptions
@@ -103,6 +104,20 @@ def test_acceleration_needs_both_neighbours(data: SynthData) -> None:
     assert after.tolist() == [1, 2, 3, 4, 5, 6, 7, -1]
     scores = run(meshes(data), data, None, EvaluateParams(), RunOptions())
     assert np.isnan(scores.read("errors/acceleration")).tolist() == [True] + 6 * [False] + [True]
+
+
+@pytest.mark.parametrize("of", ["source", "view"])
+def test_two_clips_or_views_share_no_acceleration(data: SynthData, of: str) -> None:
+    """The second half of the frames comes from another clip, or camera: three frames of each have both neighbours."""
+    table, estimate = data.detections, meshes(data)
+    number = table.frames[of].copy()
+    try:
+        table.frames[of][4:] = estimate.frames[of][4:] = number[4:] + 1
+        scores = run(estimate, data, None, EvaluateParams(), RunOptions())
+    finally:
+        table.frames[of][:] = number
+    missing = np.isnan(scores.read("errors/acceleration")).tolist()
+    assert missing == [True, False, False, True, True, False, False, True]
 
 
 def test_what_cannot_be_compared_is_refused(data: SynthData, tmp_path: Path) -> None:

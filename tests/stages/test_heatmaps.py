@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from stages import heatmaps
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, OK
-from stages.artefacts.table import in_memory, open_artefact
+from stages.artefacts.table import in_memory
 from stages.engine.job import RunOptions
 from stages.errors import UsageError
 from stages.geometry import crops
@@ -17,8 +18,7 @@ from stages.geometry import heatmaps as heatmap
 from stages.geometry.cameras import default_K
 from stages.keypoints import joint_sets
 from stages.params import HeatmapsParams
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "dpmesh"
+from tests.helpers.fixtures import PARITY
 
 
 def detections(keypoints: np.ndarray, joint_set: str = "coco17", size: tuple[int, int] = (640, 480)):
@@ -36,9 +36,7 @@ def people(n: int, count: int = 17, seed: int = 0) -> np.ndarray:
 
 
 def test_the_recorded_inputs_of_dpmesh() -> None:
-    if not SHARED.exists():
-        pytest.skip("no parity files here")
-    recorded = np.load(SHARED / "prep.npz")
+    recorded = np.load(PARITY / "dpmesh" / "prep.npz")
     size = recorded["image_hw"][:, ::-1]
     keypoints = heatmap.dpmesh_keypoints(recorded["openpose"], joint_sets.SETS["openpose18"])
     np.testing.assert_array_equal(keypoints[..., 2], recorded["out.joints"][..., 2])

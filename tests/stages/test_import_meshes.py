@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.errors import AssetError, HmrError, InputError, UsageError
 from stages.files.joblib import read_data
 from stages.formats.amass import read_amass

@@ -13,25 +13,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.validate import check_file
 from stages.engine.job import RunOptions
 from stages.engine.parts import unpack
 from stages.engine.runner import run_rows
 from stages.errors import ArtefactError
-from tests.tables import detections, recover_job, recover_load, same
+from tests.helpers.small_artefacts import detections, recover_job, recover_load, same
 
 ROOT = Path(__file__).parents[2]
 ROWS = 2400  # ten parts
 STAGE = f"""
 import sys
 from pathlib import Path
-from tests.tables import detections, recover_job, recover_load
-from stages.progress import Run, run_rows
+from tests.helpers.small_artefacts import detections, recover_job, recover_load
+from stages.engine.job import RunOptions
+from stages.engine.runner import run_rows
 table = detections({ROWS})
 print("ready", flush=True)
 sys.stdin.readline()
-run_rows(recover_job(table), recover_load(table), Path(sys.argv[1]), Run(shard=(int(sys.argv[2]), int(sys.argv[3]))))
+shard = (int(sys.argv[2]), int(sys.argv[3]))
+run_rows(recover_job(table), recover_load(table), Path(sys.argv[1]), RunOptions(shard=shard))
 """
 
 
@@ -141,15 +143,16 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, number: int) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from tests.tables import detections, recover_job
-from stages.progress import Run, run_rows
+from tests.helpers.small_artefacts import detections, recover_job
+from stages.engine.job import RunOptions
+from stages.engine.runner import run_rows
 table = detections(10)
 def slow(rows):
     print("computing", flush=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:
         time.sleep(0.05)
-run_rows(recover_job(table), lambda: slow, Path(sys.argv[1]), Run())
+run_rows(recover_job(table), lambda: slow, Path(sys.argv[1]), RunOptions())
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "a.h5")], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -159,5 +162,5 @@ run_rows(recover_job(table), lambda: slow, Path(sys.argv[1]), Run())
     time.sleep(0.3)
     assert process.poll() is None  # the first only asks
     process.send_signal(number)
-    assert process.wait(timeout=5) == -number
+    assert process.wait(timeout=30) == -number
     assert not (tmp_path / "a.h5").exists()

@@ -22,14 +22,12 @@ from stages.models.postometro.network import FastMetro, Mesh
 from stages.models.tables import RECOVERERS
 from stages.smpl import mesh_sampling
 from stages.smpl.body import load_body
-from tests.parity.conftest import SHARED, Fixtures
-from tests.tables import COCO
+from tests.helpers.fixtures import Fixtures
+from tests.helpers.small_artefacts import COCO
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    if not (SHARED / "postometro").is_dir():
-        pytest.skip("no ../shared/parity/postometro")
-    listed = Fixtures("postometro", SHARED).index(f"manifest_{name}.json")
+    listed = Fixtures("postometro").index(f"manifest_{name}.json")
     return {key: tuple(value["shape"]) for key, value in listed.items()}
 
 

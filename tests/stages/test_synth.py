@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages import synth
-from stages.artefacts.table import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.engine.job import RunOptions
 from stages.errors import UsageError
 from stages.geometry.cameras import project
@@ -19,7 +19,7 @@ from stages.synthetic import examples
 from stages.synthetic.renderer import render
 from stages.synthetic.scenes import make_scene
 from stages.synthetic.sets import SETS, SIZE
-from tests.unit.test_training_people import motion_file
+from tests.helpers.motion_files import motion_file
 
 
 @pytest.fixture(scope="module")

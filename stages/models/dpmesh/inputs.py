@@ -14,11 +14,7 @@ from stages.geometry import crops, heatmaps
 from stages.models.base import PersonBatch
 
 CROP, HEAT, SIGMA = 256, 32, 2.5
-
-
 LATENT, FEATURES, PLACE = "features/latent", "features/dpmesh", "features/crop"
-
-
 CROP_COLUMN = Column(PLACE, "f4", ("R", 2, 3), "px", "affine from picture to 256-pixel crop")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 from stages.artefacts.kinds import JOINT_COLUMNS, SMPL_COLUMNS
 from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
+from stages.files.folders import packaged
 from stages.geometry.cameras import look_at
 from stages.geometry.rotations import matrix_to_axis_angle
 from stages.keypoints import joint_sets
@@ -28,7 +28,7 @@ from stages.models.embedded.network import Network
 from stages.models.embedded.virtual_camera import features, solve_pelvis
 from stages.smpl.body import Body, load_body
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "embedded.safetensors"
+WEIGHTS = packaged("data/embedded.safetensors")
 PREFIX = "embedded."
 MIN_KEYPOINTS = 5  # keypoints seen; fewer is a failed row
 SEEN = 0.05  # scores above this count as seen

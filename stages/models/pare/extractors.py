@@ -19,11 +19,7 @@ from stages.models.base import PersonBatch
 from stages.models.pare.network import PARTS, POSE_CHANNELS, SHAPE_CHANNELS, Pare
 
 SIDE = 224
-
-
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
-
-
 STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 
 
