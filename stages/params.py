@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from stages.errors import UsageError
 from stages.models.tables import DETECTORS
 
-MAX_GAP = 2.0  # s without being seen after which a tracker forgets a person
+MAX_GAP = 3.0  # s without being seen after which a tracker forgets a person
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 P = TypeVar("P")
