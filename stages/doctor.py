@@ -1,8 +1,8 @@
-"""`hmr doctor`: what works on this machine, what is missing, and the mend for each.
+"""`hmr doctor`: what works on this machine, what is missing, and how to fix it.
 
     hmr doctor --json
 
-Nothing is downloaded and nothing is written; every check is independent and none can end the others.
+Nothing is downloaded and nothing is written; every check is independent: one that breaks does not stop the others.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CORE = {
     "numpy": ("numpy", "1.26.4", "everything"),
     "scipy": ("scipy", "1.11", "matching, SMPL files"),
     "h5py": ("h5py", "3.12", "artefacts"),
-    "cv2": ("opencv-python", "4.12", "pictures"),
-    "PIL": ("pillow", "10.3", "pictures"),
+    "cv2": ("opencv-python", "4.12", "images"),
+    "PIL": ("pillow", "10.3", "images"),
     "av": ("av", "13", "video"),
     "ai_edge_litert": ("ai-edge-litert", "2.0", "the embedded detector"),
     "roma": ("roma", "1.5", "rotations"),
@@ -45,28 +45,28 @@ SPACE, MEMORY = 5e9, 4e9  # bytes below which doctor says so
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One line of the report: `ready`, what was `found`, what it is `needed_for`, and the `mend` when not ready."""
+    """One line of the report: `ready`, what was `found`, what it is `needed_for`, and the `fix` when not ready."""
 
     name: str
     ready: bool
     found: str
     needed_for: str
-    mend: str = ""
+    fix: str = ""
     required: bool = False
 
 
 def run() -> list[Check]:
     """Every check of this machine, required ones first."""
     groups: tuple[Callable[[], Iterable[Check]], ...] = (_python, _core, _devices, _machine, _assets, _bodies, _extras)
-    found: list[Check] = []
+    checks: list[Check] = []
     for group in groups:
         try:
-            found += group()
+            checks += group()
         except Exception as error:  # one broken check must not hide the others
-            name, what = group.__name__.strip("_"), f"{type(error).__name__}: {error}"
-            found.append(Check(name, False, what, "hmr", "run again with --debug and report it", required=True))
-    found = [dataclasses.replace(check, mend="") if check.ready else check for check in found]
-    return sorted(found, key=lambda check: not check.required)
+            name, problem = group.__name__.strip("_"), f"{type(error).__name__}: {error}"
+            checks.append(Check(name, False, problem, "hmr", "run again with --debug and report it", required=True))
+    checks = [dataclasses.replace(check, fix="") if check.ready else check for check in checks]
+    return sorted(checks, key=lambda check: not check.required)
 
 
 def _python() -> Iterator[Check]:
@@ -80,17 +80,17 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _core() -> Iterator[Check]:
     for module, (distribution, lowest, why) in CORE.items():
-        mend = f'pip install "{distribution}>={lowest}"'
+        fix = f'pip install "{distribution}>={lowest}"'
         try:
             importlib.import_module(module)
             version = importlib.metadata.version(distribution)
         except ImportError as error:
             if "libGL" in str(error) or "libgthread" in str(error):
-                mend = "apt install libgl1 libglib2.0-0 (or pip install opencv-python-headless instead)"
-            yield Check(distribution, False, f"does not import: {error}", why, mend, required=True)
+                fix = "apt install libgl1 libglib2.0-0 (or pip install opencv-python-headless instead)"
+            yield Check(distribution, False, f"does not import: {error}", why, fix, required=True)
             continue
         old = _version(version) < _version(lowest)
-        yield Check(distribution, not old, version, why, mend if old else "", required=True)
+        yield Check(distribution, not old, version, why, fix if old else "", required=True)
 
 
 def _devices() -> Iterator[Check]:
@@ -98,12 +98,12 @@ def _devices() -> Iterator[Check]:
 
     cuda = torch.cuda.is_available()
     name = torch.cuda.get_device_name(0) if cuda else "none"
-    mend = "" if cuda else "install a CUDA build of torch; the embedded default needs none"
-    yield Check("CUDA", cuda, name, "DPMesh and PostoMETRO at speed", mend)
+    fix = "" if cuda else "install a CUDA build of torch; the embedded default needs none"
+    yield Check("CUDA", cuda, name, "DPMesh and PostoMETRO at speed", fix)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None and os.getloadavg()[0] > (os.cpu_count() or 1):
-        mend = "export OMP_NUM_THREADS=1 on a busy machine: threads that wait spin"
-        yield Check("OMP_NUM_THREADS", False, "not set, and this machine is busy", "speed", mend)
+        fix = "export OMP_NUM_THREADS=1 on a busy machine, where waiting threads use up the processor"
+        yield Check("OMP_NUM_THREADS", False, "not set, and this machine is busy", "speed", fix)
 
 
 def _machine() -> Iterator[Check]:
@@ -117,8 +117,8 @@ def _machine() -> Iterator[Check]:
 def _assets() -> Iterator[Check]:
     from stages.files.cache import status
 
-    for name, ready, where, mend in status():
-        yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", mend)
+    for name, ready, where, fix in status():
+        yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", fix)
 
 
 def _bodies() -> Iterator[Check]:
@@ -129,10 +129,10 @@ def _bodies() -> Iterator[Check]:
 
 
 def _extras() -> Iterator[Check]:
-    for distribution, mend, why in EXTRAS:
+    for distribution, fix, why in EXTRAS:
         try:
-            found = importlib.metadata.version(distribution)
+            version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(distribution, False, "not installed", why, mend)
+            yield Check(distribution, False, "not installed", why, fix)
             continue
-        yield Check(distribution, True, found, why)
+        yield Check(distribution, True, version, why)

@@ -92,7 +92,7 @@ def find(body: Body, joint_set: str, data: Path | None = None) -> Regressor:
         for name in named.files if named else ():
             if (folder / name).is_file():
                 return read(folder / name, joint_set)
-    if joint_set in body._given:
+    if joint_set in body.stored_regressors:
         return Regressor(body.regressor(joint_set), f"given with the body {body.name}")
     if named is None:
         return Regressor(body.regressor(joint_set), f"{body.name}'s own")

@@ -18,7 +18,6 @@ from stages.artefacts.kinds import OK
 from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import RunOptions
-from stages.errors import UsageError
 from stages.files.checkpoints import read_checkpoint
 from stages.keypoints.joint_sets import SETS
 from stages.loaders.people import PersonLoader
@@ -46,8 +45,6 @@ def run(
     table = detections if isinstance(detections, Artefact) else open_artefact(detections, "detections")
     checkpoint = read_checkpoint(ckpt)
     model: Any = find_loader(EXTRACTORS, checkpoint).load(checkpoint, device=resolve_device(run.device), body=None)
-    if not hasattr(model, "attention"):
-        raise UsageError(f"{model.name} has no attention over joints", "--attention wants a DPMesh checkpoint")
     people = PersonLoader(table, root=root)
     rows = np.flatnonzero(table.rows["status"] == OK)
     out.mkdir(parents=True, exist_ok=True)

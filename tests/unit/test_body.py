@@ -26,7 +26,7 @@ def body() -> Body:
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Body:
     """A body with pose blend shapes, from a plain SMPL pickle."""
-    return body_file.read_body(str(body_files.write(tmp_path_factory.mktemp("b") / "x.pkl", body_files.arrays())))
+    return load_body(str(body_files.write(tmp_path_factory.mktemp("b") / "x.pkl", body_files.arrays())))
 
 
 def people(n: int, seed: int = 0, scale: float = 0.5) -> tuple[torch.Tensor, ...]:
@@ -175,7 +175,7 @@ def test_regressors_refuse_another_topology(body):
 
 
 def test_moves_and_casts():
-    double = body_file.read_body("embedded").double()
+    double = load_body("embedded").double()
     x = double.joints(torch.eye(3).double().expand(2, 24, 3, 3), torch.zeros(2, 10).double(), None, "coco17")
     assert x.dtype == torch.float64
 

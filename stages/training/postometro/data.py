@@ -23,8 +23,9 @@ from stages.geometry.rotations import about
 from stages.keypoints.joint_sets import convert, flip
 from stages.keypoints.joint_sets import get as joint_set
 from stages.loaders.people import PersonLoader
+from stages.models.backbones.imagenet import imagenet_normalised
 from stages.models.embedded.kinematics import Skeleton
-from stages.models.postometro.recoverers import GROW, MEAN, STD
+from stages.models.postometro.recoverers import GROW
 from stages.smpl.body import Body
 from stages.smpl.mesh_sampling import MeshSampling
 from stages.synthetic.mocap import BENCHMARK, load_poses, mirror
@@ -110,7 +111,7 @@ class PostoMetroExamples:
         places = change.named(places, flip(joint_set("lsp14")))
         keypoints = change.named(keypoints, flip(joint_set("coco17")))
         return PostoMetroBatch(
-            torch.from_numpy((images - MEAN) / STD).permute(0, 3, 1, 2).contiguous(),
+            imagenet_normalised(images),
             (fine, coarser[0], coarser[1]),
             joints - pelvis,
             torch.from_numpy(2 * places / self.side - 1).float(),

@@ -31,6 +31,7 @@ from stages.errors import AssetError, UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from stages.models.backbones.swin_v2 import DEPTHS, WIDTHS
 from stages.models.pct import network as pct
+from stages.models.pct import weights as pct_weights
 from stages.models.pct.network import PCT, Tokenizer
 from stages.models.postometro.network import JOINTS, FastMetro, PostoMetro
 from stages.models.postometro.recoverers import check_body
@@ -220,7 +221,7 @@ class Alone(nn.Module):
 def initialise(network: nn.Module, checkpoint: Checkpoint) -> set[str]:
     """Take over what fits by name and shape: FastMETRO's and PCT's files into a PostoMETRO. The names of that."""
     own = network.state_dict()
-    given = renamed(checkpoint.without(*pct.PREFIXES))
+    given = renamed(checkpoint.without(*pct_weights.PREFIXES))
     known: Mapping[str, Tensor] = {**given, **{f"pct.{name}": t for name, t in given.items() if pct_name(name)}}
     fitting = {name: t for name, t in known.items() if name in own and t.shape == own[name].shape}
     network.load_state_dict(fitting, strict=False)
