@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.geometry import look_at
+from stages.geometry.cameras import look_at
 from stages.geometry.rotations import axis_angle_to_matrix as reference
 from stages.models.embedded import kinematics, virtual_camera
 from stages.models.embedded.kinematics import Skeleton
@@ -54,11 +54,11 @@ def test_the_view_does_not_depend_on_where_the_person_stands() -> None:
     draw = torch.Generator().manual_seed(1)
     points = torch.randn(3, 17, 4, generator=draw) * 0.5 + torch.tensor([0.0, 0, 4])[:, None, None]
     seen = torch.ones(17, 4)
-    turn, half, normal = look_at.look_at(points[:2] / points[2], seen)
+    turn, half, normal = look_at(points[:2] / points[2], seen)
     torch.testing.assert_close(_square(turn), _eye(4), atol=1e-6, rtol=0)
     looked = kinematics.rotate(turn[:, :, None], points)
     torch.testing.assert_close(looked[:2] / looked[2] / half, normal, atol=1e-5, rtol=0)
-    again, half2, normal2 = look_at.look_at(looked[:2] / looked[2], seen)
+    again, half2, normal2 = look_at(looked[:2] / looked[2], seen)
     assert float((again - _eye(4)).abs().max()) < 0.1  # nearly no turn is left
     assert (normal.abs() <= 1).all() and (normal2.abs() <= 1).all() and (half2 > 0).all()
 
@@ -77,9 +77,9 @@ def test_missing_keypoints_take_no_part_in_the_view() -> None:
     seen[10:] = 0
     wild = image.clone()
     wild[:, 10:] = 99.0
-    for a, b in zip(look_at.look_at(image, seen), look_at.look_at(wild, seen), strict=True):
+    for a, b in zip(look_at(image, seen), look_at(wild, seen), strict=True):
         torch.testing.assert_close(a, b)
-    nobody = look_at.look_at(image, torch.zeros(17, 3))
+    nobody = look_at(image, torch.zeros(17, 3))
     assert all(torch.isfinite(x).all() for x in nobody)
 
 
