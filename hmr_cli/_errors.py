@@ -22,8 +22,8 @@ def known(error: BaseException) -> HmrError | None:
         from stages.files.atomic import DISK
 
         if error.errno in DISK:
-            mend = "make room or choose another place with -o; the same command resumes"
-            return MachineError(f"{DISK[error.errno]}: {error.filename or 'while writing'}", mend)
+            hint = "make room or choose another place with -o; the same command resumes"
+            return MachineError(f"{DISK[error.errno]}: {error.filename or 'while writing'}", hint)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MachineError("out of memory", "use a smaller --batch-size; the same command resumes")
     return None

@@ -4,8 +4,8 @@
     def detect(inputs: Inputs, *, out: Path, params: Params, run: Run) -> Path | dict: ...
 
 `out`, `params`, `run` and `report` are not typed on the command line: the decorator replaces `out` by -o, `params` by
-one flag per field of Params (plus --params-from), `run` by --device, --batch-size, ... and hands in `report`, where
-progress is told. What the function returns is the result: a path is printed, a dictionary too with --json.
+one flag per field of Params (plus --params-from), `run` by --device, --batch-size, ... and hands in `report`, which
+progress and messages go to. What the function returns is the result: a path is printed, a dictionary too with --json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,9 @@ from typing import Annotated, Any, Union
 import typer
 
 from hmr_cli._output import make_report, print_result, with_counts
+from stages.engine.stored_params import from_json, members
 from stages.errors import HmrError, InputError, UsageError
+from stages.params import check, setting
 
 Inputs = Annotated[
     list[str], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.", show_default=False)
@@ -33,7 +34,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr bu
 RUN_FLAGS: dict[str, tuple[Any, Any]] = {
     "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")], "auto"),
     "batch_size": (Annotated[int | None, typer.Option(help="Rows at a time; the result does not depend on it.")], None),
-    "workers": (Annotated[int, typer.Option(help="Threads that read pictures; 0 reads in the main thread.")], 2),
+    "workers": (Annotated[int, typer.Option(help="Threads that read images; 0 reads in the main thread.")], 2),
     "shard": (
         Annotated[str, typer.Option(help="i/n: this process does part i (0 to n-1) of n; then `hmr merge`.")],
         "0/1",
@@ -58,35 +59,35 @@ def stage_command(app: typer.Typer, params_class: type | None = None, **command:
     """Register a function as the command of a stage (see the module docstring)."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        own = inspect.signature(function, eval_str=True).parameters
-        signature = [p for name, p in own.items() if name not in ("out", "params", "run", "report")]
-        if "out" in own:
-            optional = own["out"].default is None
-            signature.append(_keyword("out", OPTIONAL_OUT if optional else OUT, own["out"].default))
-        fields = dataclasses.fields(params_class) if params_class and "params" in own else ()
+        declared = inspect.signature(function, eval_str=True).parameters
+        signature = [p for name, p in declared.items() if name not in ("out", "params", "run", "report")]
+        if "out" in declared:
+            optional = declared["out"].default is None
+            signature.append(_keyword("out", OPTIONAL_OUT if optional else OUT, declared["out"].default))
+        fields = dataclasses.fields(params_class) if params_class and "params" in declared else ()
         hints = typing.get_type_hints(params_class) if params_class else {}
         signature += [_keyword(f.name, _flag(f, hints[f.name]), None) for f in fields]
         if fields:
             text = "Take the settings of this artefact (or JSON file); flags win."
             source = Annotated[Path | None, typer.Option(help=text, rich_help_panel=PANEL)]
             signature.append(_keyword("params_from", source, None))
-        if "run" in own:
+        if "run" in declared:
             signature += [_keyword(name, _panel(kind), default) for name, (kind, default) in RUN_FLAGS.items()]
         signature += [_keyword("as_json", _panel(Json), False), _keyword("quiet", _panel(Quiet), False)]
 
         @functools.wraps(function)
-        def call(*args: Any, **given: Any) -> None:
-            as_json, quiet = given.pop("as_json"), given.pop("quiet")
+        def call(*args: Any, **kwargs: Any) -> None:
+            as_json, quiet = kwargs.pop("as_json"), kwargs.pop("quiet")
             with make_report(quiet=quiet) as report:
-                if "report" in own:
-                    given["report"] = report
-                if "run" in own:
-                    given["run"] = _run({name: given.pop(name) for name in RUN_FLAGS}, report)
+                if "report" in declared:
+                    kwargs["report"] = report
+                if "run" in declared:
+                    kwargs["run"] = _run({name: kwargs.pop(name) for name in RUN_FLAGS}, report)
                 if fields:
                     assert params_class
-                    values = {f.name: given.pop(f.name) for f in fields}
-                    given["params"] = _params(params_class, values, given.pop("params_from"))
-                result = function(*args, **given)
+                    values = {f.name: kwargs.pop(f.name) for f in fields}
+                    kwargs["params"] = _params(params_class, values, kwargs.pop("params_from"))
+                result = function(*args, **kwargs)
             print_result(with_counts(result) if as_json else result, as_json=as_json)
 
         call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
@@ -109,19 +110,26 @@ def _panel(annotated: Any) -> Any:
 
 def _flag(field: dataclasses.Field[Any], kind: Any) -> Any:
     """The option for one Params field. The flag's own default is None: only what was typed overrides --params-from."""
-    members = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-    bare: Any = Union[tuple(m for m in members if m is not type(None))]
+    (bare,) = members(kind)
     if typing.get_origin(bare) is tuple:
         bare = list[typing.get_args(bare)[0]]  # type: ignore[misc]
-    default = field.default if field.default is not dataclasses.MISSING else ""
-    shown = "" if default is None else str(default)
-    help = field.metadata.get("help", "") + (f" [default: {shown}]" if shown != "" else "")
+    rules = setting(field)
+    notes = [rules.values, _default(field)]
+    help = " ".join([rules.help, *(f"\\[{note}]" for note in notes if note)])  # the backslash: rich would eat [px]
     return Annotated[Union[bare, None], typer.Option(help=help, show_default=False)]
 
 
-def _params(params_class: type, values: dict[str, Any], source: Path | None) -> Any:
-    from stages.params import from_json
+def _default(field: dataclasses.Field[Any]) -> str:
+    """The default as one would type it, '' for none."""
+    value = field.default
+    if isinstance(value, bool):
+        return f"default: {'--' if value else '--no-'}{field.name.replace('_', '-')}"
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    return "" if value is None else f"default: {value}"
 
+
+def _params(params_class: type, values: dict[str, Any], source: Path | None) -> Any:
     base = params_class()
     if source:
         try:
@@ -131,7 +139,7 @@ def _params(params_class: type, values: dict[str, Any], source: Path | None) -> 
                 error.message = f"--params-from {source}: {error.message}"
             raise
     typed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v not in (None, [])}
-    return dataclasses.replace(base, **typed)
+    return check(dataclasses.replace(base, **typed))
 
 
 def _stored_params(source: Path) -> str:

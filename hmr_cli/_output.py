@@ -23,19 +23,19 @@ class ConsoleReport:
 
     def start(self, title: str, total: int | None = None, *, unit: str = "rows", done: int = 0) -> None:
         self.title, self.total, self.unit, self.done, self.first = title, total, unit, done, done
-        self.begun = self.said = time.monotonic()
+        self.started = self.line_at = time.monotonic()
         if done:
             self.note(f"{title}: resuming, {done} {unit} are there already")
 
     def advance(self, n: int) -> None:
         self.done += n
         now = time.monotonic()
-        if now - self.said >= LINE_EVERY:
-            self.said = now
+        if now - self.line_at >= LINE_EVERY:
+            self.line_at = now
             self.note(self.line(now))
 
     def line(self, now: float) -> str:
-        rate = (self.done - self.first) / max(now - self.begun, 1e-9)
+        rate = (self.done - self.first) / max(now - self.started, 1e-9)
         of = f"/{self.total}" if self.total is not None else ""
         return f"{self.title}: {self.done}{of} {self.unit}, {rate:.1f} {self.unit}/s"
 
@@ -89,7 +89,7 @@ class BarReport(ConsoleReport):
 
     def advance(self, n: int) -> None:
         self.done += n
-        rate = (self.done - self.first) / max(time.monotonic() - self.begun, 1e-9)
+        rate = (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
         self.bar.update(self.task, advance=n, rate=f"{rate:.1f} {self.unit}/s")
 
     def finish(self) -> None:
@@ -152,12 +152,13 @@ def _one_json(value: Mapping[str, Any]) -> str:
 
 
 def with_counts(result: Any) -> Any:
-    """For --json: the counts of rows and frames beside the path of an artefact ({"out": path} or the path itself)."""
+    """For --json: counts of rows, frames and tracks beside the path of an artefact (a path, or {"out": path})."""
     out = result.get("out") if isinstance(result, Mapping) else result
     if not isinstance(out, Path) or out.suffix != ".h5" or not out.is_file():
         return result
     from stages.artefacts.hdf5 import open_artefact
     from stages.artefacts.kinds import FAILED
+    from stages.loaders.tracks import counted, takes
 
     with open_artefact(out) as artefact:
         counts = {
@@ -166,4 +167,11 @@ def with_counts(result: Any) -> Any:
             "frames": artefact.n_frames,
             "frames_failed": int((artefact.frames["status"] == FAILED).sum()),
         }
+        if (takes(artefact.frames) >= 0).any():
+            people = counted(artefact)
+            counts |= {"tracks": people.tracks, "rows_in_tracks": people.joined}
+        if artefact.has("extra/refined"):
+            from stages.refinement.counts import counts as of_refined
+
+            counts |= of_refined(artefact)
     return {**(result if isinstance(result, Mapping) else {"out": result}), **counts}

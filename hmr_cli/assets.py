@@ -37,6 +37,7 @@ def list_(as_json: Json = False, quiet: Quiet = False) -> None:
         hmr assets list --json | jq '.assets[] | select(.ready | not)'
     """
     from stages.files import cache
+    from stages.files.folders import cache_dir
 
     table = [
         {
@@ -46,16 +47,16 @@ def list_(as_json: Json = False, quiet: Quiet = False) -> None:
             "used_by": cache.ASSETS[name].used_by,
             "licence": cache.ASSETS[name].licence,
             "source": cache.ASSETS[name].source,
-            "mend": "" if ready else mend,
+            "hint": "" if ready else hint,
         }
-        for name, ready, where, mend in cache.status()
+        for name, ready, where, hint in cache.status()
     ]
     if as_json:
-        print_result({"cache": str(cache.cache_dir()), "assets": table}, as_json=True)
+        print_result({"cache": str(cache_dir()), "assets": table}, as_json=True)
         return
     for row in table:
         print(f"{row['name']}: {'ready' if row['ready'] else 'missing'}, {row['licence']}, for {row['used_by']}")
-        print(f"  {row['where']}" if row["ready"] else f"  {row['mend']}")
+        print(f"  {row['where']}" if row["ready"] else f"  {row['hint']}")
 
 
 @app.command()

@@ -35,7 +35,7 @@ def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
     for check in checks:  # plain lines: a table would cut paths
         mark = "ok" if check.ready else "!!" if check.required else "--"
         print(f"{mark} {check.name:{width}}  {check.found} (for {check.needed_for})")
-        if check.fix:
-            print(f"   {'':{width}}  -> {check.fix}")
+        if check.hint:
+            print(f"   {'':{width}}  -> {check.hint}")
     if not quiet:
         print("hmr run works here." if main_job else "hmr run does not work here yet: fix the lines with !!")

@@ -36,5 +36,5 @@ def export(
     """
     from stages import export as stage
 
-    made = stage.run(meshes, out, params, run)
-    return {key: len(value) if isinstance(value, list) else value for key, value in made.items() if value != ""}
+    written = stage.run(meshes, out, params, run)
+    return {key: len(value) if isinstance(value, list) else value for key, value in written.items() if value != ""}

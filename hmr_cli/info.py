@@ -27,14 +27,14 @@ def info(file: Annotated[Path, typer.Argument(help="An artefact.", show_default=
     from stages.artefacts.validate import summary
 
     with open_artefact(file) as artefact:
-        found = summary(artefact)
-    print_result(found if as_json else text(found), as_json=as_json)
+        facts = summary(artefact)
+    print_result(facts if as_json else text(facts), as_json=as_json)
 
 
-def text(found: dict[str, Any]) -> str:
-    """`found` for people: one fact per line."""
+def text(facts: dict[str, Any]) -> str:
+    """`facts` for people: one fact per line."""
     lines = []
-    for key, value in found.items():
+    for key, value in facts.items():
         if isinstance(value, dict):
             lines += [f"{key}:", *(f"  {k}: {v}" for k, v in value.items())]
         elif isinstance(value, list):

@@ -1,4 +1,4 @@
-"""`hmr recover`: detections (+ heatmaps, features), or pictures, -> meshes."""
+"""`hmr recover`: detections (+ heatmaps, features), or images, -> meshes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Inputs = Annotated[
 ]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
 Heatmaps = Annotated[Optional[Path], typer.Option(help="*.heatmaps.h5 of the same people, instead of computing them.")]
-Features = Annotated[Optional[Path], typer.Option(help="*.features.h5 of the same people: no picture is opened.")]
-Root = Annotated[Optional[Path], typer.Option(help="The folder with the pictures, if it moved.")]
+Features = Annotated[Optional[Path], typer.Option(help="*.features.h5 of the same people: no image is opened.")]
+Root = Annotated[Optional[Path], typer.Option(help="The folder with the images, if it moved.")]
 
 
 @stage_command(app, RecoverParams)
@@ -50,8 +50,10 @@ def recover(
 
     table: Any = Path(inputs[0])
     if len(inputs) > 1 or table.suffix != ".h5":
-        if given := [name for name, value in (("heatmaps", heatmaps), ("features", features)) if value]:
-            raise UsageError(f"--{given[0]} goes with a detections file", "hmr detect PHOTOS -o photos.detections.h5")
+        if unusable := [name for name, value in (("heatmaps", heatmaps), ("features", features)) if value]:
+            raise UsageError(
+                f"--{unusable[0]} goes with a detections file", "hmr detect PHOTOS -o photos.detections.h5"
+            )
         from stages.pipeline import detect_in_memory
 
         table = detect_in_memory(inputs, run)

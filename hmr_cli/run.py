@@ -1,4 +1,4 @@
-"""`hmr run`: the whole chain in one process. The verbs meet here and nowhere else."""
+"""`hmr run`: the whole chain in one process. The composition is in stages/pipeline.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ app = typer.Typer()
 Pictures = Annotated[
     Optional[list[str]], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.")
 ]
-Detections = Annotated[Optional[Path], typer.Option(help="People that were found already: detect nothing.")]
+Detections = Annotated[Optional[Path], typer.Option(help="People that are detected already; then nothing is detected.")]
 Detector = Annotated[str, typer.Option(help="As in hmr detect.")]
-Focal = Annotated[Optional[float], typer.Option(help="Focal length of all pictures in px; default: EXIF or a guess.")]
-Model = Annotated[str, typer.Option(help="As in hmr recover.")]
+Focal = Annotated[Optional[float], typer.Option(help="Focal length of all images in px; default: EXIF or a guess.")]
+Model = Annotated[Optional[str], typer.Option(help="As in hmr recover.")]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
 # The embedded prior knows how the embedded recoverer errs; other estimates are left as they are unless asked for.
 Refine = Annotated[
-    Optional[bool], typer.Option(help="Refine with the pose prior. [default: what the embedded recoverer gives]")
+    Optional[bool], typer.Option(help="Refine with the pose prior. \\[default: what the embedded recoverer gives]")
 ]
 Turn = Annotated[bool, typer.Option("--turn", help="Also short videos that walk round the people.")]
 Formats = Annotated[str, typer.Option(help="What to export: glb, npz, obj, several with commas, or none.")]
@@ -35,7 +35,7 @@ def run_chain(
     detections: Detections = None,
     detector: Detector = "auto",
     focal: Focal = None,
-    model: Model = "",
+    model: Model = None,
     ckpt: Ckpt = None,
     refine: Refine = None,
     turn: Turn = False,
@@ -61,7 +61,7 @@ def run_chain(
     if run.shard != (0, 1):
         raise UsageError("hmr run is one process", "shard the stages: hmr detect --shard 0/2 ... , hmr merge")
     if (detections is None) == (not inputs):
-        raise UsageError("give pictures, or --detections", "hmr run photo.jpg -o out/")
+        raise UsageError("give images, or --detections", "hmr run photo.jpg -o out/")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file, a folder is needed")
     from stages.pipeline import run_chain as chain

@@ -21,9 +21,9 @@ def synth(
     params: SynthParams,
     run: Any,
 ) -> Path:
-    """Synthetic scenes with exact ground truth: pictures, keypoints from a stated error model, the truth itself.
+    """Synthetic scenes with exact ground truth: images, keypoints from a stated error model, the truth itself.
 
-    The pictures come into a folder named like the set (and, with --poses, by their fingerprint), beside the artefact.
+    The images go into a folder named like the set (and, with --poses, by their fingerprint), beside the artefact.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`hmr train embedded`, `hmr train prior`: the weights that come with the package, made again."""
+"""`hmr train embedded`, `hmr train prior`: and the other networks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def train() -> None:
 
         hmr train postometro --data oc.detections.h5 --init fastmetro.bin --init pct.pth -o mesh.safetensors
 
-        hmr train dpmesh --data oc.detections.h5 --init dpmesh.safetensors -o mine.safetensors
+        hmr train dpmesh --data oc.detections.h5 --init dpmesh.safetensors -o own.safetensors
     """
 
 
@@ -86,7 +86,7 @@ def postometro(
     out: Path,
     params: TrainPostoMetroParams,
     init: Annotated[list[Path] | None, typer.Option(help="Checkpoints to begin from: FastMETRO, PCT, our own.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the pictures are.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the images are.")] = None,
     device: Device = "cpu",
     report: Any,
 ) -> Any:
@@ -119,8 +119,11 @@ def dpmesh(
     init: Annotated[Path | None, typer.Option(help="A DPMesh checkpoint to begin with.")] = None,
     sd: Annotated[Path | None, typer.Option(help="Or Stable Diffusion 1.5: a diffusers folder or a file.")] = None,
     controlnet: Annotated[Path | None, typer.Option(help="With --sd: a ControlNet folder or file.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="What sees clean keypoints; else the beginning.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the pictures are.")] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="The network that sees clean keypoints; default: the initial one."),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the images are.")] = None,
     device: Device = "cpu",
     report: Any,
 ) -> Any:
@@ -130,7 +133,7 @@ def dpmesh(
 
     Examples:
 
-        hmr train dpmesh --data oc.detections.h5 --init 3dpw-pc_best_ckpt.pth.tar --device cuda -o mine.safetensors
+        hmr train dpmesh --data oc.detections.h5 --init 3dpw-pc_best_ckpt.pth.tar --device cuda -o own.safetensors
 
         hmr train dpmesh --data oc.detections.h5 --sd stable-diffusion-v1-5/ --nkr 0 -o first.safetensors
     """

@@ -1,4 +1,4 @@
-"""`hmr view`: pictures for people."""
+"""`hmr view`: overlays, side views and an HTML report, to look at."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def view(
         return {"folder": str(out), "pictures": len(files)}
     from stages import view as stage
 
-    made = stage.run_files(table, detections, out, params, run)
-    return {key: len(value) if isinstance(value, list) else value for key, value in made.items()}
+    written = stage.run_files(table, detections, out, params, run)
+    return {key: len(value) if isinstance(value, list) else value for key, value in written.items()}

@@ -19,7 +19,7 @@ from stages.errors import AssetError, HmrError, InputError, UsageError
 from stages.files.checkpoints import Checkpoint, check_finite, read_checkpoint, write_checkpoint
 from stages.models import find_loader, loaders
 from stages.models.tables import EXTRACTORS, RECOVERERS, REFINERS
-from stages.params import ConvertParams
+from stages.params import ConvertParams, check
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SYSTEMS = RECOVERERS | {n: target for n, target in EXTRACTORS.items() if n not in RECOVERERS} | REFINERS
@@ -27,8 +27,7 @@ SYSTEMS = RECOVERERS | {n: target for n, target in EXTRACTORS.items() if n not i
 
 def convert(source: Path, out: Path, params: ConvertParams = ConvertParams(), *, force: bool = False) -> Path:
     """Write a compact safetensors file. Raises AssetError (source), UsageError (settings), InputError (target)."""
-    if params.dtype not in DTYPES:
-        raise UsageError(f"--dtype {params.dtype}: no such type", f"one of {', '.join(DTYPES)}")
+    params = check(params)
     if out.suffix != ".safetensors":
         raise UsageError(f"{out.name}: the compact form is safetensors", f"-o {out.with_suffix('.safetensors').name}")
     checkpoint = read_checkpoint(source)

@@ -16,28 +16,21 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.hdf5 import open_artefact
-from stages.artefacts.kinds import FAILED, K_USER, OK, Column
+from stages.artefacts.kinds import FAILED, K_USER, OK, required_columns
 from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames, run_rows
-from stages.errors import ArtefactError, AssetError, HmrError, InputError, UsageError
+from stages.errors import AssetError, HmrError, InputError, UsageError
 from stages.files import cache
 from stages.keypoints import joint_sets
-from stages.keypoints.oks import sigmas
-from stages.keypoints.tracking import MAX_GAP, Tracker
+from stages.loaders import tracks
 from stages.media.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
 from stages.media.intrinsics import CameraFile
 from stages.models import find
 from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
 from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
-from stages.params import DetectParams
-
-COLUMNS = (
-    Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
-    Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition; 0 = not seen"),
-)
-SEQUENCE_FPS = 25.0  # assumed where photos are tracked
+from stages.params import DetectParams, check
 
 
 def run(
@@ -58,6 +51,7 @@ def run(
     where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/media/intrinsics.py).
     detector_path: the detector's files, where they are not in the cache. Raises UsageError, InputError, AssetError.
     """
+    params = check(params)
     _check(params, inputs, files_from, boxes, cameras)
     detector, helper = choose(params, detector_path, run.device, alone=boxes is None)
     models = [detector, *([helper] if helper else [])]
@@ -75,7 +69,7 @@ def run(
             "sha256": "+".join(m.sha256 for m in models),
             "licence": " and ".join(dict.fromkeys(m.licence for m in models)),
         },
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(detector.joints),
@@ -91,10 +85,15 @@ def run(
         return run_rows(job, lambda: complete(table, FrameSource(table, root, params.max_pixels), detector), out, run)
     listing = list_frames(inputs, files_from, every=params.every, views=params.views, max_pixels=params.max_pixels)
     given: dict[str, Any] = {"frames": listing, **({"cameras": camera} if camera else {})}
-    job = dataclasses.replace(job, inputs=given, finish=tracks)
-    return run_frames(
+    job = dataclasses.replace(job, inputs=given, finish=link_people)
+    if params.fps and params.tracks == "all":
+        listing.time = np.where(listing.source < 0, np.arange(len(listing)) / params.fps, listing.time)
+    found = run_frames(
         job, len(listing), lambda: detect(listing, detector, helper, camera, params, run.workers), out, run
     )
+    if params.tracks != "none" and not run.dry_run:
+        tracks.tell(found, run.report, untimed=params.tracks == "all")
+    return found
 
 
 def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
@@ -104,22 +103,14 @@ def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: 
         raise UsageError("nothing to look at", "name photos, folders or videos")
     if sum(x is not None for x in (params.focal, params.fov, cameras)) > 1:
         raise UsageError("--focal, --fov and --cameras exclude each other", "give one")
-    if params.focal is not None and not 0 < params.focal < float("inf"):
-        raise UsageError(f"--focal {params.focal}: must be above 0", "in pixels; --fov takes degrees")
-    if params.fov is not None and not 0 < params.fov < 180:
-        raise UsageError(f"--fov {params.fov}: must lie between 0 and 180 degrees")
-    if params.min_score is not None and not 0 <= params.min_score <= 1:
-        raise UsageError(f"--min-score {params.min_score}: must lie between 0 and 1")
-    if params.max_people < 0 or params.every < 1:
-        raise UsageError("--max-people must be 0 or more, --every 1 or more")
-    if params.tracks not in ("video", "all", "none"):
-        raise UsageError(f"--tracks {params.tracks}: one of video, all, none")
+    if params.fps is not None and params.tracks != "all":
+        raise UsageError(f"--fps {params.fps}: images a second, of --tracks all")
 
 
 def choose(params: DetectParams, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
     """The detector, and the one that finds its people where it cannot (`alone`: no boxes are given).
 
-    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the mend.
+    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the fix.
     """
     if params.detector == "auto":
         if path is not None:
@@ -198,7 +189,7 @@ def select(people: DetectedPeople, params: DetectParams, size: tuple[int, int]) 
     fine = np.isfinite(people.box).all(1) & (people.box[:, 2:] - people.box[:, :2] >= 1).all(1)
     keep = np.flatnonzero(fine & (people.score >= params.min_score))
     keep = keep[np.argsort(-people.score[keep], kind="stable")]
-    return people.take(keep[: params.max_people or None])
+    return people.take(keep[: params.max_people])
 
 
 def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile | None) -> None:
@@ -209,7 +200,7 @@ def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile 
         width, height = (int(n) for n in table["size"][i])
         try:
             if camera:
-                table["K"][i] = camera.of(table["name"][i], (width, height))
+                table["K"][i] = camera.find(table["name"][i], (width, height))
             else:
                 focal = params.focal or width / 2 / np.tan(np.radians(params.fov or 0) / 2)
                 table["K"][i] = [[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]
@@ -263,33 +254,10 @@ def box_fault(box: np.ndarray, size: np.ndarray) -> str:
 # ---- the last pass
 
 
-def tracks(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The column `track` of a whole table whose rows are in frame order, each video and view on its own."""
-    track = np.full(table.n_rows, -1, np.int32)
-    which = table.attrs["params"]["tracks"]
-    if which == "none" or not table.n_rows:
-        return {"track": track}, {}
-    source, view, time = (table.frames[n] for n in ("source", "view", "time"))
-    names = table.group_attrs("keypoints").get("joints")
-    if not names:
-        raise ArtefactError("detections without joint names cannot be tracked")
-    bounds = np.searchsorted(table.rows["frame"], np.arange(table.n_frames + 1))
-    tracker, now, first = Tracker(sigmas(names)), None, 0
-    block, start = np.zeros((0, len(names), 3)), 0
-    for frame in range(table.n_frames):
-        if source[frame] < 0 and which == "video":
-            continue
-        if (take := (source[frame], view[frame])) != now:
-            own = (source == source[frame]) & (view == view[frame])
-            gap = max(MAX_GAP, 3 * float(np.median(np.diff(time[own]))) if own.sum() > 1 and source[frame] >= 0 else 0)
-            tracker, now, first = Tracker(sigmas(names), first=tracker.count, max_gap=gap), take, frame
-        a, b = bounds[frame], bounds[frame + 1]
-        if a == b:
-            continue
-        if b > start + len(block):  # keypoints come in blocks, so that memory does not grow with the video
-            start, rows = int(a), slice(int(a), int(max(b, a + 4096)))
-            xy, score = table.read("keypoints/xy", rows), table.read("keypoints/score", rows)
-            block = np.concatenate([xy, score[..., None]], -1)
-        seconds = time[frame] if np.isfinite(time[frame]) else (frame - first) / SEQUENCE_FPS
-        track[a:b] = tracker.step(float(seconds), table.rows["box"][a:b], block[a - start : b - start])
-    return {"track": track}, {}
+def link_people(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The column `track` of a whole table, by its own settings."""
+    params = table.attrs["params"]
+    if params["tracks"] == "none":
+        return {"track": np.full(table.n_rows, -1, np.int32)}, {}
+    untimed, fps = params["tracks"] == "all", params.get("fps") or tracks.SEQUENCE_FPS
+    return {"track": tracks.link(table, untimed=untimed, fps=fps)}, {}

@@ -1,4 +1,4 @@
-"""`hmr doctor`: what works on this machine, what is missing, and how to fix it.
+"""`hmr doctor`: what works on this machine, what is missing, and the fix for each.
 
     hmr doctor --json
 
@@ -35,23 +35,23 @@ CORE = {
     "pygltflib": ("pygltflib", "1.16", "GLB export"),
 }
 EXTRAS = (
-    ("onnxruntime", 'pip install "hmr[rtmpose]"', "detector rtmpose"),
-    ("mmpose", 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2', "detector mmpose"),
-    ("rerun-sdk", 'pip install "hmr[rerun]"', "hmr view --rerun"),
-    ("smplx", 'pip install "hmr[smplx]"', "the reference body layer in tests (non-commercial licence)"),
+    ("onnxruntime", 'pip install "hmr-toolchain[rtmpose]"', "detector rtmpose"),
+    ("mmpose", 'pip install "hmr-toolchain[mmpose]" && pip install --no-deps mmpose==1.3.2', "detector mmpose"),
+    ("rerun-sdk", 'pip install "hmr-toolchain[rerun]"', "hmr view --rerun"),
+    ("smplx", 'pip install "hmr-toolchain[smplx]"', "the reference body layer in tests (non-commercial licence)"),
 )
 SPACE, MEMORY = 5e9, 4e9  # bytes below which doctor says so
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One line of the report: `ready`, what was `found`, what it is `needed_for`, and the `fix` when not ready."""
+    """One line of the report: `ready`, what was `found`, what it is `needed_for`, and the `hint` when not ready."""
 
     name: str
     ready: bool
     found: str
     needed_for: str
-    fix: str = ""
+    hint: str = ""
     required: bool = False
 
 
@@ -65,7 +65,7 @@ def run() -> list[Check]:
         except Exception as error:  # one broken check must not hide the others
             name, problem = group.__name__.strip("_"), f"{type(error).__name__}: {error}"
             checks.append(Check(name, False, problem, "hmr", "run again with --debug and report it", required=True))
-    checks = [dataclasses.replace(check, fix="") if check.ready else check for check in checks]
+    checks = [dataclasses.replace(check, hint="") if check.ready else check for check in checks]
     return sorted(checks, key=lambda check: not check.required)
 
 
@@ -80,17 +80,17 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _core() -> Iterator[Check]:
     for module, (distribution, lowest, why) in CORE.items():
-        fix = f'pip install "{distribution}>={lowest}"'
+        hint = f'pip install "{distribution}>={lowest}"'
         try:
             importlib.import_module(module)
             version = importlib.metadata.version(distribution)
         except ImportError as error:
             if "libGL" in str(error) or "libgthread" in str(error):
-                fix = "apt install libgl1 libglib2.0-0 (or pip install opencv-python-headless instead)"
-            yield Check(distribution, False, f"does not import: {error}", why, fix, required=True)
+                hint = "apt install libgl1 libglib2.0-0 (or pip install opencv-python-headless instead)"
+            yield Check(distribution, False, f"does not import: {error}", why, hint, required=True)
             continue
         old = _version(version) < _version(lowest)
-        yield Check(distribution, not old, version, why, fix if old else "", required=True)
+        yield Check(distribution, not old, version, why, hint if old else "", required=True)
 
 
 def _devices() -> Iterator[Check]:
@@ -98,12 +98,12 @@ def _devices() -> Iterator[Check]:
 
     cuda = torch.cuda.is_available()
     name = torch.cuda.get_device_name(0) if cuda else "none"
-    fix = "" if cuda else "install a CUDA build of torch; the embedded default needs none"
-    yield Check("CUDA", cuda, name, "DPMesh and PostoMETRO at speed", fix)
+    hint = "" if cuda else "install a CUDA build of torch; the embedded default needs none"
+    yield Check("CUDA", cuda, name, "DPMesh and PostoMETRO at speed", hint)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None and os.getloadavg()[0] > (os.cpu_count() or 1):
-        fix = "export OMP_NUM_THREADS=1 on a busy machine, where waiting threads use up the processor"
-        yield Check("OMP_NUM_THREADS", False, "not set, and this machine is busy", "speed", fix)
+        hint = "export OMP_NUM_THREADS=1 on a busy machine, where waiting threads use up the processor"
+        yield Check("OMP_NUM_THREADS", False, "not set, and this machine is busy", "speed", hint)
 
 
 def _machine() -> Iterator[Check]:
@@ -117,8 +117,8 @@ def _machine() -> Iterator[Check]:
 def _assets() -> Iterator[Check]:
     from stages.files.cache import status
 
-    for name, ready, where, fix in status():
-        yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", fix)
+    for name, ready, where, hint in status():
+        yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", hint)
 
 
 def _bodies() -> Iterator[Check]:
@@ -129,10 +129,10 @@ def _bodies() -> Iterator[Check]:
 
 
 def _extras() -> Iterator[Check]:
-    for distribution, fix, why in EXTRAS:
+    for distribution, hint, why in EXTRAS:
         try:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(distribution, False, "not installed", why, fix)
+            yield Check(distribution, False, "not installed", why, hint)
             continue
         yield Check(distribution, True, version, why)

@@ -21,7 +21,7 @@ from stages.loaders.people import PersonLoader, as_artefact
 from stages.models import find_model, load_model
 from stages.models.base import PersonModel
 from stages.models.tables import EXTRACTORS
-from stages.params import FeaturesParams
+from stages.params import FeaturesParams, check
 
 PART_ROWS = 64  # rows between two saves, unless the network says otherwise: extractors are slow
 
@@ -43,6 +43,7 @@ def run(
     root: where the images are, if not where detection found them. A person without a usable crop is a failed row.
     Raises AssetError for the checkpoint, ArtefactError for rows that differ, UsageError when nothing says which model.
     """
+    params = check(params)
     inputs = {"detections": as_artefact(detections, "detections")}
     for role, source, kind in (("heatmaps", heatmaps, "heatmaps"), ("latents", latents, "features")):
         if source is not None:

@@ -15,25 +15,20 @@ import numpy as np
 import torch
 
 from stages.artefacts.hdf5 import open_artefact
-from stages.artefacts.kinds import Column
+from stages.artefacts.kinds import Column, required_columns
 from stages.artefacts.table import Artefact
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
-from stages.errors import ArtefactError, UsageError
+from stages.errors import ArtefactError
 from stages.geometry import heatmaps
 from stages.keypoints import joint_sets
-from stages.params import HeatmapsParams
+from stages.params import HeatmapsParams, check
 
 
 def columns(params: HeatmapsParams) -> tuple[Column, ...]:
     """The columns that are written, with the sizes that these settings give."""
     count, side = len(joint_sets.get(params.joint_set)), params.size
-    return (
-        Column("heatmaps/value", "f2", ("R", count, side, side), "", "Gaussian around each visible joint, peak 1"),
-        Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from image to heatmap pixels"),
-        Column("heatmaps/xy", "f4", ("R", count, 2), "px", "joints in the map; not visible: the image's origin"),
-        Column("heatmaps/mask", "u1", ("R", count), "", "1 where the joint is visible and inside the map"),
-    )
+    return required_columns("heatmaps", J=count, H=side, W=side)
 
 
 def run(
@@ -46,10 +41,7 @@ def run(
 
     Raises ArtefactError for detections without keypoints, UsageError for impossible settings.
     """
-    if params.size < 2 or not params.sigma > 0 or not 0 <= params.threshold < 1:
-        raise UsageError(
-            f"heatmaps of {params.size} px, sigma {params.sigma}, threshold {params.threshold} cannot be made"
-        )
+    params = check(params)
     targets = joint_sets.get(params.joint_set)
     table = detections if isinstance(detections, Artefact) else open_artefact(detections, "detections")
     if not table.has("keypoints/xy"):

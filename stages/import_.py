@@ -9,37 +9,47 @@ or with an unusable box, is a failed row.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.artefacts.kinds import FAILED, K_USER, KINDS, OK, SMPL_COLUMNS
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_USER, OK, SMPL_COLUMNS, required_columns
 from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames, run_whole
 from stages.errors import InputError, UsageError
 from stages.formats.bodies import Bodies
 from stages.formats.source import KeypointSource, parse_size, usable_boxes
-from stages.media.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
+from stages.loaders import tracks
+from stages.media.frames import FrameList, MediaFile, frame_columns, list_frames, read_frames
 from stages.media.images import intrinsics
-from stages.params import ImportBodiesParams, ImportParams
-
-COLUMNS = KINDS["detections"].columns
+from stages.media.inputs import escape, frame_number, frame_times, natural
+from stages.params import ImportBodiesParams, ImportParams, check
 
 
 def run(
     source: KeypointSource, images: str | Path | None, out: Path | None, params: ImportParams, run: RunOptions
 ) -> Path | Artefact:
     """Write the detections of `source`, whose pictures are below the folder (or are the video) `images`."""
-    names, listing = _match(source, images)
+    params = check(params)
+    names, listing = _match(source, images, params.fps)
+    times = np.full(len(names), np.nan) if listing is None else listing.time
+    if params.fps:
+        if np.isfinite(times).any():
+            raise UsageError("--fps is for images; a video has times of its own", "leave it out")
+        times = frame_times(names, params.fps)
     job = Job(
         stage=f"import {source.kind}",
         kind="detections",
         params=params,
         inputs={source.kind: source} | ({"pictures": listing} if listing else {}),
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(source.joints),
@@ -48,31 +58,59 @@ def run(
             }
         },
         batch_size=16,
+        finish=link_people,
     )
 
     def load() -> Any:
-        return lambda frames: _table(source, names, listing, frames, params, run.workers)
+        def table(frames: np.ndarray) -> Any:
+            found = _table(source, names, listing, frames, params, run.workers)
+            found[0]["time"] = times[frames]
+            return found
 
-    return run_frames(job, len(names), load, out, run)
+        return table
+
+    made = run_frames(job, len(names), load, out, run)
+    if not run.dry_run:
+        _tell(source, names, made, run.report)
+    return made
 
 
-def _match(source: KeypointSource, images: str | Path | None) -> tuple[list[str], FrameList | None]:
-    """The names of the source in order and, frame for frame, the pictures behind them."""
+def link_people(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The column `track` of a whole table: the file's own numbers, if it has any, else the tracker's."""
+    track = table.rows["track"]
+    return {"track": track if (track >= 0).any() else tracks.link(table)}, {}
+
+
+def _tell(source: KeypointSource, names: list[str], made: Path | Artefact, report: Any) -> None:
+    """Say who gave the tracks, or how numbered pictures get some."""
+    given = sum(p.track >= 0 for group in source.people.values() for p in group)
+    if given:
+        report.note(f"{given} rows keep the track numbers of the imported file")
+    elif source.video_frames and len(names) > 1 and min(map(frame_number, names)) >= 0 and not _timed(made):
+        report.warn(f"no tracks: {len(names)} numbered pictures without times; --fps says how many a second")
+    tracks.tell(made, report)
+
+
+def _timed(made: Path | Artefact) -> bool:
+    if isinstance(made, Path) and not made.is_file():
+        return True  # other shards have yet to finish it
+    with open_artefact(made) if isinstance(made, Path) else contextlib.nullcontext(made) as table:
+        return bool(np.isfinite(table.frames["time"]).any())
+
+
+def _match(source: KeypointSource, images: str | Path | None, fps: float | None) -> tuple[list[str], FrameList | None]:
+    """The names of the source in order and, frame for frame, the pictures behind them.
+
+    Where a file lists people, not frames, the frames between in which nobody was found are frames all the same.
+    """
     names = sorted(source.people, key=natural)
+    if images is not None and Path(images).is_file():
+        return _match_video(names, Path(images), between=not source.video_frames)
+    if fps and not source.video_frames:
+        names = _with_missing(names, Path(images) if images else None)
     if images is None:
         return names, None
     images = Path(images)
-    if images.is_file():
-        video = list_frames([images])
-        if not source.video_frames or (video.source < 0).any():
-            raise UsageError(f"--images {images} must be a folder here")
-        numbers = [_last_number(name) for name in names]
-        if wrong := [n for n, k in zip(names, numbers, strict=True) if not 0 <= k < len(video)]:
-            raise InputError(f"{images} has {len(video)} frames, none for {wrong[0]} ({len(wrong)} such names)")
-        video.file, video.index, video.source, video.view, video.time = (
-            a[numbers] for a in (video.file, video.index, video.source, video.view, video.time)
-        )
-        return names, video
     if not images.is_dir():
         list_frames([images])  # says what is missing
     by_stem: dict[str, Path] = {}
@@ -87,9 +125,35 @@ def _match(source: KeypointSource, images: str | Path | None) -> tuple[list[str]
     return names, FrameList(images.absolute(), files)
 
 
-def _last_number(name: str) -> int:
-    digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits) if digits else -1
+def _match_video(names: list[str], path: Path, *, between: bool) -> tuple[list[str], FrameList]:
+    """The named frames of the video, with all `between` them if asked for, and a name for each."""
+    video = list_frames([path])
+    if (video.source < 0).any():
+        raise UsageError(f"--images {path} is a picture", "a folder of pictures or a video is needed")
+    numbers = [frame_number(name) for name in names]
+    if wrong := [n for n, k in zip(names, numbers, strict=True) if not 0 <= k < len(video)]:
+        raise InputError(f"{path} has {len(video)} frames, none for {wrong[0]} ({len(wrong)} such names)")
+    name_of = dict(zip(numbers, names, strict=True))
+    if len(name_of) < len(names):
+        raise InputError(f"{len(names)} names mean {len(name_of)} frames of {path}", "one video at a time")
+    every = np.arange(min(numbers), max(numbers) + 1) if between and numbers else np.sort(np.array(numbers, int))
+    for column in ("file", "index", "source", "view", "time"):
+        setattr(video, column, getattr(video, column)[every])
+    return [name_of.get(k, f"#{k}") for k in every.tolist()], video
+
+
+def _with_missing(names: list[str], images: Path | None) -> list[str]:
+    """The names of numbered frames and, between them, of those in which nobody was found (if there are pictures)."""
+    every = []
+    for before, name in itertools.pairwise(["", *names]):
+        first, last = frame_number(before), frame_number(name)
+        digits = re.search(r"([0-9]+)(\.[A-Za-z]\w{0,4})?$", name)
+        start = digits.start(1) if digits else 0
+        if digits and before[:start].rstrip("0123456789") == name[:start] and 0 <= first < last:
+            between = [name[:start] + str(k).zfill(len(digits[1])) + (digits[2] or "") for k in range(first + 1, last)]
+            every += [other for other in between if images is None or (images / other).is_file()]
+        every.append(name)
+    return every
 
 
 def _table(
@@ -109,7 +173,7 @@ def _table(
     if params.focal:
         for k, size in enumerate(table["size"]):
             table["K"][k], table["K_source"][k] = intrinsics(tuple(size), params.focal)[0], K_USER
-    found = [(i, k, person) for k, i in enumerate(frames) for person in source.people[names[i]]]
+    found = [(i, k, person) for k, i in enumerate(frames) for person in source.people.get(names[i], ())]
     place = np.array([k for _, k, _ in found], int)
     box, error = usable_boxes(np.array([p.box for _, _, p in found], np.float32).reshape(-1, 4), table["size"][place])
     error = [table["error"][k] if table["status"][k] != OK else e for k, e in zip(place, error, strict=True)]
@@ -159,6 +223,7 @@ def run_bodies(
     boxes: Path | None = None,
 ) -> Path | Artefact:
     """Write the meshes (None: in memory) and, if `boxes` is given, detections with the same rows there."""
+    params = check(params)
     attrs = {"body_model": params.body, "gender": "neutral"}
 
     def meshes() -> Artefact:
@@ -186,10 +251,8 @@ def run_bodies(
         group_attrs={"smpl": attrs},
     )
     if boxes is not None:
-        from stages.artefacts.kinds import KINDS
-
         other = dataclasses.replace(
-            job, kind="detections", columns=KINDS["detections"].columns, group_attrs={"keypoints": BOXES}
+            job, kind="detections", columns=required_columns("detections"), group_attrs={"keypoints": BOXES}
         )
         run_whole(other, empty, boxes, run)
     return run_whole(job, meshes, out, run)

@@ -9,7 +9,6 @@ The recoverer is the embedded one (keypoints alone, no checkpoint), or the one t
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from stages.artefacts.table import Artefact
@@ -18,14 +17,13 @@ from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
 from stages.errors import UsageError
 from stages.files.checkpoints import read_checkpoint
+from stages.files.hashing import sha256_of
 from stages.loaders.people import PersonLoader, as_artefact
 from stages.models import find_model, load_model
 from stages.models.base import PersonModel
 from stages.models.tables import RECOVERERS
-from stages.params import RecoverParams
+from stages.params import RecoverParams, check
 from stages.smpl.body import load_body
-
-GENDERS = ("neutral", "female", "male")
 
 
 def run(
@@ -45,6 +43,7 @@ def run(
     root: where the images are, if not where detection found them. A person who cannot be recovered is a failed row.
     Raises AssetError (checkpoint, body), ArtefactError (rows that differ, no keypoints), UsageError (model, inputs).
     """
+    params = check(params)
     inputs = {"detections": as_artefact(detections, "detections")}
     for role, source in (("heatmaps", heatmaps), ("features", features)):
         if source is not None:
@@ -73,10 +72,8 @@ def load(params: RecoverParams, ckpt: Path | None, device: str) -> tuple[PersonM
     """The recoverer that `params` and the checkpoint ask for, and its provenance (name, SHA-256 of the weights,
     ...)."""
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
-    name = params.model or ("" if checkpoint else next(iter(RECOVERERS)))
+    name = params.model or (None if checkpoint else next(iter(RECOVERERS)))
     loader = find_model(RECOVERERS, name, checkpoint, PersonModel)
-    if params.gender not in GENDERS:
-        raise UsageError(f"--gender {params.gender}: no such gender of a body", f"one of {', '.join(GENDERS)}")
     if params.gender != "neutral" and not params.body:
         raise UsageError(f"--gender {params.gender} goes with --body", "hmr body-model list")
     body = load_body(params.body, params.gender, device) if params.body else None
@@ -85,9 +82,8 @@ def load(params: RecoverParams, ckpt: Path | None, device: str) -> tuple[PersonM
     return model, model.provenance(checkpoint)
 
 
-def _body_name(body: str) -> str:
+def _body_name(body: str | None) -> str | None:
     """The artefact's entry for the body: a name as typed; a file by its name and content, never by its folder."""
-    path = Path(body)
-    if not body or not path.is_file():
+    if body is None or not (path := Path(body)).is_file():
         return body
-    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return f"{path.name} {sha256_of(path)[:16]}"

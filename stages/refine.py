@@ -11,7 +11,6 @@ their keypoints (scorehmr/kalman_update.py), and single rows need no more. `--mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,16 @@ from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_rows
 from stages.errors import ArtefactError, AssetError, UsageError
 from stages.files.checkpoints import Checkpoint, read_checkpoint
+from stages.loaders import tracks
 from stages.loaders.people import as_artefact
 from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.models.tables import REFINERS
-from stages.params import RefineParams
-from stages.refinement.rows import RowRefiner, camera_turns, columns, plan_rows, usable
+from stages.params import RefineParams, check
+from stages.refinement.people import find_people, tell, tell_misses
+from stages.refinement.rig import read_rig
+from stages.refinement.rows import RowRefiner, columns, plan_rows, usable
 from stages.smpl.body import load_body
-
-MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
 
 
 def mode_of(detections: Artefact) -> str:
@@ -56,6 +56,7 @@ def run(
 
     Raises UsageError for impossible settings, ArtefactError for inputs that do not fit, AssetError for the weights.
     """
+    params = check(params)
     _check(params)
     tables = {"meshes": as_artefact(meshes, "meshes"), "detections": as_artefact(detections, "detections")}
     if features is not None:
@@ -86,12 +87,20 @@ def run(
     model = None
     if params.method == "score":
         model = {"name": "scorehmr", "sha256": checkpoint.sha256, "licence": checkpoint.licence}
-    plan = plan_rows(start, params, usable(start, tables["features"] if kind else None))
+    good = usable(start, tables["features"] if kind else None)
+    if params.mode == "video":
+        good &= _in_tracks(start, seen, run.report)
+    rig, people = read_rig(params.cameras), None
+    if params.mode == "views":
+        people = find_people(seen, rig, good, meshes=start, body=body)
+    plan = plan_rows(start, params, good, None if people is None else people.person)
+    if people is not None:
+        tell(people, seen, good, run.report)
     job = Job(
         stage="refine",
         kind="meshes",
         params=params,
-        inputs=tables if plan.table is start else {"meshes": plan.table},
+        inputs=(tables if plan.table is start else {"meshes": plan.table}) | ({"cameras": rig} if rig else {}),
         model=model,
         columns=columns(params),
         group_attrs={"smpl": attrs, "joints": {"joints": list(body.joint_names)}},
@@ -105,7 +114,25 @@ def run(
         refiner = loader.load(checkpoint, device=device, body=body.to(device), stats=params.stats)
         return RowRefiner(tables, refiner, params, plan)
 
-    return run_rows(job, load, out, run)
+    made = run_rows(job, load, out, run)
+    if rig is not None and rig.placed and (isinstance(made, Artefact) or made.is_file()):
+        with as_artefact(made, "meshes") as table:
+            tell_misses(table, run.report)
+    return made
+
+
+def _in_tracks(meshes: Artefact, detections: Artefact, report: Any) -> np.ndarray:
+    """Which rows (R,) belong to a track; the others have no neighbours in time, stay as they are, and that is said."""
+    track = meshes.rows["track"]
+    count = tracks.counted(meshes)
+    alone = int((track < 0).sum())
+    if alone:
+        fix = "hmr track DETECTIONS -o T.detections.h5, then hmr recover; or --mode frame"
+        if not count.tracks and (detections.rows["track"] >= 0).any():
+            fix = f"{detections.path or 'the detections'} has tracks: hmr recover from it again"
+        report.warn(f"{alone} of {len(track)} rows have no track and stay as they are: {fix}")
+    report.note(f"refining over time: {count.text()}")
+    return np.asarray(track >= 0)
 
 
 def _weights(ckpt: Path | None) -> Checkpoint:
@@ -115,23 +142,10 @@ def _weights(ckpt: Path | None) -> Checkpoint:
 
 
 def _check(params: RefineParams) -> None:
-    for name, value, choices in (
-        ("mode", params.mode, MODES),
-        ("method", params.method, METHODS),
-        ("preset", params.preset, PRESETS),
-        ("shape", params.shape, ("row", "track")),
-    ):
-        if value not in choices:
-            raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(choices)}")
-    weights = (params.smooth, params.keypoint_weight, params.fit_prior)
-    if min(params.loops, params.fit_steps, params.max_gap) < 0 or not all(0 <= w < math.inf for w in weights):
-        raise UsageError("counts and weights of refine must be numbers, and not negative")
-    if params.hypotheses < 1 or params.min_joints < 1:
-        raise UsageError("--hypotheses and --min-joints are at least 1")
     if params.hypotheses > 1 and (params.mode != "frame" or params.method == "fit"):
         raise UsageError("--hypotheses is for --mode frame --method score")
     if params.fill_gaps and params.mode != "video":
         raise UsageError("--fill-gaps is for --mode video")
     if params.cameras and params.mode != "views":
         raise UsageError("--cameras is for --mode views")
-    camera_turns(params.cameras)
+    read_rig(params.cameras)

@@ -12,18 +12,17 @@ its number alone: the same bytes on every machine with the same libraries.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
-from stages.artefacts.kinds import Column
+from stages.artefacts.kinds import Column, required_columns
 from stages.errors import UsageError
-from stages.params import SynthParams
+from stages.params import SynthParams, check
 from stages.synthetic.examples import example_maker, spec_of
 from stages.synthetic.sets import VERSION
 
-COLUMNS = (
-    Column("keypoints/xy", "f4", ("R", 17, 2), "px", "disturbed COCO keypoints"),
-    Column("keypoints/score", "f4", ("R", 17), "", "0 = not given"),
+TRUTH = (
     Column("extra/global_orient", "f4", ("R", 3), "rad", "truth: root, camera frame"),
     Column("extra/body_pose", "f4", ("R", 23, 3), "rad", "truth"),
     Column("extra/betas", "f4", ("R", 10), "", "truth"),
@@ -42,11 +41,11 @@ def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
     """Make set `name`: artefact `out` (*.detections.h5), and pictures in a folder named by set and poses beside it."""
     from stages.engine.job import Job
     from stages.engine.runner import run_frames
+    from stages.engine.stored_params import to_json
     from stages.keypoints.joint_sets import get
 
-    spec, settings = spec_of(name), dataclasses.asdict(params)
-    if params.pictures < 0:
-        raise UsageError(f"--pictures {params.pictures}: there cannot be fewer than none", "0 makes the whole set")
+    params = check(params)
+    spec, settings = spec_of(name), json.loads(to_json(params))
     count = min(params.pictures or spec.pictures, spec.pictures)
     if params.poses:
         if spec.frames > 1:
@@ -66,7 +65,7 @@ def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
         kind="detections",
         params={"set": name, "version": VERSION, **settings},
         inputs={},
-        columns=COLUMNS,
+        columns=(*required_columns("detections"), *TRUTH),
         group_attrs=groups,
         attrs={
             "root": ".",

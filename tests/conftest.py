@@ -19,7 +19,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     why: dict[str, list[str]] = {}
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        why.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid.rpartition("/")[2])
+        path, *test = report.nodeid.split("::", 1)
+        name = "::".join([path.rpartition("/")[2], *test])
+        why.setdefault(reason.removeprefix("Skipped: "), []).append(name)
     if why:
         parts = [f"{', '.join(sorted(tests))} ({reason})" for reason, tests in sorted(why.items())]
         terminalreporter.write_line(f"{sum(map(len, why.values()))} skipped: {'; '.join(parts)}")

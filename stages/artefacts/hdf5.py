@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stages.artefacts.kinds import KINDS, SCHEMA, foreign
+from stages.artefacts.kinds import KINDS, SCHEMA, identify_foreign
 from stages.artefacts.schema import check_tables
 from stages.artefacts.table import Artefact
 from stages.errors import ArtefactError, InputError
@@ -89,8 +89,8 @@ def _open_file(path: Path) -> h5py.File:
     if not head:
         raise ArtefactError(f"{path} is empty", "make it again")
     if not head.startswith(b"\x89HDF\r\n\x1a\n"):
-        what, mend = foreign(head)
-        raise ArtefactError(f"{path} is not an HDF5 file{what and f' but {what}'}", mend)
+        what, hint = identify_foreign(head)
+        raise ArtefactError(f"{path} is not an HDF5 file{what and f' but {what}'}", hint)
     try:
         return h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError) as error:
@@ -98,7 +98,7 @@ def _open_file(path: Path) -> h5py.File:
 
 
 def _read_tree(file: h5py.File, path: Path) -> tuple[dict[str, h5py.Dataset], dict[str, Any], dict[str, Any]]:
-    """All datasets by "group/name" and all attributes, after a look at everything that could do harm."""
+    """All datasets by "group/name" and all attributes; everything that could do harm is checked first."""
     columns: dict[str, h5py.Dataset] = {}
     group_attrs: dict[str, Any] = {}
     for group_name in file:
@@ -173,7 +173,7 @@ def _decode(name: str, value: Any) -> Any:
 
 @contextlib.contextmanager
 def _damage(path: Path | None, where: str = "") -> Iterator[None]:
-    """What HDF5 says of a damaged file, as an ArtefactError."""
+    """Turn what HDF5 raises for a damaged file into an ArtefactError."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
@@ -186,10 +186,10 @@ def _one_line(error: Exception) -> str:
 
 
 class Writer:
-    """A new HDF5 file at `path`, filled column by column; `reserve` bytes of disk are taken before it is.
+    """A new HDF5 file at `path`, filled column by column; `reserve` bytes of disk are allocated beforehand.
 
-    HDF5 does not survive a disk that is full (h5py 3.16 ends the process), so the file starts as an empty one written
-    by plain means and grown to its final size; then there is nothing left to fail. Raises OSError.
+    HDF5 does not survive a full disk (h5py 3.16 ends the process). So the file starts as an image of an empty one that
+    Python writes and extends to its final size: the disk is full now or not at all. Raises OSError.
     """
 
     def __init__(self, path: Path, reserve: int = 0) -> None:
@@ -224,7 +224,7 @@ class Writer:
                 self.file.require_group(group).attrs[name] = _encode(value)
 
     def alloc(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
-        """A column of the final size that takes slices: `column[a:b] = values`."""
+        """Create a column of its final size; assign slices to it: `column[a:b] = values`."""
         item = np.dtype(dtype).itemsize
         chunks = None
         if all(shape):
@@ -233,7 +233,7 @@ class Writer:
         return self.file.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=chunks is not None)
 
     def put(self, name: str, values: np.ndarray) -> None:
-        """A whole column; text becomes fixed-length UTF-8, so that the checksum covers it."""
+        """Write a whole column; text as fixed-length UTF-8, so that the checksum covers it."""
         values = np.asarray(values)
         if values.dtype.kind in "OU":
             coded = [str(v).encode("utf-8", "backslashreplace") for v in values.ravel()]
@@ -245,8 +245,8 @@ class Writer:
 
 
 def amend(path: Path, rows: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
-    """Replace whole columns of `rows` and add root attributes in a file that is not yet anybody's target."""
-    with Writer(path) as writer:  # the old columns' space was counted twice when it was reserved
+    """Replace whole columns of `rows` and add root attributes in a file that is not yet a finished target."""
+    with Writer(path) as writer:  # its reserve counted the tables twice, so the new columns fit
         for name, values in rows.items():
             if name in ("frame", "box"):
                 raise ArtefactError(f"rows/{name} cannot change once the rows are fixed")

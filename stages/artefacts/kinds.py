@@ -30,7 +30,7 @@ SMPL_COLUMNS = (
 )
 JOINT_COLUMNS = (
     Column("joints/xyz", "f4", ("R", "J", 3), "m", "joints in the OpenCV camera frame"),
-    Column("joints/confidence", "f4", ("R", "J"), "", "how sure the network is of each joint, 0 to 1"),
+    Column("joints/confidence", "f4", ("R", "J"), "", "the network's confidence in each joint, 0 to 1"),
 )
 VERTEX_COLUMN = Column("vertices/xyz", "f4", ("R", "V", 3), "m", "mesh in the OpenCV camera frame", optional=True)
 
@@ -51,12 +51,12 @@ FRAMES = (
     Column("frames/view", "i4", ("F",), "", "which camera of a multi-view take, else 0"),
     Column("frames/status", "u1", ("F",), "", "0 ok, 1 failed, 2 skipped"),
     Column("frames/error", "str", ("F",), "", "why the frame failed, else empty"),
-    Column("frames/file", "str", ("F",), "", "fingerprint of the picture or video file", optional=True),
+    Column("frames/file", "str", ("F",), "", "fingerprint of the image or video file", optional=True),
 )
 ROWS = (
     Column("rows/frame", "i4", ("R",), "", "index into frames"),
-    Column("rows/box", "f4", ("R", 4), "px", "x1, y1, x2, y2 in the picture"),
-    Column("rows/score", "f4", ("R",), "", "how sure the detector is of the person"),
+    Column("rows/box", "f4", ("R", 4), "px", "x1, y1, x2, y2 in the image"),
+    Column("rows/score", "f4", ("R",), "", "the detector's confidence in the person"),
     Column("rows/track", "i4", ("R",), "", "same person over time, -1 none"),
     Column("rows/status", "u1", ("R",), "", "0 ok, 1 failed, 2 skipped; failed and skipped rows are NaN"),
     Column("rows/error", "str", ("R",), "", "why the row failed, else empty"),
@@ -103,10 +103,10 @@ KINDS = {
     for kind in (
         Kind(
             "detections",
-            "people in pictures: boxes, 2D keypoints, scores, tracks, cameras",
+            "people in images: boxes, 2D keypoints, scores, tracks, cameras",
             (
-                Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
-                Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition; 0 = not seen"),
+                Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the image"),
+                Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition; 0 = not visible"),
             ),
             (
                 ("keypoints", "joints", "JSON list of the J joint names"),
@@ -119,14 +119,14 @@ KINDS = {
             "heatmaps",
             "one stack of Gaussian heatmaps per row, in crop pixels",
             (
-                Column("heatmaps/value", "f2", ("R", "J", "H", "W"), "", "value of the Gaussian at each heatmap pixel"),
-                Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from picture to heatmap pixels"),
+                Column("heatmaps/value", "f2", ("R", "J", "H", "W"), "", "Gaussian around each visible joint, peak 1"),
+                Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from image to heatmap pixels"),
                 Column("heatmaps/xy", "f4", ("R", "J", 2), "px", "joints in heatmap pixels", optional=True),
-                Column("heatmaps/mask", "u1", ("R", "J"), "", "1 where the joint is seen in the map", optional=True),
+                Column("heatmaps/mask", "u1", ("R", "J"), "", "1 where the joint is visible", optional=True),
             ),
             (("heatmaps", "joints", "JSON list of the J joint names"), ("heatmaps", "sigma", "heatmap pixels")),
         ),
-        Kind("features", "what a network saw: one array per extractor", (), (), any_group="features"),
+        Kind("features", "what a network extracted: one array per extractor", (), (), any_group="features"),
         Kind(
             "meshes",
             "bodies: SMPL parameters or vertices, joints, confidence",
@@ -144,7 +144,7 @@ KINDS = {
                 Column("errors/pa_mpjpe", "f4", ("R",), "mm", "the same after similarity alignment"),
                 Column("errors/mpve", "f4", ("R",), "mm", "mean per-vertex error", optional=True),
                 Column("errors/occ_mpjpe", "f4", ("R",), "mm", "mean over hidden joints", optional=True),
-                Column("errors/occ_pa_mpjpe", "f4", ("R",), "mm", "hidden joints, similarity alignment", optional=True),
+                Column("errors/occ_pa_mpjpe", "f4", ("R",), "mm", "hidden joints, similarity aligned", optional=True),
                 Column("errors/acceleration", "f4", ("R",), "mm/frame^2", "acceleration error", optional=True),
                 Column("errors/error_2d", "f4", ("R",), "px", "labelled joints, body projected", optional=True),
                 Column("errors/pck", "f4", ("R",), "", "labelled joints within a tenth of the box", optional=True),
@@ -164,18 +164,28 @@ KINDS = {
 }
 
 
-def foreign(head: bytes) -> tuple[str, str]:
+def required_columns(kind: str, **sizes: int) -> tuple[Column, ...]:
+    """Every column of `kind`, none optional, for a stage that writes them all; `sizes` replace letters in shapes."""
+    return tuple(
+        dataclasses.replace(
+            c, shape=tuple(sizes.get(s, s) if isinstance(s, str) else s for s in c.shape), optional=False
+        )
+        for c in KINDS[kind].columns
+    )
+
+
+def identify_foreign(head: bytes) -> tuple[str, str]:
     """What a file that is not HDF5 is, by its first bytes, and what to do with it."""
     detect = "hmr detect finds the people in it"
-    for magic, what, mend in (
-        ((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*"), "a picture", detect),
+    for magic, what, hint in (
+        ((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*"), "an image", detect),
         ((b"\x1aE\xdf\xa3",), "a video", detect),
         ((b"PK\x03\x04",), "a zip, npz or PyTorch file", "hmr import amass for bodies, hmr checkpoint for weights"),
         ((b"{", b"["), "JSON", "hmr import coco (or openpose, boxes) makes an artefact of it"),
         ((b"\0" * 8,), "zero bytes, never written", "make it again"),
     ):
         if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(magic):
-            return what, mend
+            return what, hint
     if head[4:8] == b"ftyp" or head[:4] == b"RIFF":
-        return "a video or picture", detect
+        return "a video or image", detect
     return "", "give a file that hmr has made, such as people.detections.h5"

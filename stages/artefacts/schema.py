@@ -73,18 +73,20 @@ def _same_type(dtype: np.dtype, code: str) -> bool:
     return dtype.kind == np.dtype(code).kind and dtype.itemsize == np.dtype(code).itemsize
 
 
-def _fits(wanted: tuple[str | int, ...], shape: tuple[int, ...], sizes: dict[tuple[str, str], int], group: str) -> bool:
-    """Does `shape` agree with `wanted`? Letters are bound in `sizes`: R and F for the file, others for the group."""
-    if "..." in wanted:
-        wanted = wanted[: wanted.index("...")]
-        shape = shape[: len(wanted)]
-    if len(wanted) != len(shape):
+def _fits(
+    declared: tuple[str | int, ...], shape: tuple[int, ...], sizes: dict[tuple[str, str], int], group: str
+) -> bool:
+    """Does `shape` agree with `declared`? Letters are bound in `sizes`: R and F for the file, others for the group."""
+    if "..." in declared:
+        declared = declared[: declared.index("...")]
+        shape = shape[: len(declared)]
+    if len(declared) != len(shape):
         return False
-    for want, size in zip(wanted, shape, strict=True):
-        if isinstance(want, int):
-            if want != size:
+    for expected, size in zip(declared, shape, strict=True):
+        if isinstance(expected, int):
+            if expected != size:
                 return False
-        elif sizes.setdefault(("" if want in "RF" else group, want), size) != size:
+        elif sizes.setdefault(("" if expected in "RF" else group, expected), size) != size:
             return False
     return True
 

@@ -108,8 +108,8 @@ class Artefact:
 
     def _column(self, name: str) -> Any:
         if name not in self._columns:
-            have = ", ".join(self.columns()) or "none"
-            raise ArtefactError(f"{self.path or 'the table'} has no column {name} (it has {have})", "hmr info FILE")
+            existing = ", ".join(self.columns()) or "none"
+            raise ArtefactError(f"{self.path or 'the table'} has no column {name} (it has {existing})", "hmr info FILE")
         return self._columns[name]
 
     def _whole(self, name: str) -> np.ndarray:

@@ -66,7 +66,7 @@ def _first(mask: np.ndarray) -> int:
 
 def check_cameras(artefact: Artefact) -> None:
     """Raise ArtefactError naming the frame unless every frame with a row that is ok has a usable K: finite, focal
-    lengths above 0, last row 0 0 1, and the principal point inside the picture (else it may be in crop pixels)."""
+    lengths above 0, last row 0 0 1, and the principal point inside the image (else it may be in crop pixels)."""
     rows, frames = artefact.rows, artefact.frames
     used = np.unique(rows["frame"][rows["status"] == OK])
     K, size = frames["K"][used], frames["size"][used]
@@ -74,9 +74,9 @@ def check_cameras(artefact: Artefact) -> None:
     faults = {
         "not finite": ~np.isfinite(K).all((1, 2)),
         "not a camera": (K[:, 0, 0] <= 0) | (K[:, 1, 1] <= 0) | (K[:, 1, 0] != 0) | (K[:, 2] != (0, 0, 1)).any(1),
-        "the principal point lies outside the picture (crop pixels by mistake?)": (
-            (centre < -0.5) | (centre > size)
-        ).any(1),
+        "the principal point lies outside the image (crop pixels by mistake?)": ((centre < -0.5) | (centre > size)).any(
+            1
+        ),
     }
     for fault, mask in faults.items():
         if mask.any():
@@ -125,12 +125,12 @@ def _failures(artefact: Artefact) -> list[str]:
     rows, frames = artefact.rows, artefact.frames
     broken = np.flatnonzero(frames["status"] == FAILED)
     named = ((str(frames["name"][i]), str(frames["error"][i])) for i in broken[:FIRST])
-    said = [f"frame {name}: {error.removeprefix(f'{name}: ')}" for name, error in named]
+    lines = [f"frame {name}: {error.removeprefix(f'{name}: ')}" for name, error in named]
     if len(broken) > FIRST:
-        said.append(f"and {len(broken) - FIRST} more frames")
-    own = (rows["status"] == FAILED) & (frames["status"][rows["frame"]] != FAILED)
-    reasons, counts = np.unique(rows["error"][own].astype(str), return_counts=True)
-    return said + [f"rows: {counts[i]} x {reasons[i]}" for i in np.argsort(-counts, kind="stable")[:FIRST]]
+        lines.append(f"and {len(broken) - FIRST} more frames")
+    row_alone = (rows["status"] == FAILED) & (frames["status"][rows["frame"]] != FAILED)
+    reasons, counts = np.unique(rows["error"][row_alone].astype(str), return_counts=True)
+    return lines + [f"rows: {counts[i]} x {reasons[i]}" for i in np.argsort(-counts, kind="stable")[:FIRST]]
 
 
 def _groups(artefact: Artefact) -> list[str]:

@@ -1,11 +1,9 @@
-"""Whole tables from parts: one look at every part, then a copy part by part, so memory does not grow with the rows."""
+"""Whole tables from parts: a pass over every part for its shapes, then a copy part by part in constant memory."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ from stages.artefacts.kinds import Column
 from stages.artefacts.schema import rows_fingerprint
 from stages.artefacts.table import Artefact, in_memory
 from stages.artefacts.validate import check_file
-from stages.engine.parts import Parts, Tables, n_parts, part_range, root_attrs
+from stages.engine.header import Header
+from stages.engine.parts import Parts, Tables
 from stages.errors import ArtefactError
-from stages.files.atomic import check_space, disk_errors, replace, write_lock
+from stages.files.atomic import check_space, disk_errors, fsync_folder, replacing, write_lock
 
 # What a job's `finish` does: the whole table in; row columns to replace (not frame, not box) and root attributes out.
 Finish = Callable[[Artefact], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
@@ -28,24 +27,22 @@ TABLES = ("frames/", "rows/")
 
 
 class TablePlan:
-    """What the whole table will look like, from the header and a first look at every part (read(part, only) ->
-    shapes, columns). `tables`: whole frames and rows, which are small enough for memory."""
+    """Names, types and shapes of the whole table, from the header and a first pass over every part
+    (read(part, only) -> shapes, columns). `tables`: whole frames and rows, which are small enough for memory."""
 
-    def __init__(self, header: Mapping[str, Any], tables: Tables, read: Read) -> None:
-        self.header, self.read = header, read
-        self.columns = [Column(n, d, tuple(s), optional=o) for n, d, s, o in header["columns"]]
+    def __init__(self, header: Header, tables: Tables, read: Read) -> None:
+        self.header, self.read, self.columns = header, read, header.columns
         self.sizes: dict[str, tuple[Any, ...]] = {}  # (dtype, *shape of a row)
         self.hints: dict[str, tuple[Any, ...]] = {}  # the same from parts without rows
         pieces: dict[str, list[np.ndarray]] = {}
         self.counts = []
-        for part in range(n_parts(header)):
-            shapes, tables_here = read(part, TABLES)
-            start, stop = part_range(header, part)
-            unit = {"rows": "rows/status", "frames": "frames/status"}.get(header["per"])
-            if unit and len(tables_here[unit]) != stop - start:
-                raise ArtefactError(f"part {part} has {len(tables_here[unit])} {header['per']}, not {stop - start}")
-            self.counts.append(len(tables_here["rows/status"]))
-            for name, values in tables_here.items():
+        for part, (start, stop) in enumerate(header.parts.ranges()):
+            shapes, part_tables = read(part, TABLES)
+            per = header.parts.per
+            if per != "whole" and (n := len(part_tables[f"{per}/status"])) != stop - start:
+                raise ArtefactError(f"part {part} has {n} {per}, not {stop - start}")
+            self.counts.append(len(part_tables["rows/status"]))
+            for name, values in part_tables.items():
                 pieces.setdefault(name, []).append(values)
             for column in self.columns:
                 if column.name in shapes:
@@ -55,16 +52,16 @@ class TablePlan:
         self.tables = tables | {name: np.concatenate(values) for name, values in pieces.items()}
 
     def _bind(self, name: str, size: tuple[Any, ...], count: int) -> None:
-        have = (self.sizes if count else self.hints).setdefault(name, size)
-        if count and have != size:
-            raise ArtefactError(f"{name} changes from part to part: {have} and {size}", "one model, one shape")
+        first = (self.sizes if count else self.hints).setdefault(name, size)
+        if count and first != size:
+            raise ArtefactError(f"{name} changes from part to part: {first} and {size}", "one model, one shape")
 
     def fill(self, alloc: Callable[[str, Any, tuple[int, ...]], Any]) -> None:
-        """Copy every column, part by part, into what `alloc(name, dtype, shape)` gives."""
+        """Copy every column, part by part, into the array that `alloc(name, dtype, shape)` returns."""
         targets = {}
         for column in self.columns:
             if column.name in self.sizes or column.name in self.hints or not column.optional:
-                dtype, *size = self.sizes.get(column.name) or self._unseen_size(column)
+                dtype, *size = self.sizes.get(column.name) or self._declared_size(column)
                 targets[column.name] = alloc(column.name, dtype, (self.n_rows, *size))
         start = 0
         for part, count in enumerate(self.counts):
@@ -84,16 +81,16 @@ class TablePlan:
         )
         columns = 0
         for column in self.columns:
-            dtype, *size = self.sizes.get(column.name) or self._unseen_size(column)
+            dtype, *size = self.sizes.get(column.name) or self._declared_size(column)
             row = np.dtype(dtype).itemsize * int(np.prod(size, dtype=object))
             columns += row * self.n_rows + CHUNK_BYTES + 64 * (1 + row * self.n_rows // CHUNK_BYTES)
-        texts = len(json.dumps(self.header, default=str))
+        texts = len(json.dumps(self.header.to_json(), default=str))
         return 2 * tables + columns + 2 * texts + (1 << 17)
 
-    def _unseen_size(self, column: Column) -> tuple[Any, ...]:
+    def _declared_size(self, column: Column) -> tuple[Any, ...]:
         """dtype and row shape of a column that no row has filled: what is declared, J by the joints' names, other
         letters as in an empty part, else 0."""
-        joints = self.header["group_attrs"].get(column.name.split("/")[0], {}).get("joints", ())
+        joints = self.header.group_attrs.get(column.name.split("/")[0], {}).get("joints", ())
         dtype, *hint = self.hints.get(column.name, (column.dtype.split("|")[0], *[0] * (len(column.shape) - 1)))
         if "..." in column.shape:
             return (dtype, *hint)
@@ -109,7 +106,7 @@ def empty_rows(n: int, size: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.full((n, *size), np.nan if np.dtype(dtype).kind == "f" else 0, dtype)
 
 
-def join_in_memory(header: Mapping[str, Any], tables: Tables, parts: list[Tables], finish: Finish | None) -> Artefact:
+def join_in_memory(header: Header, tables: Tables, parts: list[Tables], finish: Finish | None) -> Artefact:
     """The whole table from parts in memory."""
     shapes = [{n: [v.dtype.str, v.shape] for n, v in part.items()} for part in parts]
     plan = TablePlan(
@@ -124,8 +121,8 @@ def join_in_memory(header: Mapping[str, Any], tables: Tables, parts: list[Tables
     plan.fill(alloc)
     frames, rows = _split(plan.tables)
     whole = in_memory(
-        header["kind"][4:], frames=frames, rows=rows, columns=columns, group_attrs=header["group_attrs"],
-        attrs=root_attrs(header) | {"rows_fingerprint": rows_fingerprint(frames, rows)},
+        header.kind, frames=frames, rows=rows, columns=columns, group_attrs=header.group_attrs,
+        attrs=header.root_attrs() | {"rows_fingerprint": rows_fingerprint(frames, rows)},
     )  # fmt: skip
     if finish:
         more_rows, more_attrs = finish(whole)
@@ -134,40 +131,35 @@ def join_in_memory(header: Mapping[str, Any], tables: Tables, parts: list[Tables
     return whole
 
 
-def join_on_disk(parts: Parts, header: Mapping[str, Any], finish: Finish | None) -> Path:
+def join_on_disk(parts: Parts, header: Header, finish: Finish | None) -> Path:
     """Make the target of whole parts: temporary file, full check, rename, delete the parts. Raises MachineError."""
-    temporary = parts.out.with_name(parts.out.name + ".tmp")
-    with write_lock(parts.out.with_name(parts.out.name + ".merging"), parts.out):
+    out = parts.out
+    with write_lock(out.with_name(out.name + ".merging"), out):
         plan = TablePlan(header, parts.tables(), lambda i, only: parts.read(i, header, only))
-        try:
-            check_space(parts.out, sum(path.stat().st_size for path in parts.folder.glob("part-*.npz")))
-            with disk_errors(parts.out):
-                write_table(temporary, root_attrs(header), header["group_attrs"], plan)
-                if finish:
-                    with open_artefact(temporary) as whole:
-                        rows, attrs = finish(whole)
-                    amend(temporary, rows, attrs)
-                with open(temporary, "rb+") as file:
-                    os.fsync(file.fileno())
+        check_space(out, sum(path.stat().st_size for path in parts.folder.glob("part-*.npz")))
+        # One name for every process, since only the holder of the lock writes: killed runs leave one file at most.
+        with disk_errors(out), replacing(out, temporary=out.with_name(out.name + ".tmp")) as temporary:
+            write_table(temporary, plan)
+            if finish:
+                with open_artefact(temporary) as whole:
+                    rows, attrs = finish(whole)
+                amend(temporary, rows, attrs)
             check_file(temporary)
-            with disk_errors(parts.out):
-                replace(temporary, parts.out)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        fsync_folder(out.parent)
         parts.discard()
-    return parts.out
+    return out
 
 
-def write_table(path: Path, attrs: Mapping[str, Any], group_attrs: Mapping[str, Any], plan: TablePlan) -> None:
+def write_table(path: Path, plan: TablePlan) -> None:
     """A whole artefact at `path`, not yet synced or renamed."""
     try:
         with Writer(path, reserve=plan.bytes_needed()) as writer:
-            writer.attrs({**attrs, "rows_fingerprint": rows_fingerprint(*_split(plan.tables))}, group_attrs)
+            attrs = plan.header.root_attrs() | {"rows_fingerprint": rows_fingerprint(*_split(plan.tables))}
+            writer.attrs(attrs, plan.header.group_attrs)
             for name, values in plan.tables.items():
                 writer.put(name, values)
             plan.fill(writer.alloc)
-    except RuntimeError as error:  # HDF5's word for a write that failed
+    except RuntimeError as error:  # what HDF5 raises for a write that failed
         raise OSError(errno.EIO, str(error)) from error
 
 

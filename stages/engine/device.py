@@ -6,7 +6,7 @@ from stages.errors import MachineError, UsageError
 
 
 def resolve_device(device: str) -> str:
-    """auto, cpu, cuda, cuda:N or mps -> a device that is there.
+    """auto, cpu, cuda, cuda:N or mps -> a device of this machine in torch's spelling.
 
     Raises UsageError (spelling) or MachineError (absent).
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the work to end after the part in flight, the second ends it at once."""
+"""Ctrl-C and SIGTERM: the first lets the current part finish, the second stops at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def interruptible(report: Any) -> Iterator[list[int]]:
-    """Inside, the first Ctrl-C or SIGTERM only puts its exit code in the list; the second stops at once."""
+    """Within the block the first Ctrl-C or SIGTERM only appends its exit code to the list; the second stops at once."""
     stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stopped

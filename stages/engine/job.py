@@ -1,4 +1,4 @@
-"""What a stage makes and from what: `Job`; how it runs: `RunOptions`; the provenance that artefacts and parts carry."""
+"""What a stage makes and from what: `Job`; how it runs: `RunOptions`; who is told about progress: `ProgressReport`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BATCH = 64
 
 
 class ProgressReport:
-    """Where progress is told; this one keeps silent. hmr_cli/_output.py has those for people."""
+    """The interface for progress and messages; this one is silent. hmr_cli/_output.py has those for people."""
 
     def start(self, title: str, total: int | None = None, *, unit: str = "rows", done: int = 0) -> None: ...
     def advance(self, n: int) -> None: ...
@@ -27,7 +27,7 @@ SILENT = ProgressReport()
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How to run, none of which changes a value: see the shared flags of the command line."""
+    """How to run; none of it changes a value. See the shared flags of the command line (hmr_cli/_flags.py)."""
 
     device: str = "auto"
     batch_size: int | None = None
@@ -45,7 +45,7 @@ class Job:
     """What a stage makes: `kind` with `columns`, by `stage` with `params` from `inputs` (role -> artefact; the first
     one gives frames and rows) and `model` ({name, sha256, licence} or None).
 
-    `columns`: letters in shapes are found from the first output; `group_attrs` {group: {name: value}}; `attrs` more
+    `columns`: letters in shapes are bound by the first output; `group_attrs` {group: {name: value}}; `attrs` more
     root attributes. `part_rows`: rows (frames for run_frames) between two saves, smaller for slow networks. `finish`, a
     module-level function, sees the whole table and returns (row columns to replace, root attributes to add).
     """

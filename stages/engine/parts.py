@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.engine.header import Header
 from stages.errors import ArtefactError, MachineError
-from stages.files.atomic import disk_errors, holder, write_bytes, write_lock
-
-NOT_STORED = ("part_rows", "n", "per", "finish", "columns", "group_attrs")  # header attributes that end with the parts
+from stages.files.atomic import disk_errors, lock_holder, write_bytes, write_lock
 
 Tables = dict[str, np.ndarray]
 
@@ -68,90 +67,79 @@ class Parts:
     def path(self, part: int) -> Path:
         return self.folder / f"part-{part:06d}.npz"
 
-    def header(self) -> dict[str, Any] | None:
-        """Provenance of the job whose parts lie here, None without one."""
-        return unpack(self.header_path, ("none",))[0] if self.header_path.exists() else None
+    def header(self) -> Header | None:
+        """Of the job whose parts lie here, None without one. Raises ArtefactError for a damaged file, InputError for
+        one of another version."""
+        if not self.header_path.exists():
+            return None
+        return Header.from_json(unpack(self.header_path, ("none",))[0], str(self.header_path))
 
     def tables(self) -> Tables:
         """Frames and rows, as far as they are known before the work."""
         return unpack(self.header_path, ("frames/", "rows/"))[1]
 
-    def create(self, header: Mapping[str, Any], tables: Mapping[str, np.ndarray]) -> None:
+    def create(self, header: Header, tables: Mapping[str, np.ndarray]) -> None:
         """Write the header, unless another shard has."""
         with disk_errors(self.out):
             if not self.header_path.exists():
-                write_bytes(self.header_path, pack(header, tables))
+                write_bytes(self.header_path, pack(header.to_json(), tables))
 
-    def write(self, part: int, header: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> None:
+    def write(self, part: int, header: Header, columns: Mapping[str, np.ndarray]) -> None:
         """Save one part. Raises MachineError when the disk does not take it."""
-        content = pack({"fingerprint": header["fingerprint"], "part": part}, columns)
-        with disk_errors(self.out, len(content) * (n_parts(header) - part)):
+        content = pack({"fingerprint": header.fingerprint, "part": part}, columns)
+        with disk_errors(self.out, len(content) * (header.parts.count - part)):
             write_bytes(self.path(part), content)
 
-    def read(
-        self, part: int, header: Mapping[str, Any], only: tuple[str, ...] = ("",)
-    ) -> tuple[dict[str, Any], Tables]:
+    def read(self, part: int, header: Header, only: tuple[str, ...] = ("",)) -> tuple[dict[str, Any], Tables]:
         """[dtype, shape] of all columns, and the chosen columns. Raises ArtefactError if it is not of this job."""
         meta, columns = unpack(self.path(part), only)
-        if meta.get("fingerprint") != header["fingerprint"] or meta.get("part") != part:
+        if meta.get("fingerprint") != header.fingerprint or meta.get("part") != part:
             raise ArtefactError(f"{self.path(part)} belongs to another run", f"delete {self.folder} or use --fresh")
         return meta["shapes"], columns
 
-    def present(self, header: Mapping[str, Any]) -> set[int]:
-        """Numbers of the whole parts of this job. Damaged parts are deleted, so they are made again."""
-        found = set()
-        for part in range(n_parts(header)):
-            if self.path(part).exists():
-                try:
-                    self.read(part, header)
-                    found.add(part)
-                except ArtefactError:
-                    self.path(part).unlink(missing_ok=True)
-        return found
+    def exists(self, part: int) -> bool:
+        return self.path(part).exists()
 
-    def discard(self, marks: bool = True) -> None:
+    def finished(self, header: Header) -> set[int]:
+        """Numbers of the whole parts of this job. Damaged parts are deleted, so that they are computed again."""
+        whole = set()
+        for part in filter(self.exists, range(header.parts.count)):
+            try:
+                self.read(part, header)
+                whole.add(part)
+            except ArtefactError:
+                self.path(part).unlink(missing_ok=True)
+        return whole
+
+    def discard(self, *, locks: bool = True) -> None:
         """Delete what hmr has put here, and nothing else."""
-        for pattern in ("job.npz", "part-*.npz", "*.tmp", *(("writer-*",) if marks else ())):
+        for pattern in ("job.npz", "part-*.npz", "*.tmp", *(("writer-*",) if locks else ())):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
-        if marks:
+        if locks:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
 
     @contextlib.contextmanager
     def writing(self, shard: tuple[int, int]) -> Iterator[None]:
-        """Hold the mark of one shard. Raises MachineError naming who holds it or works with other shards."""
+        """Hold the lock of one shard. Raises MachineError naming who holds it or works with other shards."""
         with disk_errors(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
-        mark = self.folder / f"writer-{shard[0]}-of-{shard[1]}"
-        with write_lock(mark, self.out):
-            if who := self.busy(shard[1], but=mark):
+        lock = self.folder / f"writer-{shard[0]}-of-{shard[1]}"
+        with write_lock(lock, self.out):
+            if who := self.busy(shard[1], but=lock):
                 raise MachineError(f"{self.out} is being written by {who}", "wait for it, or stop it")
             try:
                 yield
             finally:
-                mark.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # nothing was done: leave nothing behind
+                lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # removes an empty folder only: nothing was done
                     self.folder.rmdir()
 
     def busy(self, shards: int = 0, but: Path | None = None) -> str:
-        """Who else works here, other than as one of `shards` shards; '' for nobody."""
-        for mark in self.folder.glob("writer-*-of-*"):
-            count = mark.name.rpartition("-")[2]
-            if mark != but and count != str(shards) and count.isdigit() and (who := holder(mark)):
+        """Who writes here other than as one of `shards` shards, in words; '' for nobody."""
+        for lock in self.folder.glob("writer-*-of-*"):
+            count = lock.name.rpartition("-")[2]
+            if lock != but and count != str(shards) and count.isdigit() and (who := lock_holder(lock)):
                 return who
         return ""
-
-
-def n_parts(header: Mapping[str, Any]) -> int:
-    return -(-int(header["n"]) // int(header["part_rows"]))
-
-
-def part_range(header: Mapping[str, Any], part: int) -> tuple[int, int]:
-    """First row (or frame) of a part and the one after its last."""
-    return part * header["part_rows"], min((part + 1) * header["part_rows"], header["n"])
-
-
-def root_attrs(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a header that becomes root attributes of the artefact."""
-    return {k: v for k, v in header.items() if k not in NOT_STORED and k != "shapes"}

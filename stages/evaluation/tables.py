@@ -1,13 +1,15 @@
-"""Scores as tables that can be pasted: Markdown or LaTeX, ours beside the published rows."""
+"""Scores as Markdown or LaTeX tables, our rows beside the published ones."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from stages.files.folders import packaged
+
+# The errors that are averaged over rows (errors/NAME in scores), with the headings of their columns in tables.
 TITLES = {
     "mpjpe": "MPJPE",
     "pa_mpjpe": "PA-MPJPE",
@@ -23,7 +25,7 @@ TITLES = {
 @functools.cache
 def published() -> dict[str, Any]:
     """The papers' own tables: {data set: {protocol, source, rows, methods: {name: [mpjpe, pa_mpjpe, mpve, accel]}}}."""
-    text = (Path(__file__).parents[1] / "datasets" / "published.json").read_text()
+    text = packaged("datasets/published.json").read_text()
     return json.loads(text)["tables"]
 
 
@@ -41,7 +43,7 @@ def source(dataset: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], style: str = "markdown", first: str = "method") -> str:
-    """Rows (a name under `first`, mm under TITLES' keys) as Markdown or LaTeX; empty columns are left out."""
+    """Rows (a name under `first`, numbers under TITLES' keys) as Markdown or LaTeX; empty columns are left out."""
     keys = [key for key in TITLES if any(row.get(key) is not None for row in rows)]
     head = [first.replace("_", " "), *(TITLES[key] for key in keys)]
     body = [[str(row[first]), *(_number(row.get(key), key) for key in keys)] for row in rows]

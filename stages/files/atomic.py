@@ -1,4 +1,7 @@
-"""Writing that survives a crash: temporary name, fsync, rename; marks of who is writing; a full disk."""
+"""Writing that survives a crash: temporary name, fsync, rename; locks that say who is writing; a full disk.
+
+The only module that calls os.replace.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ DISK = {
 
 @contextlib.contextmanager
 def disk_errors(path: Path, need: int = 0) -> Iterator[None]:
-    """Failures to write `path` or its parts, as a MachineError that says how many bytes were to be written (`need`, if
+    """Turn failures to write `path` or its parts into a MachineError that says how many bytes are needed (`need`, if
     known), how many are free, and whether finished parts are kept."""
     try:
         yield
@@ -41,16 +44,16 @@ def disk_errors(path: Path, need: int = 0) -> Iterator[None]:
         if isinstance(error, NotADirectoryError) or (code is None and error.errno is None):
             raise
         what = DISK.get(code, error.strerror) if code else error.strerror or str(error)
-        room = ""
+        free = ""
         if code in (errno.ENOSPC, errno.EDQUOT):
             with contextlib.suppress(OSError):
-                room = f" ({megabytes(need)} are needed, " if need else " ("
-                room += f"{megabytes(shutil.disk_usage(_near(path)).free)} are free)"
+                free = f" ({megabytes(need)} are needed, " if need else " ("
+                free += f"{megabytes(shutil.disk_usage(_near(path)).free)} are free)"
         kept = any(path.with_name(path.name + ".parts").glob("part-*.npz"))
-        mend = "make room or choose another place with -o" if room else "choose another place with -o"
+        hint = "make room or choose another place with -o" if free else "choose another place with -o"
         if kept:
-            mend = f"finished parts are kept: {mend.replace(' with -o', '')}, then give the same command again"
-        raise MachineError(f"{path}: {what}{room}", mend) from error
+            hint = f"finished parts are kept: {hint.replace(' with -o', '')}, then give the same command again"
+        raise MachineError(f"{path}: {what}{free}", hint) from error
 
 
 def megabytes(n: float) -> str:
@@ -73,63 +76,68 @@ def fsync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def replace(temporary: Path, target: Path) -> None:
-    """The only way a finished file appears."""
-    os.replace(temporary, target)
-    fsync_folder(target.parent)
+@contextlib.contextmanager
+def replacing(path: Path, *, temporary: Path | None = None, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; when the block ends, that file becomes `path`, else it is deleted.
 
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """`content` under `path`, whole or not at all. (Should the power fail, the name may be lost, never half a file.)"""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    The only way a finished file appears: `path` is whole or as it was before. temporary: another name than the
+    default, which holds the process id · durable: sync the content first, so that a power failure may lose the name
+    but never leaves half a file. Raises OSError.
+    """
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content` to `path`, whole or not at all. Raises OSError."""
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
-def write_lock(mark: Path, out: Path) -> Iterator[None]:
-    """Hold `mark`, a file with host and process id; a stale one is taken over. Raises MachineError (who holds it)."""
-    content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
+def write_lock(lock: Path, out: Path) -> Iterator[None]:
+    """Hold `lock`, a file with host and process id; a stale one is taken over. Raises MachineError (who holds it)."""
+    content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid())})
     for _ in range(10):
         with disk_errors(out):
-            if _create(mark, content):
+            if _create(lock, content):
                 break
-        if who := holder(mark):
+        if owner := lock_holder(lock):
             raise MachineError(
-                f"{out} is being written by {who}", f"wait for it, or stop it; if it is gone, delete {mark}"
+                f"{out} is being written by {owner}", f"wait for it, or stop it; if it is gone, delete {lock}"
             )
         with contextlib.suppress(FileNotFoundError):  # stale: of several that rename it, one succeeds
-            stale = mark.with_name(f"{mark.name}.{os.getpid()}.tmp")
-            os.rename(mark, stale)
+            stale = lock.with_name(f"{lock.name}.{os.getpid()}.tmp")
+            os.rename(lock, stale)
             stale.unlink()
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            if mark.read_text() == content:
-                mark.unlink()
+            if lock.read_text() == content:
+                lock.unlink()
 
 
-def _create(mark: Path, content: str) -> bool:
-    """Create `mark` with `content` in one step; False if it is there already."""
-    temporary = mark.with_name(f"{mark.name}.{os.getpid()}.tmp")
+def _create(lock: Path, content: str) -> bool:
+    """Create `lock` with `content` in one step; False if it is there already."""
+    temporary = lock.with_name(f"{lock.name}.{os.getpid()}.tmp")
     temporary.write_text(content)
     try:
-        os.link(temporary, mark)
+        os.link(temporary, lock)
         return True
     except FileExistsError:
         return False
     except OSError:  # no hard links here: exclusive creation, whose content follows a moment later
         try:
-            with open(mark, "x") as file:
+            with open(lock, "x") as file:
                 file.write(content)
             return True
         except FileExistsError:
@@ -138,26 +146,26 @@ def _create(mark: Path, content: str) -> bool:
         temporary.unlink(missing_ok=True)
 
 
-def holder(mark: Path) -> str:
-    """Who holds a mark, in words; '' when that process is gone."""
+def lock_holder(lock: Path) -> str:
+    """Who holds a lock, in words; '' when nobody does or that process is gone."""
     try:
-        text = mark.read_text()
-        who = json.loads(text) if text else {}
+        text = lock.read_text()
+        owner = json.loads(text) if text else {}
     except FileNotFoundError:
         return ""
     except ValueError:
-        who = {}
-    if not who:  # created this instant, or its writer was killed before the first byte
-        return "" if not mark.exists() or _age(mark) > 5 else "a process that has just started"
-    if who["host"] != socket.gethostname():
-        return f"process {who['pid']} on {who['host']}"
+        owner = {}
+    if not owner:  # created this instant, or its writer was killed before the first byte
+        return "" if not lock.exists() or _age(lock) > 5 else "a process that has just started"
+    if owner["host"] != socket.gethostname():
+        return f"process {owner['pid']} on {owner['host']}"
     try:
-        os.kill(who["pid"], 0)
+        os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return ""
     except PermissionError:
         pass
-    return f"process {who['pid']} on this machine" if _started(who["pid"]) == who["started"] else ""
+    return f"process {owner['pid']} on this machine" if process_start(owner["pid"]) == owner["started"] else ""
 
 
 def _age(path: Path) -> float:
@@ -167,8 +175,8 @@ def _age(path: Path) -> float:
         return 1e9
 
 
-def _started(pid: int) -> str:
-    """When a process started, so that a number used again is not taken for the old process; '' where unknown."""
+def process_start(pid: int) -> str:
+    """When a process started, which tells it from a later one with the same number; '' where unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""Where files that hmr uses but does not carry live, what is missing and how to get it.
+"""Files that hmr uses but does not ship: where they are, which are missing and how to get them.
 
     assets.find("blazepose")   -> folder or None
     assets.get("blazepose")    -> folder, fetched when it is not there
@@ -10,7 +10,6 @@ whole and its SHA-256 is the pinned one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -22,29 +21,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.errors import AssetError, MachineError, UsageError
+from stages.files.atomic import replacing
+from stages.files.folders import cache_dir
+from stages.files.hashing import sha256_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """A folder of the cache: its files (name -> SHA-256, '' where any file will do), what for, licence, how to get."""
+    """A folder of the cache: its files (name -> SHA-256, '' where any content is accepted), use, licence, source."""
 
     name: str
     files: dict[str, str]
     used_by: str
     licence: str
     source: str
-    mend: str
+    hint: str
     fetch: Callable[[Asset, Path], None] | None = None
-
-
-def cache_dir() -> Path:
-    """$HMR_CACHE, else ~/.cache/hmr (the system's temporary folder for accounts without a home). May not exist yet."""
-    if chosen := os.environ.get("HMR_CACHE"):
-        return Path(chosen).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "hmr"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / "hmr-cache"
 
 
 def find(name: str) -> Path | None:
@@ -56,14 +48,14 @@ def find(name: str) -> Path | None:
 def get(name: str, *, again: bool = False) -> Path:
     """The folder of an asset, fetched if needed (`again`: fetched anew). Several processes may do so at once.
 
-    Raises AssetError when it cannot be had here (no network, wrong checksum, by hand only), MachineError when the
+    Raises AssetError when it is not available (no network, wrong checksum, by hand only), MachineError when the
     cache cannot be written.
     """
     asset, folder = _asset(name), cache_dir() / name
     if not again and find(name) and not _wrong(asset, folder):
         return folder
     if asset.fetch is None:
-        raise AssetError(f"{name} has to be fetched by hand: {asset.source}", asset.mend)
+        raise AssetError(f"{name} has to be fetched by hand: {asset.source}", asset.hint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir()) as work:
@@ -74,7 +66,8 @@ def get(name: str, *, again: bool = False) -> Path:
                     "the download was altered on its way; try again, or from another network",
                 )
             for file in asset.files:
-                os.replace(Path(work) / file, folder / file)
+                with replacing(folder / file, temporary=Path(work) / file):
+                    pass
     except OSError as error:
         raise MachineError(
             f"{name}: the cache {cache_dir()} cannot be written: {error.strerror or error}",
@@ -84,8 +77,8 @@ def get(name: str, *, again: bool = False) -> Path:
 
 
 def status() -> list[tuple[str, bool, str, str]]:
-    """(name, ready, where, mend) of every asset, for `hmr doctor` and `hmr assets list`."""
-    return [(a.name, find(a.name) is not None, str(cache_dir() / a.name), a.mend) for a in ASSETS.values()]
+    """(name, ready, where, hint) of every asset, for `hmr doctor` and `hmr assets list`."""
+    return [(a.name, find(a.name) is not None, str(cache_dir() / a.name), a.hint) for a in ASSETS.values()]
 
 
 def _asset(name: str) -> Asset:
@@ -96,14 +89,14 @@ def _asset(name: str) -> Asset:
 
 def _wrong(asset: Asset, folder: Path) -> str:
     """The first file that is missing or has another checksum than the pinned one, or ''."""
-    for file, wanted in asset.files.items():
+    for file, digest in asset.files.items():
         path = folder / file
-        if not path.is_file() or (wanted and hashlib.sha256(path.read_bytes()).hexdigest() != wanted):
+        if not path.is_file() or (digest and sha256_of(path) != digest):
             return file
     return ""
 
 
-# The last wheel that carries both networks. It is taken apart, never installed: it would bring numpy 1 for everybody.
+# The last wheel that contains both networks. It is unpacked, never installed, since it requires numpy 1.
 WHEEL = "mediapipe==0.10.21"
 WHEEL_FOLDERS = ("mediapipe/modules/pose_detection", "mediapipe/modules/pose_landmark")
 ANY_MACHINE = ("--python-version", "3.11", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64")
@@ -116,7 +109,7 @@ def _fetch_blazepose(asset: Asset, work: Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     except subprocess.TimeoutExpired as error:
-        raise AssetError(f"{asset.name}: pip found no end in 15 minutes", "is the network up?") from error
+        raise AssetError(f"{asset.name}: pip did not finish in 15 minutes", "is the network up?") from error
     if done.returncode:
         raise AssetError(f"{asset.name}: {WHEEL} could not be downloaded: {_reason(done.stderr)}", _offline(asset))
     wheels = list(work.glob("*.whl"))
@@ -135,10 +128,10 @@ def _fetch_blazepose(asset: Asset, work: Path) -> None:
 
 
 def _pip() -> list[str]:
-    """How to call pip: the installed one, else the one that Python carries for new environments (uv makes none)."""
+    """How to call pip: the installed one, else the one that Python bundles for new environments (uv installs none)."""
     if importlib.util.find_spec("pip") is None:
-        carried = Path(os.__file__).parent / "ensurepip" / "_bundled"
-        for wheel in sorted(carried.glob("pip-*.whl")):
+        bundled = Path(os.__file__).parent / "ensurepip" / "_bundled"
+        for wheel in sorted(bundled.glob("pip-*.whl")):
             return [sys.executable, str(wheel / "pip")]
     return [sys.executable, "-m", "pip"]
 
@@ -153,7 +146,7 @@ def _reason(stderr: str) -> str:
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
     if any("from versions: none" in line for line in errors):
         return "the package index did not answer or does not have it"
-    return (errors or lines or ["pip failed without a word"])[0][:200]
+    return (errors or lines or ["pip failed and printed nothing"])[0][:200]
 
 
 def _offline(asset: Asset) -> str:
@@ -175,7 +168,7 @@ ASSETS: dict[str, Asset] = {
         used_by="hmr detect --detector blazepose (the default)",
         licence="Apache-2.0",
         source=f"the wheel {WHEEL} of the Python package index (35 MB; 9 MB are kept)",
-        mend="hmr assets get blazepose",
+        hint="hmr assets get blazepose",
         fetch=_fetch_blazepose,
     ),
     "rtmpose": Asset(
@@ -184,6 +177,6 @@ ASSETS: dict[str, Asset] = {
         used_by="hmr detect --detector rtmpose",
         licence="Apache-2.0",
         source=f"{_ZOO}yolox_m_8xb8-300e_humanart-c2c7a14a.zip and {_ZOO}{_POSE}",
-        mend="put detector.onnx and pose.onnx there, or name their folder by --detector-path; see docs/detectors.md",
+        hint="put detector.onnx and pose.onnx there, or name their folder by --detector-path; see docs/detectors.md",
     ),
 }

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from stages.errors import AssetError, HmrError, MachineError
+from stages.files.atomic import replacing
 from stages.files.hashing import sha256_of
 
 AGAIN = "download it again and compare its size or SHA-256 with the publisher's"
@@ -109,21 +110,17 @@ def write_checkpoint(
     from safetensors.torch import save_file
 
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    content = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # what the user's files have; safetensors makes a new one, for its owner alone
-        save_file(
-            {k: v.detach().contiguous() for k, v in tensors.items()}, partial, {k: str(v) for k, v in metadata.items()}
-        )
-        partial.chmod(mode)
-        os.replace(partial, path)
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # the user's own; safetensors makes a new file that only its owner may read
+            save_file(content, temporary, {name: str(text) for name, text in metadata.items()})
+            temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise MachineError(
             f"{path} could not be written: {error}", "is there room, and may you write there?"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -149,8 +146,8 @@ def check_keys(
         f"{n}: {_shape(file[n])} for {_shape(model[n])}" for n in shared if tuple(_of(file[n])) != tuple(_of(model[n]))
     ]
     lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
-    if any(found for _, found in lists):
-        text = "; ".join(f"{len(found)} {what} ({_some(found)})" for what, found in lists if found)
+    if any(names for _, names in lists):
+        text = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in lists if names)
         raise AssetError(
             f"{where} does not fit the network: {text}",
             "is it a checkpoint of another network or version? hmr checkpoint FILE says what it holds",
@@ -242,8 +239,8 @@ def _kind(path: Path) -> str:
     known = {
         b"\x89HDF": "an HDF5 file",
         b"\x1f\x8b": "a gzip archive",
-        b"\x89PNG": "a picture",
-        b"\xff\xd8\xff": "a picture",
+        b"\x89PNG": "an image",
+        b"\xff\xd8\xff": "an image",
         b"7z\xbc\xaf": "a 7z archive",
     }
     what = next((name for magic, name in known.items() if head.startswith(magic)), "")
@@ -310,10 +307,10 @@ def _harmless() -> list[Any]:
 
 def _refusal(path: Path, error: Exception) -> AssetError:
     text = str(error)
-    found = re.search(r"(?:GLOBAL|global|class|type)\s+`?([A-Za-z_][\w]*(?:\.[\w]+)+)`?", text)
-    if type(error).__name__ == "UnpicklingError" and found:
+    name = re.search(r"(?:GLOBAL|global|class|type)\s+`?([A-Za-z_][\w]*(?:\.[\w]+)+)`?", text)
+    if type(error).__name__ == "UnpicklingError" and name:
         return AssetError(
-            f"{path} refused: it would run {found[1]}, which weights do not need; nothing of it was run",
+            f"{path} refused: it would run {name[1]}, which weights do not need; nothing of it was run",
             "if you trust its source, convert it to safetensors once, in a throw-away container",
         )
     if "weights only load failed" in text.lower():
@@ -359,6 +356,6 @@ def _first_line(error: Exception) -> str:
 
 def _reason(text: str) -> str:
     """Of torch's long text only what it met."""
-    if found := re.search(r"Unsupported operand (\d+)", text):
-        return f"a pickle with step {found[1]}, which torch never writes"
+    if operand := re.search(r"Unsupported operand (\d+)", text):
+        return f"a pickle with step {operand[1]}, which torch never writes"
     return (text.partition("WeightsUnpickler error:")[2].strip() or text.strip()).splitlines()[0][:200]

@@ -1,8 +1,8 @@
 """Plain data out of a joblib file (or a plain pickle), without running what is in it.
 
 joblib (PHALP, 4D-Humans) writes a pickle, usually compressed with zlib, in which each numpy array is a small
-description followed by its raw bytes in the stream. What else may occur is what stages/files/pickles.py
-allows; anything else is refused before it runs.
+description followed by its raw bytes in the stream. Everything else must be what stages/files/pickles.py allows;
+any other name is refused before it runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Wrapped(Inert):
     def __init__(self, *_: Any) -> None:
         pass
 
-    def build(self, state: Any, reader: Reader) -> Any:
+    def build(self, state: Any, reader: Any) -> Any:
         state = state if isinstance(state, dict) else {}
         shape, dtype = checked_shape(state.get("shape")), state.get("dtype")
         if not isinstance(dtype, DType) or dtype.objects:

@@ -1,18 +1,15 @@
-"""What stands in for the objects of a foreign pickle (restricted_pickle.py): arrays, scipy matrices, chumpy's objects.
+"""Stand-ins for the objects of a foreign pickle (pickles.py): arrays, scipy matrices, chumpy's objects.
 
-A pickle may set the state of what it has made; here that is a checked description, never memory.
+A pickle may set the state of the objects that it creates; here that is a checked description, never memory.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from stages.files.pickles import Reader
 
 MAX_DENSE = 50_000_000  # numbers in a sparse matrix written out; the largest in use has 12 million
 MAX_DEPTH = 100  # of lists in lists
@@ -22,16 +19,22 @@ class Refused(Exception):
     """The pickle asks for something that is not plain data; the message names it."""
 
 
-class Inert:
-    """What stands in for an object of the file. `build` is all that the file can do to it."""
+class ArrayReader(Protocol):
+    """What stand-ins need of the reader of a pickle (stages/files/pickles.py)."""
 
-    def build(self, state: Any, reader: Reader) -> Any:
-        """Take the state that the file gives; returns what takes this object's place."""
+    def array(self, dtype: Any, shape: Any, data: Any, fortran: bool = False) -> Any: ...
+
+
+class Inert:
+    """A stand-in for an object of the file; `build` is the only thing that the file can make it do."""
+
+    def build(self, state: Any, reader: ArrayReader) -> Any:
+        """Take the state that the file gives; returns the value that replaces this object."""
         raise Refused(f"a state for {type(self).__name__}")
 
 
 class DType(Inert):
-    """A type of numbers or texts (or "object", of which only lists are made); its state is the byte order alone."""
+    """A type of numbers or texts (or "object", of which only lists are built); its state is the byte order alone."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         code = _text(code)
@@ -40,7 +43,7 @@ class DType(Inert):
         self.objects = code[0] == "O"
         self.real = np.dtype("u1" if self.objects else code)
 
-    def build(self, state: Any, reader: Reader) -> DType:
+    def build(self, state: Any, reader: ArrayReader) -> DType:
         order = _text(state[1]) if isinstance(state, tuple) and len(state) in (8, 9) else ""
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise Refused(f"numbers with the state {str(state)[:80]}")
@@ -52,7 +55,7 @@ class DType(Inert):
 class Array(Inert):
     """An array before its state is known."""
 
-    def build(self, state: Any, reader: Reader) -> Any:
+    def build(self, state: Any, reader: ArrayReader) -> Any:
         if not isinstance(state, tuple) or len(state) != 5:
             raise Refused("an array without shape, type and content")
         return reader.array(state[2], state[1], state[4], fortran=bool(state[3]))
@@ -66,7 +69,7 @@ class Chumpy(Inert):
         self.kind = kind
         self.state: dict[str, Any] = {}
 
-    def build(self, state: Any, reader: Reader) -> Chumpy:
+    def build(self, state: Any, reader: ArrayReader) -> Chumpy:
         self.state = _attributes(state)
         return self
 
@@ -95,7 +98,7 @@ class Sparse(Inert):
         self.form = form
         self.state: dict[str, Any] = {}
 
-    def build(self, state: Any, reader: Reader) -> Sparse:
+    def build(self, state: Any, reader: ArrayReader) -> Sparse:
         self.state = {k.lstrip("_"): v for k, v in _attributes(state).items()}
         return self
 
@@ -129,12 +132,12 @@ class Sparse(Inert):
             raise ValueError(f"a sparse matrix of {shape}")
         if not len(row) == len(col) == len(data) or (len(row) and min(row.min(), col.min()) < 0):
             raise ValueError("a sparse matrix whose parts do not fit together")
-        made = np.zeros(shape, data.dtype)
+        array = np.zeros(shape, data.dtype)
         try:
-            np.add.at(made, (row, col), data)
+            np.add.at(array, (row, col), data)
         except IndexError as error:
             raise ValueError(f"a sparse matrix with entries outside: {error}") from error
-        return made
+        return array
 
 
 def _attributes(state: Any) -> dict[str, Any]:
@@ -189,18 +192,19 @@ def checked_key(x: Any) -> Any:
     return x
 
 
-def written_out(x: Any, seen: dict[int, int], depth: int) -> int:
-    """Numbers and texts in `x`, shared lists counted wherever they occur: a few lists of each other make 2 ** 50."""
+def written_out(x: Any, counts: dict[int, int], depth: int) -> int:
+    """Count of numbers and texts in `x`, shared lists wherever they occur: a few lists that hold each other twice make
+    2 ** 50."""
     if isinstance(x, Chumpy | Sparse):
         x = x.state
     if not isinstance(x, list | tuple | dict):
         return x.size if isinstance(x, np.ndarray) else 1
-    if depth > MAX_DEPTH or seen.get(id(x)) == -1:
+    if depth > MAX_DEPTH or counts.get(id(x)) == -1:
         raise Refused("lists nested without end")
-    if id(x) not in seen:
-        seen[id(x)] = -1
+    if id(x) not in counts:
+        counts[id(x)] = -1
         count = 1
         for entry in x.values() if isinstance(x, dict) else x:
-            count += written_out(entry, seen, depth + 1)
-        seen[id(x)] = count
-    return seen[id(x)]
+            count += written_out(entry, counts, depth + 1)
+        counts[id(x)] = count
+    return counts[id(x)]

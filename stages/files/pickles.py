@@ -1,11 +1,11 @@
 """Read plain data out of a pickle without running what is in it: numbers, texts, lists, dictionaries, arrays.
 
-Made for files that others publish: SMPL's own (chumpy objects included), data sets, mesh levels. No class of the file
-is ever called, numpy's neither: a pickle may set the state of what it has made, and numpy's own `dtype` and `ndarray`
-take states that turn bytes into pointers. Here a name in the pickle only gives something inert whose state is checked,
-and an array is made of bytes that were counted. Any other name is refused, and nothing has been executed by then.
+For published files: SMPL's own (chumpy objects included), data sets, mesh levels. No class of the file is ever called,
+not even numpy's: a pickle may set the state of the objects that it creates, and numpy's `dtype` and `ndarray` accept
+states that turn bytes into pointers. Here a name in the pickle stands for an inert object whose state is checked,
+and an array is built from bytes that were counted. Any other name is refused, and nothing has been executed by then.
 
-Pure Python's unpickler, not the C one: that one takes the file's word for sizes.
+It extends pure Python's unpickler, because the C one trusts the sizes that the file states.
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ _REFUSED = (
 
 
 class _Memo(dict[int, Any]):
-    """What the file may refer to again. It knows where each stand-in is kept, so that it can be replaced."""
+    """The memo of the stream. It records under which keys each stand-in is stored, so that it can be replaced."""
 
     def __init__(self) -> None:
-        self.places: dict[int, list[int]] = {}
+        self.keys_of: dict[int, list[int]] = {}
 
     def __setitem__(self, key: int, value: Any) -> None:
         if isinstance(value, Inert):
-            self.places.setdefault(id(value), []).append(key)
+            self.keys_of.setdefault(id(value), []).append(key)
         super().__setitem__(key, value)
 
     def replace(self, old: Inert, new: Any) -> None:
-        for key in self.places.pop(id(old), ()):
+        for key in self.keys_of.pop(id(old), ()):
             if self[key] is old:
                 self[key] = new
 
@@ -90,8 +90,8 @@ class Reader(_Base):
         super().__init__(self.stream, encoding="latin1")
         self.memo = _Memo()
         self.size = len(data)
-        # Arrays and encoded texts are copies of bytes in the file, of each once: more means one is asked for again
-        # and again to fill the memory.
+        # Arrays and encoded texts copy bytes of the file, each byte once: more means that the file repeats them to
+        # fill the memory.
         self.left = 3 * len(data) + (1 << 20)
 
     def content(self) -> Any:
@@ -105,7 +105,7 @@ class Reader(_Base):
 
     def known(self, module: str, name: str) -> Any:
         """What a name stands for: a function that gives a stand-in or plain data; None if it is not known."""
-        if re.fullmatch(r"numpy\.(_?core\.(multiarray|_multiarray_umath|numeric|umath))|numpy", module):
+        if re.fullmatch(r"numpy\.(_?core\.(multiarray|_multivaluesumath|numeric|umath))|numpy", module):
             return {
                 "ndarray": partial(Array),
                 "dtype": DType,
@@ -131,12 +131,12 @@ class Reader(_Base):
         }.get((_NOW.get(module, module), name))
 
     def find_class(self, module: str, name: str) -> Any:
-        found = self.known(module, name)
-        if found is None:
+        target = self.known(module, name)
+        if target is None:
             raise Refused(f"{module}.{name}")
-        return found
+        return target
 
-    # ---- what the names give
+    # ---- what the names return
 
     def spend(self, n: int) -> None:
         self.left -= n
@@ -169,12 +169,12 @@ class Reader(_Base):
         if not count:
             return np.zeros(shape, real.newbyteorder("="))
         if real.kind == "b":  # numpy counts on 0 and 1
-            made = np.frombuffer(raw, np.uint8) != 0
+            values = np.frombuffer(raw, np.uint8) != 0
         elif real.kind == "U" and np.frombuffer(raw, np.dtype("u4").newbyteorder(real.byteorder)).max() > 0x10FFFF:
             raise ValueError("a text of characters that there are not")
         else:
-            made = np.frombuffer(raw, real).astype(real.newbyteorder("="))
-        return made.reshape(shape, order="F" if fortran else "C")
+            values = np.frombuffer(raw, real).astype(real.newbyteorder("="))
+        return values.reshape(shape, order="F" if fortran else "C")
 
     def scalar(self, dtype: Any, data: Any = b"") -> Any:
         if not isinstance(dtype, DType) or dtype.objects:
@@ -286,14 +286,14 @@ def load_arrays(data: bytes) -> dict[str, Any]:
     content = load_content(data)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
-    found = {}
+    entries: dict[str, Any] = {}
     for key, value in content.items():
         try:
             plain = isinstance(value, str | int | float | bytes) or value is None
-            found[str(key)] = value if plain else dense(value)
+            entries[str(key)] = value if plain else dense(value)
         except Refused:
             raise
         except Exception as error:
             if not isinstance(value, list | tuple):  # a list need not be an array
                 raise ValueError(str(error) or type(error).__name__) from error
-    return {k: v for k, v in found.items() if not isinstance(v, np.ndarray) or v.dtype.kind != "O"}
+    return {k: v for k, v in entries.items() if not isinstance(v, np.ndarray) or v.dtype.kind != "O"}

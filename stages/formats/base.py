@@ -40,6 +40,14 @@ def number(value: Any) -> float:
         return math.nan
 
 
+def track_number(value: Any) -> int:
+    """A person's number, given as a number, a text or a list of one; -1 for none, as most tools write it."""
+    while isinstance(value, list):
+        value = value[0] if len(value) == 1 else -1
+    found = number(value)
+    return int(found) if math.isfinite(found) and 0 <= found < 2**31 else -1
+
+
 def xywh_to_xyxy(box: Any, where: str) -> np.ndarray:
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         raise InputError(f"{where}: bbox is not x, y, width, height")

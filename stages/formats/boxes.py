@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError
-from stages.formats.base import entries, number, parse_json, xywh_to_xyxy
+from stages.formats.base import entries, number, parse_json, track_number, xywh_to_xyxy
 from stages.formats.source import KeypointSource, Person, file_source
 from stages.params import ImportParams
 
@@ -37,7 +37,7 @@ def read_boxes(path: Path, params: ImportParams) -> KeypointSource:
         group = people.setdefault(name, [])
         score = number(entry.get("score") or 1.0)
         if score >= params.min_score:
-            group.append(Person(box, np.zeros((0, 3)), score, int(number(entry.get("track") or -1))))
+            group.append(Person(box, np.zeros((0, 3)), score, track_number(entry.get("track"))))
     return KeypointSource("boxes", fingerprint, people, {}, (), "no keypoints", path=path)
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stages.errors import InputError
-from stages.formats.base import clean_keypoints, field, joined_fingerprint, number, parse_json, xywh_to_xyxy
+from stages.formats.base import (
+    clean_keypoints,
+    field,
+    joined_fingerprint,
+    number,
+    parse_json,
+    track_number,
+    xywh_to_xyxy,
+)
 from stages.formats.base import entries as _entries
 from stages.formats.source import KeypointSource, Person, box_of, file_source, joint_names
-from stages.media.frames import PICTURES
+from stages.media.inputs import IMAGE_SUFFIXES, frame_number
 from stages.params import ImportParams
 
 COCO_SETS = {17: "coco17"}
@@ -22,7 +30,8 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
     """COCO annotations ({"images", "annotations", ...}) or results ([{"image_id", "keypoints", "score"}, ...]).
 
     In annotations a joint scores 1 when visible, 0.5 when labelled but occluded, 0 when not labelled; crowds are left
-    out. The names of pictures in results come from `annotations`, or from the numbers in the file names below `images`.
+    out. The names of pictures in results come from `annotations`, or from the numbers in the file names below `images`;
+    with a video, image_id is the number of a frame ("12", 12 or "12.jpg"). AlphaPose's results are read as well.
     Raises InputError for anything else, naming the entry.
     """
     content, fingerprint = file_source(path)
@@ -69,10 +78,9 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
             raise InputError(f"{where}: no picture for image_id {entry.get('image_id')!r}", "--annotations or --images")
         score = number(entry.get("score", 1.0))
         if score >= params.min_score:
-            box = xywh_to_xyxy(entry["bbox"], where) if entry.get("bbox") else box_of(keypoints, params.margin)
-            people.setdefault(name, []).append(
-                Person(box, clean_keypoints(keypoints), score, int(entry.get("track_id", -1)))
-            )
+            given = entry.get("bbox") or entry.get("box")  # the latter is AlphaPose's
+            box = xywh_to_xyxy(given, where) if given else box_of(keypoints, params.margin)
+            people.setdefault(name, []).append(Person(box, clean_keypoints(keypoints), score, _track(entry)))
     joints = joints or stated or joint_names("coco17", 17, (), {}, str(path))
     for group in people.values():  # people without keypoints still have the columns
         for person in group:
@@ -84,11 +92,21 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
     return KeypointSource("coco", joined_fingerprint(fingerprint, extra), people, sizes, joints, definition, path=path)
 
 
+def _track(entry: Mapping[str, Any]) -> int:
+    """The person's number, if the entry has one: `track_id`, or AlphaPose's `idx`, a number or a list of one."""
+    value = next((entry[key] for key in ("track_id", "idx") if entry.get(key) is not None), -1)
+    return track_number(value)
+
+
 def _by_number(images: Path | None, path: Path) -> Callable[[Any], str | None]:
-    """Pictures by the number in their name (000000000785.jpg is 785), or by name, for results without annotations."""
+    """Pictures by the number in their name (000000000785.jpg is 785), or by name, for results without annotations;
+    frames of a video by their number."""
+    if images is not None and images.is_file():
+        return lambda image: str(n) if (n := frame_number(str(image))) >= 0 else None
     if images is None or not images.is_dir():
-        raise InputError(f"{path} holds results, which name no pictures", "give --annotations FILE or --images DIR")
-    files = [p for p in sorted(images.rglob("*")) if p.suffix.lower()[1:] in PICTURES]
+        text = f"{path} holds results, which name no pictures"
+        raise InputError(text, "give --annotations FILE, --images DIR or --images VIDEO")
+    files = [p for p in sorted(images.rglob("*")) if p.suffix.lower()[1:] in IMAGE_SUFFIXES]
     table: dict[Any, str] = {}
     for file in files:
         name = file.relative_to(images).as_posix()

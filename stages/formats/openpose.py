@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stages.errors import InputError
-from stages.formats.base import clean_keypoints, parse_json
+from stages.formats.base import clean_keypoints, parse_json, track_number
 from stages.formats.source import KeypointSource, Person, box_of, file_source, joint_names
 from stages.params import ImportParams
 
@@ -48,13 +46,9 @@ def read_openpose(folder: Path, params: ImportParams) -> KeypointSource:
             seen = keypoints[:, 2] > 0
             score = float(keypoints[seen, 2].mean()) if seen.any() else 0.0
             if seen.sum() >= params.min_keypoints and score >= params.min_score:
-                group.append(Person(box_of(keypoints, params.margin), keypoints, score, _person_id(entry)))
+                group.append(
+                    Person(box_of(keypoints, params.margin), keypoints, score, track_number(entry.get("person_id")))
+                )
     definition = "OpenPose's confidence of each joint; score is their mean"
     names = joints or joint_names("body25", 25, (), {}, str(folder))
     return KeypointSource("openpose", digest.hexdigest(), people, {}, names, definition, video_frames=True)
-
-
-def _person_id(entry: Mapping[str, Any]) -> int:
-    value = entry.get("person_id", -1)
-    value = value[0] if isinstance(value, list) and value else value
-    return int(value) if isinstance(value, (int, float)) else -1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from stages.errors import InputError
+from stages.files.hashing import sha256_of
 from stages.files.joblib import read_data
 from stages.formats.bodies import Bodies, program_camera, smpl_columns
 from stages.formats.source import parse_size
@@ -60,7 +60,7 @@ def read_phalp(path: Path, params: Params) -> Bodies:
     transl = cameras.weak_to_transl(table["camera"], table["center"], table["side"], K[table["frame"]])
     pose = matrix_to_axis_angle(torch.from_numpy(table["pose"])).numpy()
     return Bodies(
-        "phalp", path, hashlib.sha256(path.read_bytes()).hexdigest(), [Path(str(n)).name for n in names], sizes,
+        "phalp", path, sha256_of(path), [Path(str(n)).name for n in names], sizes,
         table["frame"], table["box"], smpl_columns(pose, table["betas"], transl), K,
         track=table["track"], score=table["score"], video=True,
     )  # fmt: skip

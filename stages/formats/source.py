@@ -43,8 +43,8 @@ class KeypointSource:
         return next((name for name, joints in SETS.items() if joints == self.joints), "" if self.joints else "none")
 
 
-def parse_size(text: str) -> tuple[int, int] | None:
-    """(width, height) of "640x480"; None for ''. Raises UsageError."""
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(width, height) of "640x480"; None for None. Raises UsageError."""
     if not text:
         return None
     width, _, height = text.lower().partition("x")
@@ -84,7 +84,7 @@ def box_of(keypoints: np.ndarray, margin: float) -> np.ndarray:
 
 
 def joint_names(
-    given: str, count: int, stated: tuple[str, ...], guesses: Mapping[int, str], where: str
+    given: str | None, count: int, stated: tuple[str, ...], guesses: Mapping[int, str], where: str
 ) -> tuple[str, ...]:
     """Names of `count` joints: the set that the user names, what the file states, or what the number tells.
 

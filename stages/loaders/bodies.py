@@ -23,7 +23,7 @@ class BodyLoader:
     Raises AssetError for a body that is not on this machine, ArtefactError for a table that holds no bodies.
     """
 
-    def __init__(self, table: Artefact, body: str = "", device: str = "cpu") -> None:
+    def __init__(self, table: Artefact, body: str | None = None, device: str = "cpu") -> None:
         self.table, self.device = table, device
         self.has_smpl = table.has("smpl/global_orient")
         self.has_vertices = table.has("vertices/xyz")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -24,21 +26,22 @@ class Sequence:
     name: str
     number: int
 
+    @property
+    def tracked(self) -> bool:
+        """Whether it is a track of a video, and not one row."""
+        return self.name.startswith("track")
+
 
 def sequences(people: BodyLoader) -> list[Sequence]:
-    """Every person of the table whose rows are ok: a track of a video is one, everybody else is one per row."""
+    """Every person of the table whose rows are ok: a track over time is one, everybody else is one per row."""
     table = people.table
     frame = table.rows["frame"]
     source, time, track = table.frames["source"][frame], table.frames["time"][frame], table.rows["track"]
-    # A scene is a photo or a whole video.
-    titles = [
-        str(n).rpartition("#")[0] if s >= 0 else str(n)
-        for n, s in zip(table.frames["name"], table.frames["source"], strict=True)
-    ]
+    titles = scenes(table.frames)
     unique = list(dict.fromkeys(titles))
     stem = dict(zip(unique, stems(unique), strict=True))
     found: list[Sequence] = []
-    moving = people.ok & (source >= 0) & (track >= 0)
+    moving = people.ok & has_time(table.frames)[frame] & (track >= 0)
     for row in np.flatnonzero(people.ok & ~moving):
         found.append(Sequence(np.array([row]), np.zeros(1), stem[titles[frame[row]]], f"person{row}", int(row)))
     for s, t in sorted({(int(a), int(b)) for a, b in zip(source[moving], track[moving], strict=True)}):
@@ -47,6 +50,23 @@ def sequences(people: BodyLoader) -> list[Sequence]:
         rows = rows[np.concatenate([[True], np.diff(time[rows]) > 0])]  # one body at a time
         found.append(Sequence(rows, time[rows] - time[rows[0]], stem[titles[frame[rows[0]]]], f"track{t}", t))
     return found
+
+
+def has_time(frames: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which frames (F,) are of a video or of a sequence of numbered images."""
+    return (frames["source"] >= 0) | np.isfinite(frames["time"])
+
+
+def scenes(frames: Mapping[str, np.ndarray]) -> list[str]:
+    """What each frame belongs to: itself, or the whole video or sequence, by its name without the frame's number."""
+    timed = has_time(frames)
+
+    def title(name: str, source: int, moving: bool) -> str:
+        if source >= 0:
+            return name.rpartition("#")[0]
+        return (re.sub(r"[._ -]*[0-9]*(\.[A-Za-z]\w*)?$", "", name) or "frames") if moving else name
+
+    return [title(str(n), s, m) for n, s, m in zip(frames["name"], frames["source"], timed, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

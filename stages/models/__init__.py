@@ -33,8 +33,8 @@ def find(table: Mapping[str, str], model: str) -> Callable[..., Any]:
         ) from error
 
 
-def find_model(table: Mapping[str, str], model: str, checkpoint: Checkpoint | None, contract: Any) -> Any:
-    """The class named by `model` or, where that is empty, the class of `table` that recognises the checkpoint.
+def find_model(table: Mapping[str, str], model: str | None, checkpoint: Checkpoint | None, contract: Any) -> Any:
+    """The class named by `model` or, where that is None, the class of `table` that recognises the checkpoint.
 
     contract: the class PersonModel or Refiner. Raises UsageError for a class that is no subclass of it or lacks
     members, AssetError for a checkpoint that nothing recognises.

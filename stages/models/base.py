@@ -186,7 +186,9 @@ class EstimateBatch:
     seed (n,) int64, which random numbers of a row are drawn from, whatever its batch.
 
     Where the mode provides them, else None: features (n, C) raw image features · linked (n,) bool, video: row i is one
-    frame after row i - 1 of its track · group (n,) int64, views: the person · turn (n, 3, 3) R_camera_to_world.
+    frame after row i - 1 of its track · group (n,) int64, views: the person · turn (n, 3, 3) R_camera_to_world and
+    t (n, 3) m world to camera, views of calibrated cameras · known_shape (n,): 1 where the betas are the person's, not
+    the estimate of a row.
     """
 
     rotmat: Tensor
@@ -201,6 +203,8 @@ class EstimateBatch:
     linked: Tensor | None = None
     group: Tensor | None = None
     turn: Tensor | None = None
+    t: Tensor | None = None
+    known_shape: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> EstimateBatch:
         """The batch with `change` applied to every tensor, for example to move it to a device or to take some rows."""

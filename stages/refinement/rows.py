@@ -6,9 +6,10 @@ A unit (refinement/windows.py) is refined as a whole: a person in a frame, a win
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
+import operator
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,11 @@ import torch
 
 from stages.artefacts.kinds import FAILED, JOINT_COLUMNS, K_DEFAULT, OK, SMPL_COLUMNS, Column
 from stages.artefacts.table import Artefact, in_memory
-from stages.errors import InputError
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, slerp
 from stages.models.scorehmr.body25 import evidence
 from stages.models.scorehmr.kalman_update import NOT_UPDATED
 from stages.models.scorehmr.refiner import EstimateBatch, RefinedBatch, ScoreHmrRefiner, ScoreHmrSettings
+from stages.refinement.rig import CameraRig, read_rig
 from stages.refinement.windows import Interpolated, Window, track_windows, view_windows
 
 if TYPE_CHECKING:
@@ -28,13 +29,25 @@ if TYPE_CHECKING:
 
 WINDOW, MARGIN = 256, 64  # frames of a track that are computed together, and more on both sides that only steady them
 LIMIT = 512  # elements at once
-UNTOUCHED, REFINED, FILLED = 0, 1, 2
+SHAPE_MOMENTS = 48  # moments, evenly over a take, from which the shape of a person in several views is taken
+UNTOUCHED, REFINED, FILLED, ALONE = 0, 1, 2, 3
 COLUMNS = (
     *SMPL_COLUMNS,
     *JOINT_COLUMNS,
-    Column("extra/refined", "u1", ("R",), "", "0 untouched (too little evidence), 1 refined, 2 filled in"),
+    Column(
+        "extra/refined",
+        "u1",
+        ("R",),
+        "",
+        "0 untouched (too little evidence), 1 refined, 2 filled in, 3 refined alone: "
+        "nothing to join it with in mode video or views",
+    ),
     Column("extra/error_before", "f4", ("R",), "px", "mean distance of seen keypoints before; 0 where untouched"),
     Column("extra/error_after", "f4", ("R",), "px", "the same after"),
+)
+VIEW_COLUMNS = (
+    Column("extra/person", "i4", ("R",), "", "the same number in all views: the same person"),
+    Column("extra/views", "i4", ("R",), "", "how many views were refined together in this row; 1: this one alone"),
 )
 
 
@@ -42,7 +55,7 @@ def columns(params: RefineParams) -> tuple[Column, ...]:
     """What is written; with several hypotheses, all of them too."""
     N = params.hypotheses
     if N == 1:
-        return COLUMNS
+        return (*COLUMNS, *VIEW_COLUMNS) if params.mode == "views" else COLUMNS
     meaning = "of each hypothesis; the first begins at the estimate, the others where the prior draws them"
     each = [
         Column("extra/hypotheses_" + c.name.removeprefix("smpl/"), "f4", ("R", N, *c.shape[1:]), c.unit, meaning)
@@ -55,13 +68,19 @@ def columns(params: RefineParams) -> tuple[Column, ...]:
 @dataclasses.dataclass(frozen=True)
 class WindowPlan:
     """`table` gives the rows to write; element[r] is what row r is: a row of the meshes, or -1 - k of `filled`. Rows of
-    the meshes that are not `usable` stand alone."""
+    the meshes that are not `usable` stand alone. person (R,): who is seen, over all views."""
 
     table: Artefact
     element: np.ndarray
     units: list[Window]
     filled: Interpolated
     usable: np.ndarray
+    person: np.ndarray
+
+    @property
+    def joined(self) -> int:
+        """Rows that are refined together with others."""
+        return sum(len(unit) for unit in self.units if len(unit) > 1)
 
 
 def usable(meshes: Artefact, features: Artefact | None) -> np.ndarray:
@@ -73,15 +92,19 @@ def usable(meshes: Artefact, features: Artefact | None) -> np.ndarray:
     return good if features is None else good & (features.rows["status"] == OK)
 
 
-def plan_rows(meshes: Artefact, params: RefineParams, usable: np.ndarray) -> WindowPlan:
-    """What is computed together, and, with `fill_gaps`, the table with rows for the filled frames."""
+def plan_rows(
+    meshes: Artefact, params: RefineParams, usable: np.ndarray, person: np.ndarray | None = None
+) -> WindowPlan:
+    """What is computed together, and, with `fill_gaps`, the table with rows for the filled frames. person (R,): who is
+    seen, in mode views; else, and without it, the track."""
     rows, frames = meshes.rows, meshes.frames
+    person = rows["track"] if person is None else person
     status = np.where(usable, rows["status"], FAILED)
     none = np.zeros(0, int)
     units, filled = [], Interpolated(none, none, none, np.zeros(0))
     element = np.arange(meshes.n_rows)
     if params.mode == "views":
-        units = view_windows(rows["frame"], rows["track"], frames["view"], frames["time"], status)
+        units = view_windows(rows["frame"], person, frames["view"], frames["time"], status)
     elif params.mode == "video":
         units, filled = track_windows(
             rows["frame"], rows["track"], frames["source"], status,
@@ -89,7 +112,7 @@ def plan_rows(meshes: Artefact, params: RefineParams, usable: np.ndarray) -> Win
         )  # fmt: skip
     units += [Window.plain(row) for row in np.argwhere(~usable & (rows["status"] == OK))]
     if not (params.fill_gaps and len(filled)):
-        return WindowPlan(meshes, element, units, filled, usable)
+        return WindowPlan(meshes, element, units, filled, usable, person)
     # A failed row in a gap gives way to the filled one.
     taken = set(zip(filled.frame.tolist(), rows["track"][filled.before].tolist(), strict=True))
     stays = [
@@ -105,12 +128,13 @@ def plan_rows(meshes: Artefact, params: RefineParams, usable: np.ndarray) -> Win
     made = {name: np.concatenate([rows[name][stays], rows[name][filled.before]])[order] for name in rows}
     made["frame"], made["box"] = frame[order], np.concatenate([rows["box"][stays], box])[order]
     made["score"][element[order] < 0] = 0
-    return WindowPlan(in_memory("meshes", frames=frames, rows=made, columns={}), element[order], units, filled, usable)
+    table = in_memory("meshes", frames=frames, rows=made, columns={})
+    return WindowPlan(table, element[order], units, filled, usable, person)
 
 
-def settings(refiner: ScoreHmrRefiner, params: RefineParams) -> ScoreHmrSettings:
+def settings(refiner: ScoreHmrRefiner, params: RefineParams, rig: CameraRig | None) -> ScoreHmrSettings:
     """What the refiner is told."""
-    base = refiner.preset(params.preset, alone=params.mode == "frame")
+    base = refiner.preset(params.preset, alone=params.mode == "frame" or (rig is not None and rig.placed))
     return dataclasses.replace(
         base,
         plan=dataclasses.replace(base.plan, loops=params.loops or base.plan.loops),
@@ -131,9 +155,10 @@ class RowRefiner:
         self, tables: dict[str, Artefact], refiner: ScoreHmrRefiner, params: RefineParams, plan: WindowPlan
     ) -> None:
         self.meshes, self.detections, self.features = tables["meshes"], tables["detections"], tables.get("features")
-        self.refiner, self.params, self.plan, self.settings = refiner, params, plan, settings(refiner, params)
+        self.refiner, self.params, self.plan, self.rig = refiner, params, plan, read_rig(params.cameras)
+        self.settings = settings(refiner, params, self.rig)
         self.names = tuple(self.detections.group_attrs("keypoints")["joints"])
-        self.turns = camera_turns(params.cameras)
+        self.known_shape = np.zeros(self.meshes.n_rows, np.float32)
         self.betas = self._shared_betas()
         self.unit_of = {int(e): k for k, unit in enumerate(plan.units) for e in unit.row[unit.own]}
         self.last = np.full(len(plan.units), -1)
@@ -141,27 +166,48 @@ class RowRefiner:
             if e in self.unit_of:  # a failed row belongs to none
                 self.last[self.unit_of[e]] = row
         self.done: dict[int, dict[str, Any]] = {}
+        if self.betas is not None and self.rig is not None and self.rig.placed and not refiner.published:
+            self._take_shapes(self.betas)
 
     def __call__(self, rows: np.ndarray) -> dict[str, Any]:
         elements = self.plan.element[rows]
         if self.params.mode == "frame":
             return self._compute(Window.plain(elements), np.arange(len(rows)))
         units = [self.unit_of[int(e)] for e in elements]
-        todo = sorted({k for k in units if k not in self.done})
-        while todo:
-            size = np.cumsum([len(self.plan.units[k]) for k in todo])
-            now, todo = todo[: max(1, int((size <= LIMIT).sum()))], todo[max(1, int((size <= LIMIT).sum())) :]
-            group = np.repeat(np.arange(len(now)), [len(self.plan.units[k]) for k in now])
-            joined = Window.join([self.plan.units[k] for k in now])
+        for now, joined, group in self._batches(sorted({k for k in units if k not in self.done})):
             values = self._compute(joined, group)
             for g, k in enumerate(now):
                 mine = (group == g) & joined.own
                 at = {int(e): i for i, e in enumerate(joined.row[mine])}
                 self.done[k] = {"at": at, **{name: value[mine] for name, value in values.items()}}
         places = [(self.done[k], self.done[k]["at"][int(e)]) for k, e in zip(units, elements, strict=True)]
-        out = {c.name: np.stack([values[c.name][i] for values, i in places]) for c in COLUMNS}
+        out = {c.name: np.stack([values[c.name][i] for values, i in places]) for c in columns(self.params)}
         self.done = {k: v for k, v in self.done.items() if self.last[k] > rows.max()}
         return out
+
+    def _batches(self, todo: list[int]) -> Iterator[tuple[list[int], Window, np.ndarray]]:
+        """The units `todo` in batches of about LIMIT elements: their numbers, all their elements, whose those are."""
+        while todo:
+            count = max(1, int((np.cumsum([len(self.plan.units[k]) for k in todo]) <= LIMIT).sum()))
+            now, todo = todo[:count], todo[count:]
+            group = np.repeat(np.arange(len(now)), [len(self.plan.units[k]) for k in now])
+            yield now, Window.join([self.plan.units[k] for k in now]), group
+
+    def _take_shapes(self, betas: np.ndarray) -> None:
+        """Put one shape for each person seen in several views into betas (R, 10), from moments over the whole take."""
+        shown: dict[int, list[int]] = {}
+        for k, unit in enumerate(self.plan.units):
+            if len(unit) > 1:
+                shown.setdefault(int(self.plan.person[unit.row[0]]), []).append(k)
+        for person, units in shown.items():
+            spread = np.unique(np.linspace(0, len(units) - 1, SHAPE_MOMENTS).astype(int))
+            parts = [
+                self.refiner.shape(self._estimates(joined, group, *self._start(joined)[0]), self.settings)
+                for _, joined, group in self._batches([units[i] for i in spread])
+            ]
+            rows = self.plan.person == person
+            betas[rows] = functools.reduce(operator.add, parts).betas().cpu().numpy()
+            self.known_shape[rows] = 1
 
     def _shared_betas(self) -> np.ndarray | None:
         """Betas (R, 10) to use instead of the rows' own: one shape for a track, or for a person in all views."""
@@ -188,7 +234,7 @@ class RowRefiner:
     def _compute(self, unit: Window, group: np.ndarray) -> dict[str, np.ndarray]:
         """All columns of all elements; rows with too little evidence are copied and marked."""
         start, axis = self._start(unit)
-        seen = self._evidence(unit, group, *start)
+        seen = self._estimates(unit, group, *start)
         enough = (seen.keypoints[..., 2] > 0).sum(1) >= self.params.min_joints
         seen.keypoints[~enough] = 0
         # Frame by frame, too little evidence means no change; a track or another view may still say something.
@@ -214,7 +260,9 @@ class RowRefiner:
                 error[~use] = 0
         body = self.refiner.body
         joints = body.joints(rotmat.to(body.device), betas.to(body.device), transl.to(body.device)).cpu()
-        refined = np.where(unit.row < 0, FILLED, np.where(use.numpy(), REFINED, UNTOUCHED))
+        views = np.bincount(group)[group]
+        done = REFINED if self.params.mode == "frame" else np.where(views > 1, REFINED, ALONE)
+        refined = np.where(unit.row < 0, FILLED, np.where(use.numpy(), done, UNTOUCHED))
         values = {
             "smpl/global_orient": pose[:, 0],
             "smpl/body_pose": pose[:, 1:],
@@ -226,6 +274,9 @@ class RowRefiner:
             "extra/error_before": error[:, 0],
             "extra/error_after": error[:, 1],
         }
+        if self.params.mode == "views":
+            values["extra/person"] = torch.from_numpy(self.plan.person[unit.row])
+            values["extra/views"] = torch.from_numpy(views)
         if self.params.hypotheses > 1:
             values |= self._hypotheses(pose, betas, transl, at, None if made is None else made.hypotheses)
         return {name: value.numpy() for name, value in values.items()}
@@ -274,7 +325,7 @@ class RowRefiner:
             transl[gap] = torch.lerp(transl[gap], rows[2], part[:, None])
         return (rotmat, transl), axis
 
-    def _evidence(self, unit: Window, group: np.ndarray, rotmat: torch.Tensor, transl: torch.Tensor) -> EstimateBatch:
+    def _estimates(self, unit: Window, group: np.ndarray, rotmat: torch.Tensor, transl: torch.Tensor) -> EstimateBatch:
         """What the refiner reads; filled elements see nothing."""
         d, frames, frame = self.detections, self.meshes.frames, self.meshes.rows["frame"][unit.before]
         betas = self.meshes.read("smpl/betas", unit.before) if self.betas is None else self.betas[unit.before]
@@ -294,7 +345,7 @@ class RowRefiner:
             features=self._features(unit),
             linked=torch.from_numpy(unit.linked) if video else None,
             group=torch.from_numpy(group) if views else None,
-            turn=self._turn(frames["view"][frame]) if views and self.turns else None,
+            **(self._camera_poses(unit, frames["view"][frame]) if views and self.rig is not None else {}),
         )
 
     def _features(self, unit: Window) -> torch.Tensor | None:
@@ -308,11 +359,13 @@ class RowRefiner:
             values += unit.fraction[:, None].astype(np.float32) * (after - values)
         return torch.from_numpy(values)
 
-    def _turn(self, view: np.ndarray) -> torch.Tensor:
-        missing = sorted({int(v) for v in view} - set(self.turns))
-        if missing:
-            raise InputError(f"{self.params.cameras} has no pose of view {missing[0]}", "name every view of the frames")
-        return torch.stack([self.turns[int(v)] for v in view])
+    def _camera_poses(self, unit: Window, view: np.ndarray) -> dict[str, torch.Tensor]:
+        assert self.rig is not None
+        R, t = self.rig.of(view)
+        found = {"turn": torch.from_numpy(R.swapaxes(1, 2).copy())}
+        if t is not None:
+            found |= {"t": torch.from_numpy(t), "known_shape": torch.from_numpy(self.known_shape[unit.before])}
+        return found
 
     def _confidence(self, unit: Window, joints: torch.Tensor) -> torch.Tensor:
         """The recoverer's own, if it is of the same joints; a filled frame is not sure of anything."""
@@ -323,21 +376,3 @@ class RowRefiner:
             value = torch.ones(joints.shape[:2])
         value[torch.from_numpy(unit.row < 0)] = 0
         return value
-
-
-def camera_turns(path: str) -> dict[int, torch.Tensor]:
-    """Camera-to-world rotations by view number, from a JSON file of world-to-camera poses; none without a path. Raises
-    InputError."""
-    if not path:
-        return {}
-    try:
-        table = json.loads(Path(path).read_text())
-        turns = {int(view): torch.tensor(entry["R"], dtype=torch.float32) for view, entry in table.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is no table of camera poses: {error}", '{"0": {"R": [[...]], "t": [...]}, ...}'
-        ) from error
-    for view, R in turns.items():
-        if R.shape != (3, 3) or not torch.allclose(R @ R.t(), torch.eye(3), atol=1e-3):
-            raise InputError(f"{path}: R of view {view} is no rotation matrix", "three rows of three, world to camera")
-    return {view: R.t() for view, R in turns.items()}

@@ -130,20 +130,12 @@ def view_windows(
 ) -> list[Window]:
     """The rows of one person at one moment in several views. frame, track, status (R,); view, time (F,).
 
-    Moments: frames of equal time, or, without times, of equal place in their view; photos of a single view number are
-    one moment seen from as many places. Persons are told apart by track; without tracks each frame may show one person.
-    Raises InputError otherwise, UsageError when there is one view only.
+    Persons are told apart by track; without tracks each frame may show one person. Raises InputError otherwise,
+    UsageError when there is one view only.
     """
     if len(frame) and len(view) < 2:
         raise UsageError("--mode views needs several frames, this artefact has one", "give all views to one hmr detect")
-    if len(np.unique(view)) < 2:
-        moment = np.zeros(len(view), int)
-    elif np.isfinite(time).all():
-        moment = np.unique(np.round(time, 3), return_inverse=True)[1]
-    else:
-        moment = np.zeros(len(view), int)
-        for each in np.unique(view):
-            moment[view == each] = np.arange((view == each).sum())
+    moment = moments(view, time)
     good = np.flatnonzero(status == OK)
     person = np.where(track[good] >= 0, track[good], -1)
     key = np.stack([moment[frame[good]], person, frame[good]], 1)
@@ -157,6 +149,19 @@ def view_windows(
     order = np.lexsort((good, key[:, 1], key[:, 0]))
     new = np.r_[True, (key[order][1:, :2] != key[order][:-1, :2]).any(1)][: len(order)]
     return [Window.plain(np.sort(good[part])) for part in np.split(order, np.flatnonzero(new)[1:]) if len(part)]
+
+
+def moments(view: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """The moment (F,) of each frame: frames of equal time, or, without times, of equal place in their view; photos of a
+    single view number are one moment seen from as many places."""
+    if len(np.unique(view)) < 2:
+        return np.zeros(len(view), int)
+    if np.isfinite(time).all():
+        return np.unique(np.round(time, 3), return_inverse=True)[1]
+    moment = np.zeros(len(view), int)
+    for each in np.unique(view):
+        moment[view == each] = np.arange((view == each).sum())
+    return moment
 
 
 def _first_repeated(key: np.ndarray) -> int | None:

@@ -56,7 +56,7 @@ class Body(nn.Module):
         self.joint_names = joint_sets.SETS["smpl24"]
         self.landmarks: dict[str, int] = {}
         self.vertex_ids: dict[str, int] = {}
-        self.stored_regressors: set[str] = set()  # joint sets whose regressor came with the body
+        self.added_regressors: set[str] = set()  # joint sets whose regressor was added, not derived
         self._levels = _levels(self.parents)
         self._skinning_groups: dict[Any, tuple[Tensor, Tensor]] = {}
 
@@ -116,7 +116,7 @@ class Body(nn.Module):
                     f"the regressor for {key} has shape {tuple(matrix.shape)}", f"needed: {expected}, joints x vertices"
                 )
             put(f"regressor_{key}", matrix)
-            body.stored_regressors.add(key)
+            body.added_regressors.add(key)
         body.vertex_ids = dict(vertex_ids or {})
         return body.eval()
 
@@ -261,7 +261,7 @@ class Body(nn.Module):
 
         For smpl24 it is exact in the T pose only; elsewhere the joints come from the kinematic tree.
         """
-        if joint_set in self.stored_regressors:
+        if joint_set in self.added_regressors:
             return getattr(self, f"regressor_{joint_set}")
         return torch.stack([self._row(name, joint_set) for name in joint_sets.get(joint_set)])
 
@@ -307,7 +307,7 @@ class Body(nn.Module):
         smpl24 are the joints of the kinematic tree; every other set equals `regress` on the posed mesh.
         """
         joints, transforms = self._kinematics(rotmat, betas)
-        if joint_set != "smpl24" or joint_set in self.stored_regressors:
+        if joint_set != "smpl24" or joint_set in self.added_regressors:
             if self.posedirs is None:
                 joints = self._folded_joints(transforms, betas, joint_set)
             else:

@@ -15,7 +15,6 @@ import io
 import json
 import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, MachineError
-from stages.files.cache import cache_dir
+from stages.files.atomic import replacing
+from stages.files.folders import cache_dir, packaged
 from stages.files.pickles import Refused, load_arrays
 from stages.keypoints.joint_sets import SETS, SMPL_PARENTS
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "body.npz"
+EMBEDDED = packaged("data/body.npz")
 GENDERS = ("neutral", "female", "male")
 NEEDED = "a file of SMPL: 6890 vertices, 24 joints, at least 10 shape components (.pkl or .npz)"
 REQUIRED = ("v_template", "shapedirs", "J_regressor", "weights", "kintree_table", "f")
@@ -319,15 +319,8 @@ def _write(target: Path, write: Any) -> None:
     """Through a temporary name, so that the target is whole or absent."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            try:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, target)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            write(file)
     except OSError as error:
         raise MachineError(
             f"{target} cannot be written: {error.strerror or error}", "another place, or HMR_CACHE"

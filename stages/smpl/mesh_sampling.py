@@ -13,7 +13,6 @@ import hashlib
 import heapq
 import io
 import itertools
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stages.errors import AssetError
-from stages.files.cache import cache_dir
+from stages.files.atomic import replacing
+from stages.files.folders import cache_dir
 from stages.files.pickles import load_content
 from stages.smpl.body_files import listed, read_arrays
 
@@ -189,9 +189,8 @@ def store(body: Body) -> None:
     path = _path(template, faces, folder, ())
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part.npz")
-        np.savez(partial, **{f"{f}{k}": getattr(levels, f)[k] for f, n in FIELDS for k in range(n)})
-        os.replace(partial, path)
+        with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{f"{f}{k}": getattr(levels, f)[k] for f, n in FIELDS for k in range(n)})
 
 
 def _mesh(body: Body) -> tuple[np.ndarray, np.ndarray]:

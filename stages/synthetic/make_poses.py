@@ -7,17 +7,19 @@ choice depends on the two files alone; their SHA-256 are stored with it.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from stages.files.folders import packaged
+from stages.files.hashing import sha256_of
+
 STILLS = {"cmu14": 480, "cmu05": 200, "cmu09": 60, "cmu12": 100}
 CLIPS = {"cmu14": 7, "cmu05": 3, "cmu09": 2}
 CLIP_FRAMES = 48
-OUT = Path(__file__).parents[1] / "data" / "synth_poses.npz"
+OUT = packaged("data/synth_poses.npz")
 CREDIT = (
     "The data used in this project was obtained from mocap.cs.cmu.edu. "
     "The database was created with funding from NSF EIA-0196217."
@@ -48,7 +50,7 @@ def main(paths: list[Path]) -> None:
         trans=np.stack(trans).astype(np.float32),
         clip_subject=np.array(clip_of),
         fps=np.float32(30),
-        sha256=np.array([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]),
+        sha256=np.array([sha256_of(path) for path in paths]),
         credit=np.array(CREDIT),
     )
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from stages.files.folders import packaged
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from stages.smpl.body import Body
+from stages.synthetic.crowd_video import cast, obstacles
 from stages.synthetic.mocap import BENCHMARK, PoseBank, load_poses
 from stages.synthetic.sets import SIZE, VERSION, SynthSet
 
@@ -49,7 +50,7 @@ class SyntheticScene:
 @functools.cache
 def poses() -> dict[str, np.ndarray]:
     """stills (S, 24, 3), clips (C, T, 24, 3), trans (C, T, 3): CMU subjects that no network of hmr is trained on."""
-    with np.load(Path(__file__).parents[1] / "data" / "synth_poses.npz") as file:
+    with np.load(packaged("data/synth_poses.npz")) as file:
         return {name: file[name].astype(np.float32) for name in ("stills", "clips", "trans")}
 
 
@@ -77,6 +78,8 @@ def make_scene(spec: SynthSet, number: int, body: Body) -> SyntheticScene:
     focal = float(rng.uniform(0.9, 1.5) * width)
     K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
+    if spec.walking:
+        return _walking(spec, frame, betas, K, rng, body)
     pose, lift, ground = _act(spec, index, frame, n, rng, body, betas)
     heading = Rotation.from_euler("y", rng.uniform(0, 2 * np.pi, (n, 1))).as_matrix()
     distance = float(rng.uniform(*spec.distance))
@@ -98,8 +101,37 @@ def make_scene(spec: SynthSet, number: int, body: Body) -> SyntheticScene:
         world_to_camera=camera,
         look=rng.integers(0, 2**31, n),
         background=int(rng.integers(0, 2**31)) + view,
-        time=frame / 30 if spec.frames > 1 else np.nan,
+        time=frame / spec.fps if spec.frames > 1 else np.nan,
         view=view,
+    )
+
+
+def _walking(
+    spec: SynthSet, frame: int, betas: np.ndarray, K: np.ndarray, rng: np.random.Generator, body: Body
+) -> SyntheticScene:
+    """A frame of a scene in which people walk about; whatever is drawn at random is the same in all its frames."""
+    distance, time = float(rng.uniform(*spec.distance)), frame / spec.fps
+    camera = _camera(rng, distance, 0, 1)
+    people = cast(spec, len(betas), distance, K[0, 0], rng)
+    betas = betas[: len(people)]
+    things = obstacles(spec, people, distance, K[0, 0], camera, rng)
+    look, background = rng.integers(0, 2**31, len(people)), int(rng.integers(0, 2**31))
+    now = [one.at(time) for one in people]
+    pose, pelvis = np.stack([p for p, _ in now]).astype(np.float32), np.stack([x for _, x in now])
+    pelvis[:, 1] = -_lowest(body, pose, betas)  # the lower foot on the ground
+    root = camera[:3, :3] @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy().astype(np.float64)
+    transl = pelvis @ camera[:3, :3].T + camera[:3, 3] - _rest_pelvis(body, betas)
+    return SyntheticScene(
+        K=K.astype(np.float32),
+        global_orient=matrix_to_axis_angle(torch.from_numpy(root)).numpy().astype(np.float32),
+        body_pose=pose[:, 1:],
+        betas=betas,
+        transl=transl.astype(np.float32),
+        things=things,
+        world_to_camera=camera,
+        look=look,
+        background=background,
+        time=time,
     )
 
 

@@ -20,8 +20,10 @@ class SynthSet:
     distance: tuple[float, float] = (2.6, 5.0)  # metres from the camera to the first person
     spread: float = 0.0  # metres between neighbours on the ground, about
     frames: int = 1
+    fps: float = 30.0  # pictures a second, of a scene with several frames
     views: int = 1
     crowded: bool = False  # keypoints swap between people more often
+    walking: bool = False  # people walk about (stages/synthetic/crowd_video.py)
     motion: str = ""  # for training: a motion file to draw poses from, instead of the benchmark's
 
     @property
@@ -47,5 +49,17 @@ SETS: dict[str, SynthSet] = {
         SynthSet("synth-crowd", "four to eight people", 110, (4, 8), distance=(3.5, 6.0), spread=0.6, crowded=True),
         SynthSet("synth-video", "one person moving, 48 frames a clip", scenes=12, frames=48),
         SynthSet("synth-views", "one person, four cameras", scenes=135, distance=(3.0, 4.5), views=4),
+        SynthSet(
+            "synth-crowd-video",
+            "six to nine people crossing behind obstacles, 90 frames a clip",
+            8,
+            (6, 9),
+            objects=(1, 3),
+            distance=(4.5, 7.0),
+            frames=90,
+            fps=15.0,
+            crowded=True,
+            walking=True,
+        ),
     )
 }

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from stages.artefacts.hdf5 import open_artefact
-from stages.media.frames import write_image
-from tests import real
-from tests.cli.runner import hmr
-from tests.helpers import fixtures
+from stages.media.images import write_image
+from tests.helpers import fetched, fixtures
+from tests.helpers.cli import hmr
 
-WHITE = ("--detector", "tests.stages.rectangles:Rectangles")
+WHITE = ("--detector", "tests.helpers.rectangle_detector:Rectangles")
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_exit_codes(photos: Path, tmp_path: Path, arguments: list[str], code: in
 
 
 def test_blazepose_on_a_photo_is_quiet(tmp_path: Path) -> None:
-    real.blazepose()
+    fetched.blazepose()
     photo = fixtures.find("photos/free/000000000785.jpg")
     done = hmr("detect", photo, "-o", tmp_path / "x.h5", "--quiet")
     assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import dpmesh_standin as standin
-from tests.cli.runner import hmr
+from tests.helpers import dpmesh_standin as standin
+from tests.helpers.cli import hmr
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_bad_checkpoints_are_one_line_and_exit_4(checkpoint: Path, folder: Path)
     assert done.stdout.split() == ["4"] * len(BAD), (done.stdout, done.stderr)
     for path, words in zip(paths, BAD, strict=True):
         said = Path(f"{path}.said").read_text().strip().splitlines()
-        assert words in said[0] and len(said) <= 2, said  # the second line is the mend
+        assert words in said[0] and len(said) <= 2, said  # the second line is the hint
         assert not Path(f"{path}.h5").exists()
     assert not (folder / "RAN").exists()
 

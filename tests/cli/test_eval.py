@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hmr_cli.app import main
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 
 WEIGHTS = Path(__file__).parents[2] / "stages" / "data" / "embedded.safetensors"
 ROWS = 6  # in one of the first seven pictures too little of the person is seen

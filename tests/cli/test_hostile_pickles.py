@@ -13,8 +13,8 @@ import pytest
 from scipy import sparse
 
 from stages.files.pickles import Refused, load_arrays, load_content
-from tests.cli.runner import hmr
-from tests.unit import body_files
+from tests.helpers import body_files
+from tests.helpers.cli import hmr
 
 OBJECT_FIELDS = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)  # flags 0: numpy believes it holds no object
 

@@ -22,8 +22,8 @@ from stages.import_ import run as import_run
 from stages.keypoints.joint_sets import SETS
 from stages.media.frames import FrameSource
 from stages.params import ImportParams
-from tests.cli.runner import hmr
 from tests.helpers import fixtures
+from tests.helpers.cli import hmr
 
 COCO17 = list(SETS["coco17"])
 
@@ -132,9 +132,9 @@ def test_openpose_folder_and_video(tmp_path: Path, photos: Path) -> None:
     sized = in_memory(read_openpose(folder, ImportParams()), None, ImportParams(size="640x480"))
     assert sized.frames["size"].tolist() == [[640, 480]] * 2
 
-    from tests.unit.test_frames_video import make, number
+    from tests.helpers.coded_video import number_of, write_coded_video
 
-    video = make(tmp_path / "v.mp4", list(range(0, 4000, 40)))
+    video = write_coded_video(tmp_path / "v.mp4", list(range(0, 4000, 40)))
     clip = tmp_path / "clip"
     clip.mkdir()
     for i in (7, 3, 50):
@@ -146,7 +146,7 @@ def test_openpose_folder_and_video(tmp_path: Path, photos: Path) -> None:
     with open_artefact(out) as a:
         assert a.frames["name"].tolist() == ["v.mp4#000003", "v.mp4#000007", "v.mp4#000050"]
         assert np.allclose(a.frames["time"], [0.12, 0.28, 2.0])
-        assert [number(FrameSource(a)(i)) for i in range(3)] == [
+        assert [number_of(FrameSource(a)(i)) for i in range(3)] == [
             3,
             7,
             50,

@@ -7,8 +7,8 @@ from pathlib import Path
 from stages.artefacts.validate import check_file
 from stages.engine.job import RunOptions
 from stages.engine.runner import run_rows
-from tests.cli.runner import hmr
-from tests.tables import detections, recover_job, recover_load
+from tests.helpers.cli import hmr
+from tests.helpers.small_artefacts import detections, recover_job, recover_load
 
 
 def test_merge(tmp_path: Path) -> None:

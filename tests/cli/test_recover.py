@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from stages.artefacts.hdf5 import open_artefact
-from tests.cli.runner import hmr
-from tests.stages.test_recover import scene
+from tests.helpers.cli import hmr
+from tests.helpers.people import standing_people
 
 
 @pytest.fixture(scope="module")
 def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three people of a picture that is nowhere, imported from COCO results."""
     folder = tmp_path_factory.mktemp("recover")
-    keypoints, _ = scene(3)
+    keypoints, _ = standing_people(3)
     book = {
         "images": [{"id": 1, "file_name": "nowhere.jpg", "width": 640, "height": 480}],
         "annotations": [
@@ -63,6 +63,6 @@ def test_faults(detections: Path, tmp_path: Path, flags: list[str], code: int, t
 def test_a_gender_needs_a_body_to_be_of(tmp_path: Path) -> None:
     people = tmp_path / "x.detections.h5"
     assert hmr("synth", "synth", "--pictures", 1, "-o", people).returncode == 0
-    for gender, says in (("robot", "no such gender"), ("female", "--body")):
+    for gender, says in (("robot", "no such choice"), ("female", "--body")):
         done = hmr("recover", people, "--gender", gender, "-o", tmp_path / "x.meshes.h5")
         assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1

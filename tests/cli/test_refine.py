@@ -11,8 +11,8 @@ import torch
 from stages.artefacts.hdf5 import open_artefact
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.refiner import EMBEDDED
-from tests.cli.runner import hmr
-from tests.stages.people_world import crowd, save
+from tests.helpers.cli import hmr
+from tests.helpers.people_world import crowd, save
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stages.artefacts.kinds import KINDS
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 
 
 def test_all_kinds_are_listed() -> None:

@@ -15,8 +15,8 @@ from stages.smpl.body import load_body
 from stages.synthetic.mocap import load_poses
 from stages.training import loop
 from stages.training.embedded import EmbeddedTrainer, Params, run
-from tests.cli.runner import hmr
-from tests.unit.test_training_people import motion_file
+from tests.helpers.cli import hmr
+from tests.helpers.motion_files import motion_file
 
 SMALL = ("--width", "96", "--blocks", "1", "--blocks", "1", "--batch", "256")
 
@@ -60,5 +60,5 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     for name, value in whole.weights().items():
         assert torch.equal(value, second.weights()[name]), name
     (tmp_path / "state").write_bytes(b"junk")
-    with pytest.raises(ArtefactError, match="no state of a training"):
+    with pytest.raises(ArtefactError, match="not the state of a training"):
         loop.load(second, tmp_path / "state")

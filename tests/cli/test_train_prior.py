@@ -19,8 +19,8 @@ from stages.smpl.body import load_body
 from stages.synthetic.mocap import load_poses
 from stages.training import loop
 from stages.training.prior import Params, PriorTrainer, run
-from tests.cli.runner import hmr
-from tests.unit.test_training_people import motion_file
+from tests.helpers.cli import hmr
+from tests.helpers.motion_files import motion_file
 
 SMALL = ("--hidden", "32", "--blocks", "1", "--batch", "64", "--people", "600")
 
@@ -80,5 +80,5 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     for name, value in whole.average.state_dict().items():
         assert torch.equal(value, second.average.state_dict()[name]), name
     (tmp_path / "state").write_bytes(b"junk")
-    with pytest.raises(ArtefactError, match="no state of a training"):
+    with pytest.raises(ArtefactError, match="not the state of a training"):
         loop.load(second, tmp_path / "state")

@@ -31,8 +31,8 @@ from stages.models.dpmesh.pose_decoder import PoseCodebook, gram_schmidt, matrix
 from stages.models.dpmesh.regressor import sine_position
 from stages.smpl.body import Body
 from stages.training.dpmesh import losses
+from tests.helpers.dpmesh_parity import Case, evaluate, sibling_of
 from tests.helpers.fixtures import Fixtures, fixtures_of
-from tests.parity.dpmesh_inputs import Case, evaluate, sibling_of
 
 BODY = "human_model_layer."
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.dpmesh_parity import Case, evaluate
 from tests.helpers.fixtures import PARITY, Fixtures
-from tests.parity.dpmesh_inputs import Case, evaluate
 from tests.parity.test_dpmesh import RUNNERS, cases_of, runner_of
 
 OURS = PARITY / "dpmesh"

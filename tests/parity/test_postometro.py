@@ -17,7 +17,7 @@ from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.smpl import mesh_sampling
 from stages.training.postometro import losses
 from tests.helpers.fixtures import Fixtures, fixtures_of
-from tests.parity.limits import limit
+from tests.helpers.parity_limits import limit
 
 REL, WORST = 2e-5, 2e-4  # relative error of an array; worst entry over RMS
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -25,7 +25,7 @@ from stages.models.scorehmr.kinematic_chain import KinematicChain
 from stages.models.scorehmr.sampler import Codec, SamplingPlan, guided_sampling, sample
 from stages.models.scorehmr.schedule import Schedule, down, tables
 from tests.helpers.fixtures import Fixtures, fixtures_of
-from tests.parity.limits import limit as widened
+from tests.helpers.parity_limits import limit as widened
 
 DENOISERS = {"denoiser_pare": (3072, 0), "denoiser_pare_betas": (3072, 1536), "denoiser_prohmr": (2048, 0)}
 

@@ -19,9 +19,9 @@ from stages.errors import AssetError
 from stages.keypoints import joint_sets
 from stages.pipeline import open_dataset
 from stages.smpl import body
-from tests.stages import trees
-from tests.stages.layouts import LAYOUTS, Tree
-from tests.stages.trees import SCALE
+from tests.helpers import dataset_world
+from tests.helpers.dataset_layouts import LAYOUTS, Tree
+from tests.helpers.dataset_world import SCALE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +31,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HMR_CACHE", str(folder))
         body._cached.cache_clear()
-        trees.add_bodies(folder)
+        dataset_world.add_bodies(folder)
         yield
     body._cached.cache_clear()
 
@@ -73,7 +73,7 @@ def expected(tree: Tree, vertices: np.ndarray) -> tuple[float, float]:
     folder = tree.data if tree.data.is_dir() else tree.data.parent
     folder = folder if (folder / "SMPL_to_J19.pkl").exists() else folder.parent
     smpl = body.load_body("smpl").J_regressor.numpy().astype(float)
-    matrix = smpl if protocol.joint_set == "smpl24" else trees.matrix(folder, protocol.joint_set)
+    matrix = smpl if protocol.joint_set == "smpl24" else dataset_world.matrix(folder, protocol.joint_set)
     names = joint_sets.get(protocol.joint_set)
     points = matrix @ vertices
     root = points[:, [names.index(n) for n in protocol.root]].mean(1, keepdims=True)
@@ -94,7 +94,7 @@ def test_the_error_is_the_one_it_was_made_with(
 ) -> None:
     tree = tree_of(layout, made, tmp_path_factory)
     rows, vertices = people(tree)
-    meshes = trees.estimate(rows, vertices, tmp_path / "test.meshes.h5")
+    meshes = dataset_world.estimate(rows, vertices, tmp_path / "test.meshes.h5")
     flags = ["--partial"] * tree.partial
     code, out, err = hmr(capsys, "eval", tree.name, "--data", tree.data, "--meshes", meshes, "--json", *flags)
     assert code == 0, err
@@ -172,7 +172,7 @@ def test_wrong_kinds_of_values_are_damage(
 
 @pytest.mark.parametrize(
     ("layout", "code", "say"),
-    [("3doh", 3, "the data set's are smpl"), ("ochuman", 2, "no joints in space"), ("panoptic", 0, "")],
+    [("3doh", 3, "the data set's are smpl"), ("ochuman", 2, "no 3D joints"), ("panoptic", 0, "")],
 )
 def test_occlusion_maps_of_comparable_joints_only(
     layout: str, code: int, say: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -216,7 +216,7 @@ def test_regressors_are_checked_and_their_name_clash_settled(tmp_path: Path) -> 
     with pytest.raises(AssetError, match="J_regressor_h36m_correct") as error:
         joint_regressors.find(smpl, "h36m17", tmp_path)
     assert "I2L-MeshNet" in error.value.hint
-    trees.add_regressors(tmp_path)
+    dataset_world.add_regressors(tmp_path)
     found = joint_regressors.find(smpl, "h36m17", tmp_path)
     assert "not the published file" in found.about and found.matrix.shape == (17, 6890)
     rows = np.random.default_rng(0).random((14, 6890))
@@ -259,7 +259,7 @@ def test_men_are_compared_with_men(
     tree = tree_of("3dpw-oc", made, tmp_path_factory)
     rows, vertices = people(tree)
     data = open_dataset(tree.name, tree.data, partial=True)
-    meshes = trees.estimate(rows, vertices, tmp_path / "test.meshes.h5")
+    meshes = dataset_world.estimate(rows, vertices, tmp_path / "test.meshes.h5")
     found = [
         run(meshes, data, None, EvaluateParams(protocol=p), RunOptions()).attrs["summary"]["mpve"]
         for p in ("dpmesh", "neutral")
@@ -349,7 +349,7 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
         data = open_dataset(tree.name, tree.data, partial=tree.partial)
         assert rows.rows["frame"].tolist() == [0, 0, 1, 1, 2, 2]
         for name, order in (("right", [0, 1, 2, 3, 4, 5]), ("swapped", [1, 0, 3, 2, 5, 4])):
-            meshes = trees.estimate(rows, vertices[order], tmp_path / f"{layout}{name}.meshes.h5")
+            meshes = dataset_world.estimate(rows, vertices[order], tmp_path / f"{layout}{name}.meshes.h5")
             found[layout, name] = run(meshes, data, None, EvaluateParams(), RunOptions()).attrs["summary"]["mpjpe"]
     assert found["panoptic", "swapped"] == pytest.approx(found["panoptic", "right"], abs=1e-3)
     assert found["3dpw json", "swapped"] > 2 * found["3dpw json", "right"]
@@ -383,10 +383,10 @@ def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     rows, vertices = people(tree)
     data = open_dataset(tree.name, tree.data, partial=tree.partial)
     names = list(rows.group_attrs("keypoints")["joints"])
-    data.table.keypoints = data.table.keypoints.copy()
-    data.table.keypoints[0, names.index("left_knee"), 2] = 0.04
+    data.annotations.keypoints = data.annotations.keypoints.copy()
+    data.annotations.keypoints[0, names.index("left_knee"), 2] = 0.04
     scores = run(
-        trees.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, EvaluateParams(), RunOptions()
+        dataset_world.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, EvaluateParams(), RunOptions()
     )
     scored = protocol_of("dpmesh").joints
     seen = scores.read("errors/visible").astype(bool)

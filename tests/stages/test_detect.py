@@ -16,13 +16,12 @@ from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import RunOptions
 from stages.engine.runner import merge
 from stages.errors import ArtefactError, AssetError, InputError, RowsFailed, UsageError
-from stages.media.frames import write_image, write_video
+from stages.media.images import write_image
+from stages.media.video import write_video
 from stages.params import DetectParams
-from tests import real
-from tests.helpers import fixtures
-from tests.stages import rectangles
+from tests.helpers import fetched, fixtures, rectangle_detector
 
-WHITE = "tests.stages.rectangles:Rectangles"
+WHITE = "tests.helpers.rectangle_detector:Rectangles"
 PARAMS = DetectParams(detector=WHITE)
 
 
@@ -57,7 +56,7 @@ def test_people_become_rows_in_frame_order(tmp_path: Path) -> None:
         assert table.rows["frame"].tolist() == [0, 0, 2]
         boxes = sorted(table.rows["box"].tolist())
         assert boxes == [[5, 5, 40, 90], [10, 20, 50, 100], [100, 30, 160, 200]]
-        expected = table.rows["box"][:, None, :2] + rectangles.SPREAD * (
+        expected = table.rows["box"][:, None, :2] + rectangle_detector.SPREAD * (
             table.rows["box"][:, None, 2:] - table.rows["box"][:, None, :2]
         )
         np.testing.assert_allclose(table.read("keypoints/xy"), expected, atol=1e-4)
@@ -112,7 +111,7 @@ def test_scores_choose_and_order_people(tmp_path: Path) -> None:
     assert best.rows["box"][:, 0].tolist() == [10] and (np.diff(table.rows["score"]) <= 0).all()
 
 
-class Wild(rectangles.Rectangles):
+class Wild(rectangle_detector.Rectangles):
     """Boxes as a bad detector gives them."""
 
     def _one(self, image, box):
@@ -175,9 +174,9 @@ def test_batches_shards_and_resumption_change_nothing(film: Path, tmp_path: Path
     again = values(out)
     for name in whole:
         np.testing.assert_array_equal(again[name], whole[name], err_msg=name)
-    rectangles.calls.clear()
+    rectangle_detector.calls.clear()
     detect.run([film], out, PARAMS)
-    assert not rectangles.calls  # up to date: nothing is looked at again
+    assert not rectangle_detector.calls  # up to date: nothing is looked at again
 
 
 def test_photos_can_be_tracked_as_a_sequence(tmp_path: Path) -> None:
@@ -281,7 +280,7 @@ def test_given_boxes_get_keypoints_and_keep_their_rows(tmp_path: Path) -> None:
     xy = result.read("keypoints/xy")
     box = table.rows["box"][[0, 1, 6]]
     np.testing.assert_allclose(
-        xy[[0, 1, 6]], box[:, None, :2] + rectangles.SPREAD * (box[:, None, 2:] - box[:, None, :2])
+        xy[[0, 1, 6]], box[:, None, :2] + rectangle_detector.SPREAD * (box[:, None, 2:] - box[:, None, :2])
     )
     assert np.isnan(xy[2:6]).all()
     np.testing.assert_array_equal(result.frames["K"], table.frames["K"])
@@ -297,8 +296,8 @@ def test_pictures_of_given_boxes_that_have_moved(tmp_path: Path) -> None:
 
 def test_a_detector_without_people_takes_them_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = folder(tmp_path / "in", a=picture((10, 20, 50, 100)), b=picture())
-    monkeypatch.setattr(detect, "_best", lambda device: rectangles.Rectangles())
-    table = found([photos], None, DetectParams(detector="tests.stages.rectangles:OnlyJoints"))
+    monkeypatch.setattr(detect, "_best", lambda device: rectangle_detector.Rectangles())
+    table = found([photos], None, DetectParams(detector="tests.helpers.rectangle_detector:OnlyJoints"))
     assert table.n_rows == 1 and table.attrs["model"]["name"] == "onlyjoints+rectangles"
 
 
@@ -355,7 +354,7 @@ def test_other_settings_do_not_replace_a_finished_file(tmp_path: Path) -> None:
 
 
 def test_the_chain_on_real_photos_with_the_default_detector(tmp_path: Path) -> None:
-    real.blazepose()
+    fetched.blazepose()
     photos = sorted(fixtures.find("photos/free").glob("*.jpg"))[:2]
     path = detect.run(photos, tmp_path / "x.h5", DetectParams(detector="blazepose"))
     with open_artefact(path, "detections") as table:

@@ -27,7 +27,7 @@ from stages.models.dpmesh.outputs import full_translation
 from stages.models.dpmesh.weights import load, own_names
 from stages.params import ConvertParams, FeaturesParams
 from stages.visualization import attention
-from tests import dpmesh_standin as standin
+from tests.helpers import dpmesh_standin as standin
 
 Tensors = dict[str, torch.Tensor]
 

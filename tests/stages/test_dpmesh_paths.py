@@ -24,7 +24,7 @@ from stages.models.dpmesh import DPMeshRecoverer
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import own_names
 from stages.params import ConvertParams, FeaturesParams, HeatmapsParams, RecoverParams
-from tests import dpmesh_standin as standin
+from tests.helpers import dpmesh_standin as standin
 
 NAMES = ("smpl/global_orient", "smpl/body_pose", "smpl/betas", "smpl/transl", "joints/xyz", "joints/confidence")
 PHOTOS = ("000000214753.jpg", "000000397133.jpg", "000000165518.jpg")  # 2, 2 and 1 person (too few keypoints: fails)

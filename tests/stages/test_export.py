@@ -19,8 +19,8 @@ from stages.formats.amass import from_amass
 from stages.loaders.bodies import BodyLoader
 from stages.params import ExportParams
 from stages.smpl.body import Body, load_body
-from tests.stages.gltf_reader import Gltf
-from tests.stages.test_view import people
+from tests.helpers.gltf_reader import Gltf
+from tests.helpers.people import images_with_people
 
 CPU = RunOptions(device="cpu")
 TO_GLTF = np.array([1.0, -1.0, -1.0])
@@ -28,7 +28,7 @@ TENTH = 1e-4  # metres
 
 
 def meshes(folder: Path, n: int, frames: int = 1, seed: int = 0) -> Artefact:
-    return people(folder, n, frames, seed)[0]
+    return images_with_people(folder, n, frames, seed)[0]
 
 
 def walk(folder: Path, frames: int = 12, fps: float = 10.0) -> Artefact:

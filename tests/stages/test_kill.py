@@ -19,14 +19,14 @@ from stages.engine.job import RunOptions
 from stages.engine.parts import unpack
 from stages.engine.runner import run_rows
 from stages.errors import ArtefactError
-from tests.tables import detections, recover_job, recover_load, same
+from tests.helpers.small_artefacts import detections, recover_job, recover_load, same
 
 ROOT = Path(__file__).parents[2]
 ROWS = 2400  # ten parts
 STAGE = f"""
 import sys
 from pathlib import Path
-from tests.tables import detections, recover_job, recover_load
+from tests.helpers.small_artefacts import detections, recover_job, recover_load
 from stages.engine.job import RunOptions
 from stages.engine.runner import run_rows
 table = detections({ROWS})
@@ -143,7 +143,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, number: int) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from tests.tables import detections, recover_job
+from tests.helpers.small_artefacts import detections, recover_job
 from stages.engine.job import RunOptions
 from stages.engine.runner import run_rows
 table = detections(10)

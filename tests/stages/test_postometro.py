@@ -23,7 +23,7 @@ from stages.models.tables import RECOVERERS
 from stages.smpl import mesh_sampling
 from stages.smpl.body import load_body
 from tests.helpers.fixtures import Fixtures
-from tests.tables import COCO
+from tests.helpers.small_artefacts import COCO
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from stages.evaluation import metrics
 from stages.models.scorehmr.refiner import EMBEDDED
 from stages.params import RefineParams
 from stages.refine import run
-from tests.stages.people_world import World, build, crowd, limbs, observe, turned, walk
+from tests.helpers.people_world import World, build, crowd, limbs, observe, turned, walk
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
 SMPL = ("smpl/global_orient", "smpl/body_pose", "smpl/betas", "smpl/transl")
@@ -230,7 +230,7 @@ def four_views(noise: float = 3.0, error: float = 0.12) -> World:
     pose = torch.cat([turned(people, torch.full((6,), v * np.pi / 2 + 0.3)) for v in range(4)])
     transl = torch.tensor([0.0, 0.0, 4.0]).expand(24, 3).contiguous()
     from stages.geometry import cameras
-    from tests.stages.people_world import SIZE
+    from tests.helpers.people_world import SIZE
 
     keypoints = observe(pose, transl, cameras.default_K(SIZE[None]), noise, generator)
     start = pose + error * torch.randn(pose.shape, generator=generator)

@@ -19,7 +19,7 @@ from stages.synthetic import examples
 from stages.synthetic.renderer import render
 from stages.synthetic.scenes import make_scene
 from stages.synthetic.sets import SETS, SIZE
-from tests.unit.test_training_people import motion_file
+from tests.helpers.motion_files import motion_file
 
 
 @pytest.fixture(scope="module")

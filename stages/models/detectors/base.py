@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -47,7 +46,7 @@ class Detector(Protocol):
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
-        """What stands in the way of `load(path)` without a download, as the mend; empty when it is ready."""
+        """What stands in the way of `load(path)` without a download, as the fix; empty when it is ready."""
 
     def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         """People in each RGB uint8 picture. With boxes (n, 4) per picture: exactly those n, keypoints filled in."""
@@ -57,15 +56,3 @@ def clip_boxes(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boxes (n, 4) cut to a picture of `size` (width, height); what lies wholly outside becomes an empty box."""
     limit = np.array([*size, *size]) - 1.0
     return np.clip(box, 0, limit)
-
-
-def hash_files(*files: Path) -> str:
-    """SHA-256 of one file, or of the concatenated SHA-256 of several."""
-    parts = []
-    for file in files:
-        digest = hashlib.sha256()
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
-        parts.append(digest)
-    return parts[0].hexdigest() if len(parts) == 1 else hashlib.sha256(b"".join(p.digest() for p in parts)).hexdigest()

@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, MachineError
+from stages.files.hashing import sha256_of_files
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS, index
 from stages.keypoints.oks import extent, oks, sigmas, suppress
-from stages.models.detectors.base import DetectedPeople, clip_boxes, hash_files
+from stages.models.detectors.base import DetectedPeople, clip_boxes
 
 FILES = ("pose_detection.tflite", "pose_landmark_full.tflite")
 GET = "hmr assets get blazepose"
@@ -63,7 +64,7 @@ class BlazePose:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.sha256 = hash_files(*(folder / name for name in FILES))
+        self.sha256 = sha256_of_files(*(folder / name for name in FILES))
         self._nets: tuple[_Net, _Net] | None = None
 
     @classmethod

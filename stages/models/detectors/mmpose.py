@@ -3,7 +3,7 @@
 mmpose's own requirements do not install on a current Python, but the part of it that is needed runs without compiled
 code (docs/detectors.md):
 
-    pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2
+    pip install "hmr-toolchain[mmpose]" && pip install --no-deps mmpose==1.3.2
 
 `stand_in` puts inert modules in the place of what is then missing (torchvision, mmdet, xtcocotools, mmcv's compiled
 operators, pkg_resources): mmpose.apis imports them, the networks meant here never call them. The checkpoint is read by
@@ -31,10 +31,11 @@ import numpy as np
 
 from stages.errors import AssetError
 from stages.files.checkpoints import check_keys, read_checkpoint
+from stages.files.hashing import sha256_of_files
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors.base import DetectedPeople, hash_files
+from stages.models.detectors.base import DetectedPeople
 
-INSTALL = 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2'
+INSTALL = 'pip install "hmr-toolchain[mmpose]" && pip install --no-deps mmpose==1.3.2'
 _DATE = re.compile(r"-[0-9a-f]{8}_\d{8}$")  # how mmpose's checkpoints end: -<hash>_<date>
 
 
@@ -51,7 +52,7 @@ class MMPose:
 
     def __init__(self, path: Path, device: str, config: str = "") -> None:
         self.path, self.device, self.config = path, device, config
-        self.sha256 = hash_files(path)
+        self.sha256 = sha256_of_files(path)
         self._model: Any = None
 
     @classmethod
@@ -65,8 +66,8 @@ class MMPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str, config: str = "") -> MMPose:
         """Raises AssetError: mmpose not installed, no checkpoint, no shipped config of that name."""
-        if mend := cls.missing(path):
-            raise AssetError("detector mmpose is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector mmpose is not ready on this machine", hint)
         assert path
         return cls(path, device, config)
 

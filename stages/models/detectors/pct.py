@@ -13,9 +13,10 @@ import torch
 
 from stages.errors import AssetError
 from stages.files.checkpoints import read_checkpoint
+from stages.files.hashing import sha256_of_files
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors.base import DetectedPeople, hash_files
+from stages.models.detectors.base import DetectedPeople
 from stages.models.pct import network, weights
 
 SIDE = 256
@@ -38,7 +39,7 @@ class PctPose:
 
     def __init__(self, path: Path, device: str) -> None:
         self.path, self.device = path, device
-        self.sha256 = hash_files(path)
+        self.sha256 = sha256_of_files(path)
         self._network: network.PCT | None = None
 
     @classmethod
@@ -50,8 +51,8 @@ class PctPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str) -> PctPose:
         """Raises AssetError when there is no such file."""
-        if mend := cls.missing(path):
-            raise AssetError("detector pct is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector pct is not ready on this machine", hint)
         assert path
         return cls(path, device)
 

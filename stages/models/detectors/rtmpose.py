@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, MachineError
+from stages.files.hashing import sha256_of_files
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
 from stages.keypoints.oks import iou, suppress
-from stages.models.detectors.base import DetectedPeople, clip_boxes, hash_files
+from stages.models.detectors.base import DetectedPeople, clip_boxes
 
 FILES = ("detector.onnx", "pose.onnx")
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, of RTMPose's configs; YOLOX takes plain BGR
@@ -42,13 +43,13 @@ class RtmPose:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.folder, self.device = folder, device
-        self.sha256 = hash_files(*(folder / name for name in FILES))
+        self.sha256 = sha256_of_files(*(folder / name for name in FILES))
         self._sessions: dict[str, Any] = {}
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
         if importlib.util.find_spec("onnxruntime") is None:
-            return 'pip install "hmr[rtmpose]"'
+            return 'pip install "hmr-toolchain[rtmpose]"'
         if path and all((path / name).is_file() for name in FILES):
             return ""
         return "two ONNX files are needed, docs/detectors.md names them; then --detector-path FOLDER"
@@ -56,8 +57,8 @@ class RtmPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str) -> RtmPose:
         """From the folder with the two ONNX files. Raises AssetError when they or onnxruntime are missing."""
-        if mend := cls.missing(path):
-            raise AssetError("detector rtmpose is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector rtmpose is not ready on this machine", hint)
         assert path
         return cls(path, device)
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError
+from stages.files.hashing import sha256_of_files
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors.base import DetectedPeople, clip_boxes, hash_files
+from stages.models.detectors.base import DetectedPeople, clip_boxes
 
 HUB = {"detector": "PekingU/rtdetr_r50vd_coco_o365", "pose": "usyd-community/vitpose-base-simple"}
 NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -36,7 +37,7 @@ class VitPose:
 
     def __init__(self, folders: dict[str, Path], device: str) -> None:
         self.folders, self.device = folders, device
-        self.sha256 = hash_files(*(folders[part] / file for part in HUB for file in NEEDED))
+        self.sha256 = sha256_of_files(*(folders[part] / file for part in HUB for file in NEEDED))
         self._loaded: tuple[Any, ...] | None = None
 
     @classmethod

@@ -17,7 +17,6 @@ from stages.files.checkpoints import Checkpoint
 from stages.models.base import InputRecord, PersonBatch, PersonModel
 from stages.models.dpmesh.inputs import (
     CROP_AFFINE,
-    CROP_COLUMN,
     FEATURES,
     HEAT,
     LATENT,
@@ -28,6 +27,7 @@ from stages.models.dpmesh.inputs import (
 )
 from stages.smpl.body import Body
 
+CROP_COLUMN = Column(CROP_AFFINE, "f4", ("R", 2, 3), "px", "affine from image to 256-pixel crop")
 FEATURE_COLUMN = Column(FEATURES, "f2", ("R", 2048, 8, 8), "", "DPMesh's merged features, not negative")
 
 

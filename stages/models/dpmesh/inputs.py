@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.artefacts.kinds import Column
 from stages.errors import ArtefactError
 from stages.geometry import crops, heatmaps
 from stages.models.base import PersonBatch
 
 CROP, HEAT, SIGMA = 256, 32, 2.5
 LATENT, FEATURES, CROP_AFFINE = "features/latent", "features/dpmesh", "features/crop"
-CROP_COLUMN = Column(CROP_AFFINE, "f4", ("R", 2, 3), "px", "affine from image to 256-pixel crop")
 
 
 @dataclasses.dataclass

@@ -8,7 +8,6 @@ image's camera. Images are never opened. Depth, height and width of a person are
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from stages.artefacts.kinds import JOINT_COLUMNS, SMPL_COLUMNS
 from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
+from stages.files.folders import packaged
 from stages.geometry.cameras import look_at
 from stages.geometry.rotations import matrix_to_axis_angle
 from stages.keypoints import joint_sets
@@ -27,7 +27,7 @@ from stages.models.embedded.network import Network
 from stages.models.embedded.virtual_camera import features, solve_pelvis
 from stages.smpl.body import Body, load_body
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "embedded.safetensors"
+WEIGHTS = packaged("data/embedded.safetensors")
 PREFIX = "embedded."
 MIN_KEYPOINTS = 5  # visible keypoints; a row with fewer fails
 MIN_SCORE = 0.05  # keypoints with a higher score count as visible

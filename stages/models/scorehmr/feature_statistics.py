@@ -56,7 +56,7 @@ class Statistics:
         return found[kind]
 
     @classmethod
-    def find(cls, kind: str, checkpoint: Path, given: str = "") -> Statistics:
+    def find(cls, kind: str, checkpoint: Path, given: str | None = None) -> Statistics:
         """The file `given`, else the published name beside the checkpoint or in the released tree's stats folder."""
         near = [checkpoint.parent / FILES[kind], checkpoint.parent.parent.parent / "stats" / FILES[kind]]
         path = Path(given) if given else next((p for p in near if p.exists()), None)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
+from stages.files.folders import packaged
 from stages.geometry.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
 from stages.models.base import EstimateBatch, RefinedBatch, Refiner
 from stages.models.scorehmr import schedule
@@ -33,11 +34,12 @@ from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
 from stages.models.scorehmr.kalman_update import KalmanUpdate
 from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
 from stages.models.scorehmr.linearized_body import POSE, LinearizedBody
+from stages.models.scorehmr.multiview import MultiviewUpdate, SharedShape, ViewBatch
 from stages.models.scorehmr.sampler import Codec, SamplingPlan, guided_sampling
 from stages.models.scorehmr.translation_smoothing import smooth_translations
 from stages.smpl.body import Body
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "prior.safetensors"
+EMBEDDED = packaged("data/prior.safetensors")
 REFERENCE_FOCAL = 5000.0  # px, of the published checkpoints, whatever the picture
 PREFIX = "ema.ema_model.model."
 
@@ -77,7 +79,9 @@ class ScoreHmrRefiner(Refiner):
         self.denoiser = denoiser.eval().requires_grad_(False).to(device)
         self.body, self.codec, self.condition, self.statistics = body, codec, condition, statistics
         self.chain, self.schedule, self.device = chain_of(body), schedule.Schedule.cosine(), device
-        self.weigher = None if covariance is None else KalmanUpdate(covariance.to(device), LinearizedBody(self.chain))
+        linearized = LinearizedBody(self.chain)
+        self.weigher = None if covariance is None else KalmanUpdate(covariance.to(device), linearized)
+        self.multiview = MultiviewUpdate(linearized, self.weigher)
 
     # ---- weights
 
@@ -93,7 +97,7 @@ class ScoreHmrRefiner(Refiner):
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body, stats: str = ""
+        cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body, stats: str | None = None
     ) -> ScoreHmrRefiner:
         """From a published `model-100.pt` (its `ema` weights), or the embedded prior without a checkpoint.
 
@@ -145,7 +149,8 @@ class ScoreHmrRefiner(Refiner):
         return bool(self.condition)
 
     def preset(self, name: str, *, alone: bool = True) -> ScoreHmrSettings:
-        """`paper` (step 2), `fast` (step 10), `default`: what suits the weights. `alone`: neither tracks nor views."""
+        """`paper` (step 2), `fast` (step 10), `default`: what suits the weights. `alone`: neither tracks nor views, or
+        views of a rig whose places are known, which share one body without the loop."""
         if self.published:
             return ScoreHmrSettings(SamplingPlan(step=10 if name == "fast" else 2), w_keypoints=0.003)
         own = dataclasses.replace(EMBEDDED_PLAN, loops=0) if alone else EMBEDDED_PLAN
@@ -168,7 +173,7 @@ class ScoreHmrRefiner(Refiner):
     ) -> RefinedBatch:
         before = self._error(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen.betas, seen.transl, seen)
         energy = before
-        if self.weigher is not None and settings.method == "score":
+        if self.weigher is not None and settings.method == "score" and seen.t is None:
             shared = seen.linked is not None or seen.group is not None
             pose, betas, transl, energy = self.weigher(
                 pose, seen.betas, seen.transl, self._used(seen, settings), seen.K, guess=guess, keep_shape=shared
@@ -191,10 +196,26 @@ class ScoreHmrRefiner(Refiner):
         transl = self._back_to_scene(x0, betas, transl, scene, seen, settings)
         if seen.linked is not None and guidance.keypoints is not None and not self.published:
             transl = smooth_translations(guidance.keypoints.information(x0), transl, seen.linked)
+        if seen.t is not None:
+            update = self.multiview if settings.method == "score" else MultiviewUpdate(self.multiview.linearized, None)
+            placed = dataclasses.replace(seen, betas=betas, transl=transl)
+            x0, betas, transl, energy = update(self._views(x0, placed, settings))
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
         return RefinedBatch(
             rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1), energy
         )
+
+    @torch.no_grad()
+    def shape(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> SharedShape:
+        """What the moments of one person in several views say of its betas."""
+        seen = seen.each(lambda v: v.to(self.device))
+        return self.multiview.shape(self._views(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen, settings))
+
+    def _views(self, pose: Tensor, seen: EstimateBatch, settings: ScoreHmrSettings) -> ViewBatch:
+        assert seen.turn is not None and seen.t is not None and seen.group is not None and seen.known_shape is not None
+        R = seen.turn.transpose(1, 2)
+        used = self._used(seen, settings)
+        return ViewBatch(pose, seen.betas, seen.transl, used, seen.K, R, seen.t, seen.group, seen.known_shape)
 
     def _several(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> RefinedBatch:
         """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: the likeliest, and all."""
