@@ -34,7 +34,7 @@ NEEDED = "a file of SMPL: 6890 vertices, 24 joints, at least 10 shape components
 REQUIRED = ("v_template", "shapedirs", "J_regressor", "weights", "kintree_table", "f")
 _SMPL_LICENCE = "SMPL body licence (smpl.is.tue.mpg.de); not redistributable"
 # Vertices of SMPL for OpenPose's keypoints (the choice of SMPLify and ProHMR).
-_SMPL_LANDMARKS = {
+SMPL_LANDMARKS = {
     "nose": 332,
     "right_eye": 6260,
     "left_eye": 2800,
@@ -122,8 +122,8 @@ def read_arrays(path: Path, *, gender: str | None = None) -> Arrays:
     about = _about(raw, path, data, gender)
     arrays = _check(raw, path)
     if about["topology"] == "smpl" and "landmarks" not in arrays:
-        arrays["landmark_names"] = np.array(list(_SMPL_LANDMARKS))
-        arrays["landmarks"] = np.eye(6890, dtype=np.float32)[list(_SMPL_LANDMARKS.values())]
+        arrays["landmark_names"] = np.array(list(SMPL_LANDMARKS))
+        arrays["landmarks"] = np.eye(6890, dtype=np.float32)[list(SMPL_LANDMARKS.values())]
     return arrays | {"about": about}
 
 

@@ -12,7 +12,8 @@ from stages.errors import ArtefactError
 from stages.geometry import crops, heatmaps
 from stages.models.base import PersonBatch
 
-CROP, HEAT, SIGMA = 256, 32, 2.5
+CROP, HEAT = 256, 32  # sides of the crop and of the heatmaps, pixels
+SIGMA = 2.5  # of the Gaussians, heatmap pixels
 LATENT, FEATURES, CROP_AFFINE = "features/latent", "features/dpmesh", "features/crop"
 
 

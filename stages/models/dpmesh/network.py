@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from stages.geometry.heatmaps import gaussian_heatmaps
 from stages.keypoints.joint_sets import SETS, bones
 from stages.models.dpmesh.diffusion import CropEncoder, Merge, control_maps, make_controlnet, make_unet, unet_taps
+from stages.models.dpmesh.inputs import CROP, HEAT, SIGMA
 from stages.models.dpmesh.pose_decoder import PoseCodebook, VPoserDecoder, gram_schmidt, matrix_to_axis_angle
 from stages.models.dpmesh.regressor import LinearRegressor, TransformerRegressor
 
-CROP, HEAT, SIGMA, TOKENS = 256, 32, 2.5, 30
+TOKENS = 30
 BONES = bones(SETS["dpmesh30"])
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stages.geometry.cameras import crop_to_full
 from stages.geometry.rotations import axis_angle_to_matrix
-from stages.models.dpmesh.network import CROP, camera_translation, project_to_crop
+from stages.models.dpmesh.inputs import CROP
+from stages.models.dpmesh.network import camera_translation, project_to_crop
 
 # Vertices of SMPL for nose, eyes and ears (left first) in the 30-joint set. DPMesh and 3DCrowdNet chose these; they are
 # not the landmarks of smpl/body_files.py (SMPLify's choice), and scores depend on the difference.
