@@ -15,16 +15,7 @@ from stages.artefacts.kinds import Column
 from stages.errors import ArtefactError, AssetError, InputError
 from stages.files.checkpoints import Checkpoint
 from stages.models.base import InputRecord, PersonBatch, PersonModel
-from stages.models.dpmesh.inputs import (
-    CROP_AFFINE,
-    FEATURES,
-    HEAT,
-    LATENT,
-    SIGMA,
-    DPMeshCrops,
-    crop_images,
-    crops_of,
-)
+from stages.models.dpmesh.inputs import CROP_AFFINE, FEATURES, HEAT, LATENT, SIGMA, DPMeshCrops, crop_images, crops_of
 from stages.smpl.body import Body
 
 CROP_COLUMN = Column(CROP_AFFINE, "f4", ("R", 2, 3), "px", "affine from image to 256-pixel crop")
