@@ -28,7 +28,8 @@ from stages.loaders.people import as_artefact
 from stages.models import find_model, load_refiner
 from stages.models.base import Refiner
 from stages.models.tables import REFINERS
-from stages.params import RefineParams, check
+from stages.params import RefineParams
+from stages.params.rules import check
 from stages.refinement.people import find_people, report_misses, report_people
 from stages.refinement.plan import columns, plan_rows, usable_rows
 from stages.refinement.rig import read_rig

@@ -33,19 +33,18 @@ def find(table: Mapping[str, str], model: str) -> Callable[..., Any]:
         ) from error
 
 
-def find_model(table: Mapping[str, str], model: str, checkpoint: Checkpoint | None, contract: type) -> Any:
-    """The class named by `model` or, where that is empty, the class of `table` that recognises the checkpoint.
+def find_model(table: Mapping[str, str], model: str | None, checkpoint: Checkpoint | None, contract: Any) -> Any:
+    """The class named by `model` or, where that is None, the class of `table` that recognises the checkpoint.
 
-    contract: PersonModel or Refiner.
-
-    Raises UsageError for a class that is no subclass of `contract` or leaves members out, AssetError for a checkpoint
-    that nothing recognises.
+    contract: the class PersonModel or Refiner. Raises UsageError for a class that is no subclass of it or lacks
+    members, AssetError for a checkpoint that nothing recognises.
     """
     if not model:
         assert checkpoint is not None
         return find_loader(table, checkpoint)
     loader: Any = find(table, model)
-    if not (inspect.isclass(loader) and issubclass(loader, contract)):
+    suits = inspect.isclass(loader) and issubclass(loader, contract)
+    if not suits:
         raise UsageError(
             f"{model} is no subclass of stages.models.base.{contract.__name__}",
             "make it one: that class documents every member, docs/examples/recoverer.py shows a whole network",

@@ -1,12 +1,19 @@
-"""The contract of a network: what it is given and what it returns."""
+"""The contract of a network: every member that verbs and loaders read, with its default.
+
+A recoverer or a feature extractor is a subclass of `PersonModel`, a refiner one of `Refiner`. A subclass needs `name`,
+`load` and `__call__` (a PersonModel also `columns`); everything else has a default that suits most networks. Classes
+from outside this package must be subclasses too: `--model package.module:Class` refuses others and says so. Two whole
+examples are docs/examples/recoverer.py and docs/examples/extractor.py.
+"""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
+from stages.artefacts.kinds import Column
 from stages.errors import AssetError, UsageError
 
 if TYPE_CHECKING:  # `hmr --help` reads the tables of this package, and needs neither numpy nor torch
@@ -21,13 +28,13 @@ if TYPE_CHECKING:  # `hmr --help` reads the tables of this package, and needs ne
 
 @dataclasses.dataclass
 class PersonBatch:
-    """A batch of n rows (one person in one frame each), in picture pixels; (0, 0) is the centre of the first pixel.
+    """A batch of n rows (one person in one frame each), in image pixels; (0, 0) is the centre of the first pixel.
 
-    box (n, 4) xyxy · keypoints (n, J, 3) x, y, score (NaN or score 0 = not seen) · joints: the J names ·
-    K (n, 3, 3) intrinsics · size (n, 2) picture width, height · frame (n,) index into `images` ·
-    images: the distinct pictures, RGB uint8 (H, W, 3), empty unless the network says `needs_images` ·
-    columns: what earlier artefacts give for these rows, e.g. "heatmaps/value", "features/dpmesh", "smpl/betas" ·
-    row (n,) the rows' numbers in the artefact: what a per-row random generator is seeded with.
+    box (n, 4) xyxy · keypoints (n, J, 3) x, y, score (not visible: NaN, or score 0) · joints: the J names ·
+    K (n, 3, 3) intrinsics · size (n, 2) image width, height · frame (n,) index into `images` ·
+    images: the distinct images, RGB uint8 (H, W, 3), empty unless the network says `needs_images` ·
+    columns: what earlier artefacts hold for these rows, e.g. "heatmaps/value", "features/dpmesh", "smpl/betas" ·
+    row (n,) the rows' numbers in the artefact, which per-row random generators are seeded with.
     """
 
     box: np.ndarray
@@ -44,35 +51,16 @@ class PersonBatch:
         return len(self.box)
 
 
-@runtime_checkable
-class PersonModel(Protocol):
-    """A network over rows: a feature extractor ("features/<name>" columns) or a recoverer (smpl, joints, vertices).
+@dataclasses.dataclass(frozen=True)
+class InputRecord:
+    """What an artefact says of its making; both are empty where it says nothing.
 
-    `columns` name, dtype and shape of what `__call__` returns (stages.artefacts.kinds.Column), `group_attrs` the
-    attributes of their groups (e.g. {"joints": {"joints": [...]}}), `uses` the columns of earlier artefacts that it
-    reads when they are given ("features/dpmesh"); with them `needs_images` may be False.
+    model: of the network that made it (name, sha256, ...) · params: the settings of its stage and the attributes of its
+    group, by name.
     """
 
-    name: str
-    licence: str
-    batch_size: int
-    columns: tuple[Any, ...]
-    group_attrs: Mapping[str, Mapping[str, Any]]
-    uses: tuple[str, ...]
-
-    def needs_images(self, given: frozenset[str]) -> bool: ...
-
-    def __call__(self, people: PersonBatch) -> dict[str, Any]: ...
-
-
-class Loader(Protocol):
-    """The class named in a table below: builds the network from a checkpoint or, without one, from the package."""
-
-    @classmethod
-    def recognises(cls, names: frozenset[str]) -> bool: ...
-
-    @classmethod
-    def load(cls, checkpoint: Any | None, *, device: str, body: Any | None) -> PersonModel: ...
+    model: Mapping[str, Any]
+    params: Mapping[str, Any]
 
 
 class LoadableModel(abc.ABC):  # noqa: B024 (`load` differs between the two kinds)
@@ -123,6 +111,70 @@ class LoadableModel(abc.ABC):  # noqa: B024 (`load` differs between the two kind
             **({"source_sha256": self.source_sha256} if self.source_sha256 else {}),
             **self.record,
         }
+
+
+class PersonModel(LoadableModel):
+    """A network over rows: a recoverer (smpl, joints, vertices) or a feature extractor ("features/<name>" columns).
+
+    columns: name, dtype and shape of what `__call__` returns · group_attrs: attributes of the columns' groups, e.g.
+    {"joints": {"joints": [...]}} · uses: columns of earlier artefacts that it reads where they are there ("features/
+    dpmesh"); with them `needs_images` may be False · options: the settings that this network has and others lack, name
+    -> choices, the first being the default; each is an attribute, set by `set_option` · part_rows: rows between two
+    saves, fewer for slow networks; None leaves it to the stage.
+    """
+
+    columns: tuple[Column, ...] = ()
+    group_attrs: Mapping[str, Mapping[str, Any]] = {}
+    uses: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = {}
+    part_rows: int | None = None
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, checkpoint: Checkpoint | None, *, device: str, body: Body | None) -> PersonModel:
+        """The network with the weights of `checkpoint`, on `device`, for inference.
+
+        checkpoint: None where the user named none: use packaged weights, or raise AssetError saying where to get some ·
+        body: the body model that the user asked for, or None. It is shared: `body.to(device)` gives a copy.
+        """
+
+    @abc.abstractmethod
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
+        """The columns of n rows, by name: tensors or arrays (n, ...). Rows that are not finite become failed rows;
+        "error", a list of n texts ('' where a row is fine), says why."""
+
+    def needs_images(self, available: frozenset[str]) -> bool:
+        """Whether `__call__` reads `PersonBatch.images`, given the columns of `uses` that are available."""
+        return True
+
+    def check_inputs(self, inputs: Mapping[str, InputRecord], sha256: str) -> None:
+        """Refuse artefacts that were not made for this network; called once, before the first batch.
+
+        inputs: by role ("heatmaps", "features", "latents") · sha256: of this network's checkpoint, '' without one.
+        Raises InputError naming what differs and how to make the right one. The default accepts everything.
+        """
+
+    def set_option(self, name: str, value: str, default: str) -> None:
+        """Set one of `options`; `default` is what a network without such a choice does.
+
+        Raises UsageError for a value that is no choice, or any other than the default where the network has none.
+        """
+        if name not in self.options:
+            if value != default:
+                raise UsageError(f"{self.name} has no choice of {name}", f"leave out --{name}")
+        elif value not in self.options[name]:
+            raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(self.options[name])}")
+        else:
+            setattr(self, name, value)
+
+    def attention(self, people: PersonBatch) -> dict[str, np.ndarray]:
+        """For `hmr view --attention`: how strongly places of the crop attend to each joint.
+
+        {"attn16": (n, J, 16, 16), "attn8": (n, J, 8, 8): shares that sum to 1 over the joints, "seen": (n, J) bool,
+        "images": (n, side, side, 3) uint8 crops}. Raises UsageError for a network without attention over joints, which
+        is the default.
+        """
+        raise UsageError(f"{self.name} has no attention over joints", "--attention needs a DPMesh checkpoint")
 
 
 @dataclasses.dataclass

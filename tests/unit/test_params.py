@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from stages.engine.stored_params import from_json, to_json
 from stages.errors import UsageError
 from stages.params import (
     DetectParams,
@@ -22,8 +21,9 @@ from stages.params import (
     TrainEmbeddedParams,
     TrainPostoMetroParams,
     ViewParams,
-    check,
 )
+from stages.params.rules import check
+from stages.params.stored import from_json, to_json
 from tests.helpers.cli import hmr
 
 # How the first version stored its defaults, which fingerprints cover. Settings that came later are not in here.

@@ -274,7 +274,7 @@ class MultiviewUpdate:
         precision[:, :72, :72], precision[:, :72, 72:POSE_SIZE] = bones.reshape(len(M), 72, 72), cross
         precision[:, 72:POSE_SIZE, :72], precision[:, 72:POSE_SIZE, 72:POSE_SIZE] = cross.transpose(1, 2), P[72:, 72:]
         visible = (views.confidence > 0).sum(1).to(offset)
-        weight = (visible / group_max(visible, group, groups).clamp_min(1)[group]).square()
+        weight = ((visible + 0.5) / (group_max(visible, group, groups) + 0.5)[group]).square()
         mean = torch.nn.functional.pad(offset, (0, STATE_SIZE - 72))
         return Measurements(precision, mean, weight, group_max(betas_known.to(offset), group, groups))
 
