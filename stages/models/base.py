@@ -221,9 +221,9 @@ class RefinedBatch:
 
     rotmat (n, 24, 3, 3) · betas (n, 10) · transl (n, 3) m · error (n, 2) px: mean distance over the visible keypoints
     before and after · energy (n,): how unlikely the body is, lower is better, in a unit of the refiner's own · refined
-    (n,) bool: False where a row had to be left and is returned as it was; None: every row was refined · hypotheses: all of them, where
-    several were requested, with H on a second axis: rotmat (n, H, 24, 3, 3), ..., energy (n, H); the batch itself holds
-    the one with the lowest energy.
+    (n,) bool: False where a row had to be left and is returned as it was; None: every row was refined · hypotheses:
+    all of them, where several were requested, with H on a second axis: rotmat (n, H, 24, 3, 3), ..., energy (n, H); the
+    batch itself holds the one with the lowest energy.
     """
 
     rotmat: Tensor

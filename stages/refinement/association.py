@@ -238,9 +238,9 @@ def _links(sightings: Sightings, tracklet: np.ndarray, pairs: np.ndarray, measur
     known = np.isfinite(weight)
     tracklet_pairs, link = np.unique(np.sort(tracklet[pairs[known]], axis=1), axis=0, return_inverse=True)
     count = np.bincount(link.ravel(), minlength=len(tracklet_pairs))
-    total, distance = (np.bincount(link.ravel(), v[known], len(tracklet_pairs)) for v in (weight, distance))
+    sums = [np.bincount(link.ravel(), v[known], len(tracklet_pairs)) for v in (weight, distance)]
     links = Links()
-    values = (v.tolist() for v in (tracklet_pairs, total, distance / count, count))
+    values = (v.tolist() for v in (tracklet_pairs, sums[0], sums[1] / count, count))
     for (a, b), w, d, n in zip(*values, strict=True):
         links.add(a, b, w, d, n)
     return links

@@ -153,8 +153,8 @@ class RowRefiner:
     def _columns(self, window: Window, bodies: _Bodies) -> dict[str, Tensor]:
         """The columns of mode frame, without extra/refined."""
         model = self.refiner.body
-        parts = (v.to(model.device) for v in (bodies.rotmat, bodies.betas, bodies.transl))
-        joints = model.joints(*parts).cpu()
+        rotmat, betas, transl = (v.to(model.device) for v in (bodies.rotmat, bodies.betas, bodies.transl))
+        joints = model.joints(rotmat, betas, transl).cpu()
         return {
             "smpl/global_orient": bodies.pose[:, 0],
             "smpl/body_pose": bodies.pose[:, 1:],

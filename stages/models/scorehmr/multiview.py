@@ -249,7 +249,7 @@ class MultiviewUpdate:
     def _at_keypoints(self, views: Views, rotation: Tensor, shape: Tensor) -> PosedEstimate:
         """Bodies (G) with the pelvis where the lines of sight to the keypoints put it."""
         bodies = PosedEstimate(rotation, shape, torch.zeros_like(shape[:, :3]), torch.ones_like(shape[:, 0]))
-        pelvis = _solve_pelvis(views, self.linearized.linearize(bodies)[0], len(shape))
+        pelvis = pelvis_from_rays(views, self.linearized.linearize(bodies)[0], len(shape))
         return dataclasses.replace(bodies, pelvis=pelvis)
 
     def _distance(self, views: Views, bodies: PosedEstimate) -> Tensor:
@@ -355,7 +355,7 @@ def corrected_in_world(start: PosedEstimate, error: Tensor) -> PosedEstimate:
     return PosedEstimate(rotation, betas, pelvis, start.half_box)
 
 
-def _solve_pelvis(views: Views, points: Tensor, groups: int) -> Tensor:
+def pelvis_from_rays(views: Views, points: Tensor, groups: int) -> Tensor:
     """The pelvis (G, 3) that brings points (G, K, 3) nearest to all views' lines of sight: least absolute distances, by
     reweighting."""
     group = views.group

@@ -128,7 +128,7 @@ class ScoreHmrRefiner(Refiner):
         self, pose: Tensor, estimates: EstimateBatch, settings: ScoreHmrSettings, expected: Tensor | None = None
     ) -> RefinedBatch:
         """pose (n, 144): where to start. expected (n, 82): the error that the Kalman update expects of the estimate."""
-        before = self._error(
+        before = self.keypoint_error(
             matrix_to_rot6d_columns(estimates.rotmat).flatten(1), estimates.betas, estimates.transl, estimates
         )
         energy = before
@@ -141,8 +141,8 @@ class ScoreHmrRefiner(Refiner):
                 expected=expected, keep_shape=in_group,
             )  # fmt: skip
             estimates = dataclasses.replace(estimates, betas=betas, transl=transl)
-        reference = self._reference_camera(estimates)
-        guidance, term = self._guidance(reference, settings)
+        reference = self.in_reference_camera(estimates)
+        guidance, term = self.guidance_for(reference, settings)
         x0, betas, transl = pose, estimates.betas, reference.transl
         if settings.method == "fit":
             for x0, transl in fit(pose, guidance, settings.fit_steps, prior=settings.fit_prior):  # noqa: B007
@@ -163,7 +163,7 @@ class ScoreHmrRefiner(Refiner):
             update = self.multiview if settings.method == "score" else MultiviewUpdate(self.multiview.linearized, None)
             estimates_in_views = dataclasses.replace(estimates, betas=betas, transl=transl)
             x0, betas, transl, energy = update(self._views(x0, estimates_in_views, settings))
-        error = torch.stack([before, self._error(x0, betas, transl, estimates)], -1)
+        error = torch.stack([before, self.keypoint_error(x0, betas, transl, estimates)], -1)
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
         refined = None if plan.loops else energy < NOT_UPDATED  # the loop refines what the update had to leave
         return RefinedBatch(rotmat, betas, transl, error, energy, refined)
@@ -223,7 +223,7 @@ class ScoreHmrRefiner(Refiner):
         mean, std = self.statistics.mean.to(self.device), self.statistics.std.to(self.device)
         return ((estimates.features - mean) / std)[:, : self.denoiser.condition_size + self.denoiser.betas_condition]
 
-    def _guidance(self, reference: EstimateBatch, settings: ScoreHmrSettings) -> tuple[Guidance, KeypointTerm]:
+    def guidance_for(self, reference: EstimateBatch, settings: ScoreHmrSettings) -> tuple[Guidance, KeypointTerm]:
         """The terms of this run, and the one of the keypoints."""
         guidance = Guidance(
             w_keypoints=settings.w_keypoints,
@@ -262,7 +262,7 @@ class ScoreHmrRefiner(Refiner):
 
     # ---- the camera that the weights were made for
 
-    def _reference_camera(self, estimates: EstimateBatch) -> EstimateBatch:
+    def in_reference_camera(self, estimates: EstimateBatch) -> EstimateBatch:
         """Rows without measured intrinsics get the published 5000 px and the middle of the image (w/2, h/2)."""
         if not self.published:
             return estimates
@@ -299,7 +299,7 @@ class ScoreHmrRefiner(Refiner):
         term.solve_camera(x0, rounds=3)
         return torch.where(default[:, None], term.transl.t(), transl)
 
-    def _error(self, pose: Tensor, betas: Tensor, transl: Tensor, estimates: EstimateBatch) -> Tensor:
+    def keypoint_error(self, pose: Tensor, betas: Tensor, transl: Tensor, estimates: EstimateBatch) -> Tensor:
         """Mean distance (n,) px between the visible keypoints and the body's; 0 where none is visible."""
         points = self.chain.forward(pose, self.chain.rest(betas)).points.permute(2, 0, 1) + transl[:, None]
         focal, center = estimates.K[:, None, [0, 1], [0, 1]], estimates.K[:, None, :2, 2]
