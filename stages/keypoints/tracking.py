@@ -33,7 +33,7 @@ OKS_SHARE = 0.65  # of the similarity; the rest is overlap
 WAIT = 0.1  # by how much the similarity falls in a second of not being seen
 INSIDE = 0.2  # share of the predicted box's width that must lie in the image
 MIN_JOINTS = 3  # in common, for a displacement to be that of the joints, else that of the box's centre
-# Standard deviations in units of the person's size, the longer side of the box. People change their speed by about half
+# Standard deviations in units of the person's size, the longer side of the box. TrackedPeople change their speed by about half
 # a metre a second within a second; walking speed is 0.8 sizes a second.
 ACCELERATION = 0.3  # of the white noise that moves the velocity, per s^1.5
 SPEED = 0.6  # of the velocity of somebody new, per s
@@ -41,7 +41,7 @@ JOINTS_NOISE, BOX_NOISE = 0.03, 0.06  # of a measured displacement
 
 
 @dataclasses.dataclass
-class People:
+class TrackedPeople:
     """n people as they were when last seen.
 
     id (n,) · box (n, 4) px · xy (n, J, 2) px, joints as seen or moved along, NaN if never seen · velocity (n, 2) px/s ·
@@ -58,8 +58,8 @@ class People:
     usual: np.ndarray
 
     @classmethod
-    def new(cls, ids: np.ndarray, box: np.ndarray, xy: np.ndarray, time: float) -> People:
-        """People seen for the first time."""
+    def new(cls, ids: np.ndarray, box: np.ndarray, xy: np.ndarray, time: float) -> TrackedPeople:
+        """TrackedPeople seen for the first time."""
         size = sizes(box)
         variance = np.stack([(JOINTS_NOISE * size) ** 2, 0 * size, (SPEED * size) ** 2], 1)
         return cls(ids, box, xy, np.zeros((len(ids), 2)), variance, np.full(len(ids), time), np.zeros(len(ids)))
@@ -67,14 +67,14 @@ class People:
     def __len__(self) -> int:
         return len(self.id)
 
-    def take(self, which: np.ndarray) -> People:
-        return People(**{f.name: getattr(self, f.name)[which] for f in dataclasses.fields(self)})
+    def take(self, which: np.ndarray) -> TrackedPeople:
+        return TrackedPeople(**{f.name: getattr(self, f.name)[which] for f in dataclasses.fields(self)})
 
-    def join(self, other: People) -> People:
+    def join(self, other: TrackedPeople) -> TrackedPeople:
         names = [f.name for f in dataclasses.fields(self)]
-        return People(**{n: np.concatenate([getattr(self, n), getattr(other, n)]) for n in names})
+        return TrackedPeople(**{n: np.concatenate([getattr(self, n), getattr(other, n)]) for n in names})
 
-    def predict(self, time: float) -> People:
+    def predict(self, time: float) -> TrackedPeople:
         """The same people at `time`, moved on with their velocity; `seen` stays."""
         dt = time - self.seen
         move, noise = self.velocity * dt[:, None], (ACCELERATION * sizes(self.box)) ** 2
@@ -90,7 +90,7 @@ class People:
         moved = {"box": self.box + np.tile(move, 2), "xy": self.xy + move[:, None], "variance": variance}
         return dataclasses.replace(self, **moved)
 
-    def update(self, box: np.ndarray, xy: np.ndarray, time: float, similar: np.ndarray) -> People:
+    def update(self, box: np.ndarray, xy: np.ndarray, time: float, similar: np.ndarray) -> TrackedPeople:
         """These predicted people, seen at `time` with boxes (n, 4) and joints (n, J, 2), as `similar` (n,) as that."""
         shift, known = displacement(self.xy, xy)
         shift = np.where(known[:, None], shift, centres(box) - centres(self.box))
@@ -101,7 +101,7 @@ class People:
         joints = np.where(np.isfinite(xy), xy, self.xy + shift[:, None])
         moving = self.velocity + gain_velocity[:, None] * shift
         usual = np.where(self.usual > 0, MEMORY * self.usual + (1 - MEMORY) * similar, similar)
-        return People(self.id, box, joints, moving, variance, np.full(len(self), time), usual)
+        return TrackedPeople(self.id, box, joints, moving, variance, np.full(len(self), time), usual)
 
 
 class Tracker:
@@ -113,7 +113,7 @@ class Tracker:
     def __init__(self, sigma: np.ndarray, *, max_gap: float, first: int = 0) -> None:
         self.sigma, self.max_gap, self.count = sigma * SPREAD, max_gap, first
         none = np.zeros(0)
-        self.people = People.new(none.astype(np.int64), np.zeros((0, 4)), np.zeros((0, len(sigma), 2)), 0.0)
+        self.people = TrackedPeople.new(none.astype(np.int64), np.zeros((0, 4)), np.zeros((0, len(sigma), 2)), 0.0)
 
     def step(
         self, time: float, box: np.ndarray, keypoints: np.ndarray, size: tuple[float, float] | None = None
@@ -135,12 +135,12 @@ class Tracker:
         self.count += len(fresh)
         here = expected.take(old).update(box[new], xy[new], time, similar)
         lost = np.setdiff1d(np.arange(len(expected)), old)
-        self.people = self.people.take(lost).join(here).join(People.new(numbers, box[fresh], xy[fresh], time))
+        self.people = self.people.take(lost).join(here).join(TrackedPeople.new(numbers, box[fresh], xy[fresh], time))
         ids[usable[new]], ids[usable[fresh]] = here.id, numbers
         return ids
 
     def _match(
-        self, expected: People, time: float, box: np.ndarray, xy: np.ndarray, size: tuple[float, float] | None
+        self, expected: TrackedPeople, time: float, box: np.ndarray, xy: np.ndarray, size: tuple[float, float] | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Indices of known people and of found people that belong together, and how similar they are."""
         from scipy.optimize import linear_sum_assignment  # half a second to import, needed for videos only
