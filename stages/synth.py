@@ -41,8 +41,8 @@ def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
     """Make set `name`: artefact `out` (*.detections.h5), and pictures in a folder named by set and poses beside it."""
     from stages.engine.job import Job
     from stages.engine.runner import run_frames
-    from stages.engine.stored_params import to_json
     from stages.keypoints.joint_sets import get
+    from stages.params.stored import to_json
 
     params = check(params)
     spec, settings = spec_of(name), json.loads(to_json(params))

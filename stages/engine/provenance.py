@@ -20,9 +20,9 @@ from stages.artefacts.schema import find_column
 from stages.artefacts.table import Artefact
 from stages.engine.header import Header, PartPlan
 from stages.engine.job import Job
-from stages.engine.stored_params import to_json
 from stages.errors import ArtefactError
 from stages.files.package import installed_version
+from stages.params.stored import to_json
 
 
 def make_header(job: Job, parts: PartPlan, out: Path | None, rows_fingerprint: str) -> Header:

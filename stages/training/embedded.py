@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from stages.engine.job import SILENT
-from stages.engine.stored_params import to_json
 from stages.errors import UsageError
 from stages.files.checkpoints import write_checkpoint
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
 from stages.params import TrainEmbeddedParams as Params
 from stages.params import check
+from stages.params.stored import to_json
 from stages.smpl.body import Body, load_body
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
 from stages.training.loop import TimedTrainer, state_file, train

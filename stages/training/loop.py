@@ -20,11 +20,11 @@ from torch import nn
 
 from stages.engine.interrupts import interruptible
 from stages.engine.job import SILENT, ProgressReport
-from stages.engine.stored_params import to_json
 from stages.errors import ArtefactError, Interrupted, UsageError
 from stages.files.atomic import disk_errors, replacing
 from stages.files.hashing import sha256_of
 from stages.params import TrainStepsParams
+from stages.params.stored import to_json
 
 SAVE_SECONDS = 60
 WARM_UP = 200  # steps in which the learning rate of a TimedTrainer rises

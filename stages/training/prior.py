@@ -26,7 +26,6 @@ import torch
 from torch import Generator, Tensor
 
 from stages.engine.job import SILENT
-from stages.engine.stored_params import to_json
 from stages.errors import UsageError
 from stages.files.checkpoints import write_checkpoint
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d_columns
@@ -35,6 +34,7 @@ from stages.models.embedded.recoverer import EmbeddedRecoverer
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss
 from stages.params import TrainPriorParams as Params
 from stages.params import check
+from stages.params.stored import to_json
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
 from stages.training.loop import TimedTrainer, state_file, train
 from stages.training.synthetic_keypoints import Camera, draw_batch, draw_rotation, noise_only

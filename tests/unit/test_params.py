@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from stages.engine.stored_params import from_json, to_json
 from stages.errors import UsageError
 from stages.params import (
     DetectParams,
@@ -24,6 +23,7 @@ from stages.params import (
     ViewParams,
     check,
 )
+from stages.params.stored import from_json, to_json
 from tests.helpers.cli import hmr
 
 # How the first version stored its defaults, which fingerprints cover. Settings that came later are not in here.

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from stages.artefacts.table import Artefact
 from stages.engine.job import SILENT
-from stages.engine.stored_params import to_json
 from stages.errors import AssetError, UsageError
 from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.geometry.rotations import axis_angle_to_matrix
@@ -38,6 +37,7 @@ from stages.models.dpmesh.network import DPMesh, camera_translation, project_to_
 from stages.models.dpmesh.weights import RANK, add_lora, load, own_names
 from stages.params import TrainDPMeshParams as Params
 from stages.params import check
+from stages.params.stored import to_json
 from stages.smpl.body import Body, load_body
 from stages.training.dpmesh import losses
 from stages.training.dpmesh.data import DPMeshBatch, DPMeshExamples
