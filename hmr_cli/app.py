@@ -90,9 +90,9 @@ app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode="markdow
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from stages.files.package import installed_version
 
-        typer.echo(version("hmr"))
+        typer.echo(installed_version())
         raise typer.Exit
 
 

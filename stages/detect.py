@@ -30,7 +30,8 @@ from stages.media.intrinsics import CameraFile
 from stages.models import find
 from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
 from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
-from stages.params import DetectParams, check
+from stages.params import DetectParams
+from stages.params.rules import check
 
 
 def run(
@@ -200,7 +201,7 @@ def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile 
         width, height = (int(n) for n in table["size"][i])
         try:
             if camera:
-                table["K"][i] = camera.of(table["name"][i], (width, height))
+                table["K"][i] = camera.find(table["name"][i], (width, height))
             else:
                 focal = params.focal or width / 2 / np.tan(np.radians(params.fov or 0) / 2)
                 table["K"][i] = [[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]

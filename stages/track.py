@@ -23,8 +23,9 @@ from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_whole
 from stages.errors import InputError, UsageError
 from stages.loaders import tracks
-from stages.media.frames import frame_times
-from stages.params import TrackParams, check
+from stages.media.inputs import frame_times
+from stages.params import TrackParams
+from stages.params.rules import check
 from stages.refinement.people import find_people, tell
 from stages.refinement.rig import CameraRig, read_rig
 

@@ -354,12 +354,22 @@ def test_extras_that_are_not_installed(tmp_path: Path) -> None:
         tmp_path / "gone",
         "import sys\nfor name in ('mmpose', 'rerun', 'onnxruntime', 'av'):\n    sys.modules[name] = None\n",
     )
-    fails(4, 'pip install "hmr[mmpose]"', "detect", photo, "-o", tmp_path / "x.h5", "--detector", "mmpose", **gone)
+    fails(
+        4,
+        'pip install "hmr-toolchain[mmpose]"',
+        "detect",
+        photo,
+        "-o",
+        tmp_path / "x.h5",
+        "--detector",
+        "mmpose",
+        **gone,
+    )
     works(
         "import", "boxes", boxes(tmp_path / "b.json", ["a.png"]), "--images", tmp_path, "-o", tmp_path / "a.h5", **gone
     )
     table = save(detections(4), tmp_path / "d.h5")
-    fails(4, 'pip install "hmr[rerun]"', "view", table, "-o", tmp_path / "seen", "--rerun", **gone)
+    fails(4, 'pip install "hmr-toolchain[rerun]"', "view", table, "-o", tmp_path / "seen", "--rerun", **gone)
 
 
 @pytest.mark.parametrize(

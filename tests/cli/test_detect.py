@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.artefacts.hdf5 import open_artefact
-from stages.media.frames import write_image
+from stages.media.images import write_image
 from tests.helpers import fetched, fixtures
 from tests.helpers.cli import hmr
 

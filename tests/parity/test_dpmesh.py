@@ -24,8 +24,8 @@ from stages.geometry.rotations import about, axis_angle_to_matrix
 from stages.keypoints.joint_sets import SETS, index
 from stages.models.dpmesh.checkpoint_names import body_arrays
 from stages.models.dpmesh.cpu_inference import prepare
-from stages.models.dpmesh.inputs import crop_images
-from stages.models.dpmesh.network import HEAT, SIGMA, DPMesh, camera_translation, focal_of
+from stages.models.dpmesh.inputs import HEAT, SIGMA, crop_images
+from stages.models.dpmesh.network import DPMesh, camera_translation, focal_of
 from stages.models.dpmesh.outputs import JointRegressor, body_outputs, reference_outputs
 from stages.models.dpmesh.pose_decoder import PoseCodebook, gram_schmidt, matrix_to_axis_angle
 from stages.models.dpmesh.regressor import sine_position

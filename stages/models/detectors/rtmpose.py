@@ -49,7 +49,7 @@ class RtmPose:
     @classmethod
     def missing(cls, path: Path | None) -> str:
         if importlib.util.find_spec("onnxruntime") is None:
-            return 'pip install "hmr[rtmpose]"'
+            return 'pip install "hmr-toolchain[rtmpose]"'
         if path and all((path / name).is_file() for name in FILES):
             return ""
         return "two ONNX files are needed, docs/detectors.md names them; then --detector-path FOLDER"
