@@ -69,18 +69,7 @@ ADAPTERS_ONLY = ("stages.files", "stages.artefacts")
 LONGEST = 400  # lines of a file
 
 # rule -> what still breaks it. An entry that breaks nothing any more fails the test: take it out.
-KNOWN: dict[str, set[str]] = {
-    "circles": {"stages.smpl.body stages.smpl.body_files"},
-    "systems": {
-        "stages/models/dpmesh/inputs.py -> stages.artefacts.kinds",
-        "stages/models/pct/network.py -> stages.files.checkpoints",
-    },
-    "size": {"stages/models/scorehmr/refiner.py"},
-    "helpers": {
-        f"tests/parity/test_dpmesh_folder.py -> tests.parity.test_dpmesh.{name}"
-        for name in ("RUNNERS", "cases_of", "runner_of")
-    },
-}
+KNOWN: dict[str, set[str]] = {}
 
 
 @dataclasses.dataclass(frozen=True)

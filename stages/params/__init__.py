@@ -12,10 +12,9 @@ import dataclasses
 import math
 
 from stages.models.tables import DETECTORS
-from stages.params.rules import check as check  # stages import it from here, with their settings
 from stages.params.rules import optional_text, param
 
-MAX_GAP = 2.0  # s without being seen after which a tracker forgets a person
+MAX_GAP = 3.0  # s without being seen after which a tracker forgets a person
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 
@@ -254,9 +253,7 @@ class TrainEmbeddedParams:
     """Settings of `hmr train embedded`."""
 
     max_minutes: float = param(60.0, "Train this long in all, resumed runs counted together.", unit="minutes", low=0)
-    samples: int | None = param(
-        None, "Train on this many people instead; by default time decides.", low=1, stored_none=0
-    )
+    samples: int | None = param(None, "Train on so many people; by default time decides.", low=1, stored_none=0)
     batch: int = param(1024, "People per step.", low=1)
     width: int = param(576, "Width of the network.", low=1)
     blocks: tuple[int, ...] = param((1, 1, 1, 1), "Residual blocks in each round.", low=1)
@@ -310,9 +307,7 @@ class TrainPostoMetroParams(TrainStepsParams):
         choices=("pct", "keypoints", "none"),
     )  # fmt: skip
     size: str = param("L", "1, 2 or 3 layers in each half of each stage.", choices=("S", "M", "L"))
-    backbone: str = param(
-        "resnet50", "Image backbone of the mesh network.", choices=("resnet50", "hrnet_w48", "hrnet_w64")
-    )
+    backbone: str = param("resnet50", "Its image backbone.", choices=("resnet50", "hrnet_w48", "hrnet_w64"))
     swin: str = param("base", "PCT's Swin.", choices=("base", "large", "huge"))
     thaw: bool = param(False, "Let the classifier's Swin learn too; as published it is frozen, trained on heatmaps.")
     batch: int = param(16, "People per step.", low=1)

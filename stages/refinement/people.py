@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.geometry.rotations import axis_angle_to_matrix
 from stages.refinement.association import associate
 from stages.refinement.counts import view_counts
-from stages.refinement.likeness import People, Sightings
+from stages.refinement.likeness import Association, Sightings
 from stages.refinement.rig import CameraRig
 from stages.refinement.windows import moments
 from stages.smpl.body import Body
@@ -34,7 +34,7 @@ def find_people(
     *,
     meshes: Artefact | None = None,
     body: Body | None = None,
-) -> People:
+) -> Association:
     """One number for each person over all views. usable (R,): rows that may be joined.
 
     With meshes and their body, people are told apart by their poses where there is no rig. Raises InputError for views
@@ -95,7 +95,7 @@ def _posed(meshes: Artefact, body: Body) -> Callable[[np.ndarray], np.ndarray]:
     return joints
 
 
-def tell(people: People, table: Artefact, usable: np.ndarray, report: Any) -> None:
+def tell(people: Association, table: Artefact, usable: np.ndarray, report: Any) -> None:
     """Say who was seen where and how many rows are joined; warn if none are, with the reason."""
     for text in people.warnings:
         report.warn(text)

@@ -16,13 +16,12 @@ from stages.artefacts.kinds import OK
 from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import RunOptions
-from stages.errors import UsageError
 from stages.files.checkpoints import read_checkpoint
 from stages.keypoints.joint_sets import SETS
 from stages.loaders.people import PersonLoader, as_artefact
 from stages.media.images import write_image
 from stages.models import find_loader
-from stages.models.dpmesh.extractors import DPMeshModel
+from stages.models.base import PersonModel
 from stages.models.tables import EXTRACTORS
 from stages.visualization import draw
 
@@ -44,9 +43,9 @@ def run(
     """
     table = as_artefact(detections, "detections")
     checkpoint = read_checkpoint(ckpt)
-    model = find_loader(EXTRACTORS, checkpoint).load(checkpoint, device=resolve_device(run.device), body=None)
-    if not isinstance(model, DPMeshModel):
-        raise UsageError(f"{model.name} has no attention over joints", "--attention needs a DPMesh checkpoint")
+    model: PersonModel = find_loader(EXTRACTORS, checkpoint).load(
+        checkpoint, device=resolve_device(run.device), body=None
+    )
     people = PersonLoader(table, root=root)
     rows = np.flatnonzero(table.rows["status"] == OK)
     out.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,9 @@ from stages.geometry.rotations import about
 from stages.keypoints.joint_sets import convert, flip
 from stages.keypoints.joint_sets import get as joint_set
 from stages.loaders.people import PersonLoader
+from stages.models.backbones.imagenet import imagenet_normalised
 from stages.models.embedded.kinematics import Skeleton
-from stages.models.postometro.recoverers import GROW, MEAN, STD
+from stages.models.postometro.recoverers import GROW
 from stages.smpl.body import Body
 from stages.smpl.mesh_sampling import MeshSampling
 from stages.synthetic.mocap import BENCHMARK, load_poses, mirror
@@ -108,7 +109,7 @@ class PostoMetroExamples:
         joints_2d = augmentation.swap_sides(joints_2d, flip(joint_set("lsp14")))
         keypoints = augmentation.swap_sides(keypoints, flip(joint_set("coco17")))
         return PostoMetroBatch(
-            torch.from_numpy((crop - MEAN) / STD).permute(0, 3, 1, 2).contiguous(),
+            imagenet_normalised(crop),
             (fine, coarser[0], coarser[1]),
             joints - pelvis,
             torch.from_numpy(2 * joints_2d / self.side - 1).float(),

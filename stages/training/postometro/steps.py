@@ -222,7 +222,7 @@ def predict(network: nn.Module, batch: PostoMetroBatch, tokens: str) -> Mesh:
         return network(batch.images)
     with torch.no_grad():
         known = tokens == "keypoints"
-        pose = network.pct.given(batch.keypoints, batch.images) if known else network.pct(batch.images)
+        pose = network.pct.encode_keypoints(batch.keypoints, batch.images) if known else network.pct(batch.images)
     return network(batch.images, pose)
 
 

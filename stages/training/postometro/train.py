@@ -30,12 +30,13 @@ from stages.files.checkpoints import Checkpoint, read_checkpoint, write_checkpoi
 from stages.loaders.people import as_artefact
 from stages.models.backbones.swin_v2 import DEPTHS, WIDTHS
 from stages.models.pct import network as pct
+from stages.models.pct import weights as pct_weights
 from stages.models.pct.network import PCT, Tokenizer
 from stages.models.postometro.network import JOINTS, FastMetro, PostoMetro
 from stages.models.postometro.recoverers import check_body
 from stages.models.postometro.weights import renamed
 from stages.params import TrainPostoMetroParams as Params
-from stages.params import check
+from stages.params.rules import check
 from stages.smpl.body import Body, load_body
 from stages.smpl.mesh_sampling import MeshSampling, of_body, selection
 from stages.training.loop import state_file, train
@@ -220,7 +221,7 @@ class TokenizerOnly(nn.Module):
 def load_matching(network: nn.Module, checkpoint: Checkpoint) -> set[str]:
     """Load the tensors that match by name and shape: FastMETRO's and PCT's files into a PostoMETRO. Their names."""
     expected = network.state_dict()
-    tensors = renamed(checkpoint.without(*pct.PREFIXES))
+    tensors = renamed(checkpoint.without(*pct_weights.PREFIXES))
     known: Mapping[str, Tensor] = {**tensors, **{f"pct.{n}": t for n, t in tensors.items() if _is_pct(n)}}
     matching = {name: t for name, t in known.items() if name in expected and t.shape == expected[name].shape}
     network.load_state_dict(matching, strict=False)

@@ -12,7 +12,7 @@ from stages.models.scorehmr.body25 import chain_of
 from stages.models.scorehmr.kalman_update import NOT_UPDATED, KalmanUpdate
 from stages.models.scorehmr.kinematic_chain import KinematicChain
 from stages.models.scorehmr.linearized_body import LinearizedBody, PosedEstimate
-from stages.models.scorehmr.multiview import STATE, MultiviewUpdate, ViewBatch, Views, _moved
+from stages.models.scorehmr.multiview import STATE, MultiviewUpdate, ViewBatch, Views, _moved, _placed
 from stages.smpl.body import load_body
 from tests.helpers.rig_world import ring
 
@@ -163,6 +163,7 @@ def test_a_single_view_is_updated_as_ever_and_nothing_seen_stays(
     for a, b in zip(out[:3], (rows.pose, rows.betas, rows.transl), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
     assert (out[3] == NOT_UPDATED).all()
+    assert update.bodies(blind).information.abs().max() < 1e-6  # keypoints that are not there say nothing of the shape
 
 
 def test_the_shape_of_a_person_is_that_of_all_moments(chain: KinematicChain, update: MultiviewUpdate) -> None:
@@ -172,6 +173,16 @@ def test_the_shape_of_a_person_is_that_of_all_moments(chain: KinematicChain, upd
     known = dataclasses.replace(rows, betas=betas.expand(VIEWS, 10), known_shape=torch.ones(VIEWS))
     assert miss(chain, update(known), truth).max() < 0.006
     assert (betas - betas.new_zeros(10)).abs().max() > 0.2  # it is not the estimates' mean
+
+
+def test_lines_of_sight_of_a_wrong_view_do_not_move_people(chain: KinematicChain, update: MultiviewUpdate) -> None:
+    rows, truth = scene(chain, people=1)
+    points = ((truth - rows.t[:, None]) @ rows.R)[:1].double()  # from the world's origin
+    tangent = (rows.keypoints[..., :2] - torch.tensor([320.0, 240.0])) / F
+    tangent[0, :, 0] += 0.3
+    half = torch.full((VIEWS,), 0.2)
+    views = Views(*(v.double() for v in (rows.R, rows.t, tangent, rows.keypoints[..., 2], half)), rows.group)
+    assert _placed(views, points, 1).norm() < 0.07, _placed(views, points, 1).norm()  # 0.63 by least squares
 
 
 def test_without_a_covariance_bodies_are_only_brought_together(chain: KinematicChain) -> None:
