@@ -19,7 +19,8 @@ from stages.errors import AssetError, HmrError, InputError, UsageError
 from stages.files.checkpoints import Checkpoint, check_finite, read_checkpoint, write_checkpoint
 from stages.models import find_loader, loaders
 from stages.models.tables import EXTRACTORS, RECOVERERS, REFINERS
-from stages.params import ConvertParams, check
+from stages.params import ConvertParams
+from stages.params.rules import check
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SYSTEMS = RECOVERERS | {n: target for n, target in EXTRACTORS.items() if n not in RECOVERERS} | REFINERS

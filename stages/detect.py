@@ -30,7 +30,8 @@ from stages.media.intrinsics import CameraFile
 from stages.models import find
 from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
 from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
-from stages.params import DetectParams, check
+from stages.params import DetectParams
+from stages.params.rules import check
 
 
 def run(

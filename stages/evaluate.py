@@ -25,7 +25,8 @@ from stages.errors import InputError
 from stages.evaluation.scorer import Scorer, threads
 from stages.evaluation.tables import TITLES
 from stages.loaders.people import as_artefact
-from stages.params import EvaluateParams, check
+from stages.params import EvaluateParams
+from stages.params.rules import check
 
 
 def run(

@@ -25,7 +25,8 @@ from stages.formats.obj import ObjWriter
 from stages.loaders.bodies import BodyLoader
 from stages.loaders.motion import Sequence, even, has_time, motion, sequences
 from stages.loaders.people import as_artefact
-from stages.params import ExportParams, check
+from stages.params import ExportParams
+from stages.params.rules import check
 from stages.visualization import draw
 
 # A file to write: its name, and the function that writes it to a path.

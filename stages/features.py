@@ -21,7 +21,8 @@ from stages.loaders.people import PersonLoader, as_artefact
 from stages.models import find_model, load_model
 from stages.models.base import PersonModel
 from stages.models.tables import EXTRACTORS
-from stages.params import FeaturesParams, check
+from stages.params import FeaturesParams
+from stages.params.rules import check
 
 PART_ROWS = 64  # rows between two saves, unless the network says otherwise: extractors are slow
 

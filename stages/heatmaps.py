@@ -22,7 +22,8 @@ from stages.engine.runner import run_rows
 from stages.errors import ArtefactError
 from stages.geometry import heatmaps
 from stages.keypoints import joint_sets
-from stages.params import HeatmapsParams, check
+from stages.params import HeatmapsParams
+from stages.params.rules import check
 
 
 def columns(params: HeatmapsParams) -> tuple[Column, ...]:

@@ -30,7 +30,8 @@ from stages.loaders import tracks
 from stages.media.frames import FrameList, MediaFile, frame_columns, list_frames, read_frames
 from stages.media.images import intrinsics
 from stages.media.inputs import escape, frame_number, frame_times, natural
-from stages.params import ImportBodiesParams, ImportParams, check
+from stages.params import ImportBodiesParams, ImportParams
+from stages.params.rules import check
 
 
 def run(

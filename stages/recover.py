@@ -22,7 +22,8 @@ from stages.loaders.people import PersonLoader, as_artefact
 from stages.models import find_model, load_model
 from stages.models.base import PersonModel
 from stages.models.tables import RECOVERERS
-from stages.params import RecoverParams, check
+from stages.params import RecoverParams
+from stages.params.rules import check
 from stages.smpl.body import load_body
 
 

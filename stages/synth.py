@@ -18,7 +18,8 @@ from typing import Any
 
 from stages.artefacts.kinds import Column, required_columns
 from stages.errors import UsageError
-from stages.params import SynthParams, check
+from stages.params import SynthParams
+from stages.params.rules import check
 from stages.synthetic.examples import example_maker, spec_of
 from stages.synthetic.sets import VERSION
 

@@ -24,7 +24,8 @@ from stages.engine.runner import run_whole
 from stages.errors import InputError, UsageError
 from stages.loaders import tracks
 from stages.media.inputs import frame_times
-from stages.params import TrackParams, check
+from stages.params import TrackParams
+from stages.params.rules import check
 from stages.refinement.people import find_people, tell
 from stages.refinement.rig import CameraRig, read_rig
 

@@ -19,7 +19,8 @@ from stages.engine.job import RunOptions
 from stages.engine.provenance import check_rows_agree
 from stages.errors import ArtefactError, UsageError
 from stages.loaders.people import as_artefact
-from stages.params import ViewParams, check
+from stages.params import ViewParams
+from stages.params.rules import check
 from stages.visualization.report import HtmlReport
 from stages.visualization.rerun import require_rerun, write_scene
 from stages.visualization.viewer import OverlayWriter, Viewer, by_source

@@ -12,11 +12,7 @@ import dataclasses
 import math
 
 from stages.models.tables import DETECTORS
-from stages.params.rules import (
-    check,  # stages import it from here, with their settings
-    optional_text,
-    param,
-)
+from stages.params.rules import optional_text, param
 
 MAX_GAP = 3.0  # s without being seen after which a tracker forgets a person
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded

@@ -27,7 +27,7 @@ from stages.files.checkpoints import write_checkpoint
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
 from stages.params import TrainEmbeddedParams as Params
-from stages.params import check
+from stages.params.rules import check
 from stages.params.stored import to_json
 from stages.smpl.body import Body, load_body
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses

@@ -33,7 +33,7 @@ from stages.models.embedded.network import Network
 from stages.models.embedded.recoverer import EmbeddedRecoverer
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss
 from stages.params import TrainPriorParams as Params
-from stages.params import check
+from stages.params.rules import check
 from stages.params.stored import to_json
 from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
 from stages.training.loop import TimedTrainer, state_file, train

@@ -11,6 +11,7 @@ import pytest
 
 from hmr_cli.app import COMMANDS, command_paths
 from stages import params
+from stages.params import rules
 from stages.params.rules import setting
 from tests.helpers.cli import hmr
 
@@ -60,7 +61,7 @@ def test_help_shows_choices_units_ranges_and_defaults() -> None:
 @pytest.mark.parametrize("name", [n for n in dir(params) if n.endswith("Params")])
 def test_every_setting_has_a_sentence_of_help_and_a_default_that_passes(name: str) -> None:
     cls = getattr(params, name)
-    assert params.check(cls()) == cls()
+    assert rules.check(cls()) == cls()
     for field in dataclasses.fields(cls):
         help = setting(field).help
         assert help.endswith(".") and (help[0] in "-0123456789" or help[0].isupper() or help.startswith(VALUES)), help

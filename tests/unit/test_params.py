@@ -21,8 +21,8 @@ from stages.params import (
     TrainEmbeddedParams,
     TrainPostoMetroParams,
     ViewParams,
-    check,
 )
+from stages.params.rules import check
 from stages.params.stored import from_json, to_json
 from tests.helpers.cli import hmr
 

@@ -36,7 +36,7 @@ from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
 from stages.models.dpmesh.network import DPMesh, camera_translation, project_to_crop
 from stages.models.dpmesh.weights import RANK, add_lora, load, own_names
 from stages.params import TrainDPMeshParams as Params
-from stages.params import check
+from stages.params.rules import check
 from stages.params.stored import to_json
 from stages.smpl.body import Body, load_body
 from stages.training.dpmesh import losses

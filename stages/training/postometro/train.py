@@ -36,7 +36,7 @@ from stages.models.postometro.network import JOINTS, FastMetro, PostoMetro
 from stages.models.postometro.recoverers import check_body
 from stages.models.postometro.weights import renamed
 from stages.params import TrainPostoMetroParams as Params
-from stages.params import check
+from stages.params.rules import check
 from stages.smpl.body import Body, load_body
 from stages.smpl.mesh_sampling import MeshSampling, of_body, selection
 from stages.training.loop import state_file, train

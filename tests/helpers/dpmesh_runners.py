@@ -1,10 +1,4 @@
-"""Every case of fixtures/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
-
-The cases are read from fixtures.json; a new case runs by the longest of RUNNERS' names that begins its own
-(full_small_2 -> full). Batch sizes, numbers of rows, formulas and weights are what the folder says. Outputs are the
-reference's, hence its one focal length per batch and its quirk in a batch of exactly three people. Full-size networks
-are marked `full`.
-"""
+"""How each recorded case of DPMesh is computed: RUNNERS, name of the part -> outputs by their recorded names."""
 
 from __future__ import annotations
 
@@ -14,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 import torch
 
 from stages.evaluation import metrics
@@ -32,7 +25,7 @@ from stages.models.dpmesh.regressor import sine_position
 from stages.smpl.body import Body
 from stages.training.dpmesh import losses
 from tests.helpers.dpmesh_parity import Case, evaluate, sibling_of
-from tests.helpers.fixtures import Fixtures, fixtures_of
+from tests.helpers.fixtures import Fixtures
 
 BODY = "human_model_layer."
 
@@ -294,7 +287,6 @@ RUNNERS: dict[str, Callable[[Case], dict[str, Any]]] = {
     "controlnet": controlnet, "unet": unet, "merge": merge, "regressor": regressor, "smpl": smpl, "full": full,
     "metrics": metrics_case, "losses": losses_case, "vqvae": vqvae,
 }  # fmt: skip
-LARGE = "vae", "controlnet", "unet", "full"
 
 
 def runner_of(name: str) -> str:
@@ -312,21 +304,3 @@ def cases_of(fixtures: Fixtures) -> dict[str, dict[str, Any]]:
     listed = {spec["file"] for spec in own.values()}
     names = {p.stem: sibling_of(p.stem, known) for p in sorted(fixtures.folder.glob("*.npz")) if p.name not in listed}
     return own | {stem: known[name] for stem, name in names.items() if name}
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case_name" not in metafunc.fixturenames:
-        return
-    fixtures = fixtures_of(metafunc.config, "dpmesh")
-    cases = cases_of(fixtures)
-    if not cases:
-        metafunc.parametrize("case_name", [pytest.param("", marks=pytest.mark.skip("no case of DPMesh there"))])
-        return
-    big = {n for n, spec in cases.items() if spec["manifest"] == "manifest.json" and n.startswith(LARGE)}
-    metafunc.parametrize("case_name", [pytest.param(n, marks=pytest.mark.full) if n in big else n for n in cases])
-
-
-@torch.no_grad()
-def test_case(case_name: str, pytestconfig: pytest.Config) -> None:
-    case = Case(fixtures_of(pytestconfig, "dpmesh"), case_name)
-    case.compare(RUNNERS[runner_of(case_name)](case))
