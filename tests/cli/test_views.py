@@ -202,6 +202,8 @@ def test_rigs(kind: str, tmp_path: Path) -> None:
     assert same_people(out.who(), world.person)
     assert world.error(out.table).mean() < most and world.apart(out.table) < 0.001
     assert out.json["joined"] == len(world.person) and said in out.said
+    for who in np.unique(world.person):
+        assert np.ptp(out.who("smpl/betas")[world.person == who], axis=0).max() < 1e-6  # one shape for all moments
     assert said or "warning" not in out.said
 
 
