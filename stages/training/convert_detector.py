@@ -27,8 +27,8 @@ SHA256 = {
     "movenet-thunder.bin": "a2925747fccaf737c0f20eacdeff919efd5d514e90242397002a0de349dff18c",
     "movenet-thunder.json": "7ac4e2a8449fc279f71b8b0ba52f7c5daafc124ce9b6bf7549289ca432e342b6",
 }
-CLASSES, BINS = 80, 11
-PERSON = 0
+CLASSES, BINS, PERSON = 80, 11, 0
+HALVING = ("stem", *(f"blocks.{k}.depthwise" for k in (1, 3, 6, 13)))  # Thunder's convolutions of stride 2
 
 
 def read_weights(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -56,12 +56,12 @@ def to_torch_layout(kernel: np.ndarray, depthwise: bool = False) -> np.ndarray:
 
 def nanodet_names() -> list[str]:
     """The convolutions' names in our module, in the graph's order (its nodes are `convolution_0` to `convolution_33`)."""
-    names = ["stem.0"]
+    names = ["stem"]
     for stage, pairs in enumerate((1, 2, 2, 3)):
-        inner = [f"pairs.{k}.{part}.0" for k in range(pairs) for part in ("first", "second")]
-        names += [f"stages.{stage}.{part}" for part in ("enter.0", *inner, "leave.0")]
+        inner = [f"pairs.{k}.{part}" for k in range(pairs) for part in ("first", "second")]
+        names += [f"stages.{stage}.{part}" for part in ("enter", *inner, "leave")]
     names += [f"lateral.{k}" for k in range(3)]
-    return names + [f"heads.{k}.{part}" for k in range(3) for part in ("0.0", "1")]
+    return names + [f"heads.{k}.{part}" for k in range(3) for part in ("0", "1")]
 
 
 def nanodet(folder: Path) -> dict[str, np.ndarray]:
@@ -91,7 +91,10 @@ def movenet(folder: Path) -> dict[str, np.ndarray]:
     weights = read_weights(folder, "movenet-thunder")
     state = {}
     for name, kernel, bias, depthwise in _movenet_layers():
-        state[f"{name}.weight"] = to_torch_layout(weights[kernel], depthwise)
+        weight = to_torch_layout(weights[kernel], depthwise)
+        if name in HALVING:  # padded after the last row and column only, as a kernel with a row and column of zeros
+            weight = np.pad(weight, ((0, 0), (0, 0), (1, 0), (1, 0)))
+        state[f"{name}.weight"] = weight
         if bias:
             state[f"{name}.bias"] = weights[bias]
     return state
@@ -118,21 +121,21 @@ def _movenet_layers() -> Iterator[tuple[str, str, str, bool]]:
         yield f"lateral.{k}", f"{stem}/Conv2D/ReadVariableOp", f"{stem}/BiasAdd/ReadVariableOp", False
     for k in range(3):
         stem = f"{root}/separable_conv2d{f'_{k}' if k else ''}/separable_conv2d"
-        yield f"pyramid.{k}.depthwise", f"{stem}/ReadVariableOp", "", True
-        yield f"pyramid.{k}.pointwise", f"{stem}_weights", f"{stem}_bn_offset", False
+        yield f"pyramid.{k}.0", f"{stem}/ReadVariableOp", "", True
+        yield f"pyramid.{k}.1", f"{stem}_weights", f"{stem}_bn_offset", False
     for k, (ours, theirs) in enumerate(
         (("center", "center_0"), ("heatmap", "kpt_heatmap_0"), ("regress", "kpt_regress_0"), ("offset", "kpt_offset_0"))
     ):
         stem = f"StatefulPartitionedCall/{theirs}/separable_conv2d_{k + 3}"
-        yield f"heads.{ours}.0.depthwise", f"{stem}/separable_conv2d/ReadVariableOp", "", True
+        yield f"heads.{ours}.0", f"{stem}/separable_conv2d/ReadVariableOp", "", True
         yield (
-            f"heads.{ours}.0.pointwise",
+            f"heads.{ours}.1",
             f"{stem}/separable_conv2d/ReadVariableOp_1",
             f"{stem}/BiasAdd/ReadVariableOp",
             False,
         )
         stem = f"StatefulPartitionedCall/{theirs}/conv2d_{k + 4}"
-        yield f"heads.{ours}.1", f"{stem}/Conv2D/ReadVariableOp", f"{stem}/BiasAdd/ReadVariableOp", False
+        yield f"heads.{ours}.2", f"{stem}/Conv2D/ReadVariableOp", f"{stem}/BiasAdd/ReadVariableOp", False
 
 
 def main() -> None:

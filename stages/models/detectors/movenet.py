@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +26,17 @@ from torch import Tensor
 
 from stages.checkpoints import read_checkpoint
 from stages.human import crops
-from stages.human.joints import SETS
+from stages.human.joints import SETS, flip
 from stages.human.oks import iou, sigmas, suppress
 from stages.models.detectors import Found, hash_files, nanodet
+from stages.models.detectors.convolution import for_inference
 from stages.models.detectors.movenet_network import SIZE, STRIDE, MoveNet
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "movenet.safetensors"
 JOINTS = SETS["coco17"]
 SIGMA = sigmas(JOINTS)
+MIR = True
+MIRROR = flip(JOINTS)
 WIDE, CLOSE = 1.25, 1.0  # sides of the two crops, of the box's longer side
 PRIOR = 1.8  # cells, of Thunder's own graph: how far a joint may lie from where the person's middle expects it
 BESIDE = 0.1  # of the box's longer side: how far joints may lie outside the box (standard deviation)
@@ -44,7 +48,7 @@ FILLED = 0.53  # area of a person, of its box (mean over COCO)
 LIMB, SEEN = 0.05, 0.2  # radius of a painted limb, of the box's longer side; score of joints that are painted
 LOWEST = 0.04  # score below which nobody is looked at a second time
 AGREE = 0.1  # of the box's longer side: distance of two looks at a joint that counts as agreement (mean over joints)
-BATCH_CPU, BATCH_GPU = 4, 256  # crops at a time
+BATCH_CPU, BATCH_GPU = 1, 256  # crops at a time; on the CPU one is quickest, and gives the same numbers always
 
 
 def _limbs() -> tuple[tuple[int, int], ...]:
@@ -73,7 +77,7 @@ class MoveNetDetector:
         boxes, self.weights, self.device = folder / nanodet.WEIGHTS.name, folder / WEIGHTS.name, device
         self.sha256 = hash_files(boxes, self.weights)
         self._boxes = nanodet.PersonBoxes(device, boxes)
-        self._network: MoveNet | None = None
+        self._network: Any = None
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
@@ -103,7 +107,7 @@ class MoveNetDetector:
             pictures = [distinct(people, own, front) for own in pictures]
             everyone = np.concatenate([*pictures, behind[:0]])
 
-        xy, score = self._look(levels, people, everyone, CLOSE, front)
+        xy, score = self._look(levels, people, everyone, CLOSE, front, mirror=MIR)
         people.fuse(everyone, xy, score)
         return [people.found(own) for own in pictures]
 
@@ -113,7 +117,8 @@ class MoveNetDetector:
         people: People,
         which: np.ndarray,
         grow: float,
-        front: Mapping[int, np.ndarray] = {},  # noqa: B006 - never written
+        front: Mapping[int, np.ndarray] = {},
+        mirror: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Joints (m, 17, 2) px and their scores (m, 17) of the people `which` (m,), in crops of `grow` times their box.
 
@@ -131,23 +136,29 @@ class MoveNetDetector:
                 if k in front:
                     paint_over(view, *people.limbs(front[k], a))
             box = crops.apply(affine[chunk], people.box[which[chunk]].reshape(-1, 2, 2)).reshape(-1, 4)
-            cell, score[chunk] = self._run(np.stack(views), (box + 0.5) / STRIDE)
-            # Thunder's joints are COCO's numbers, which count from the picture's corner and name its first pixel 0.
-            xy[chunk] = crops.apply(crops.invert(affine[chunk]), cell * STRIDE - 0.5) + 0.5
+            cell, score[chunk] = self._run(np.stack(views), (box + 0.5) / STRIDE, mirror)
+            xy[chunk] = crops.apply(crops.invert(affine[chunk]), cell * STRIDE - 0.5)
         return xy, score
 
     @torch.inference_mode()
-    def _run(self, views: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, views: np.ndarray, box: np.ndarray, mirror: bool) -> tuple[np.ndarray, np.ndarray]:
+        """What `decode` says of crops (n, 256, 256, 3) and boxes (n, 4) in cells; `mirror`: of their mirror images."""
         x = torch.from_numpy(views).to(self.device).permute(0, 3, 1, 2) / 127.5 - 1
+        cells = SIZE / STRIDE
+        if mirror:
+            x, box = x.flip(3), np.stack([cells - box[:, 2], box[:, 1], cells - box[:, 0], box[:, 3]], 1)
         heads = self._load()(x.contiguous(memory_format=torch.channels_last))
-        xy, score = decode(heads, torch.from_numpy(box).to(x))
-        return xy.cpu().double().numpy(), score.cpu().double().numpy()
+        xy, score = (each.cpu().double().numpy() for each in decode(heads, torch.from_numpy(box).to(x)))
+        if mirror:
+            xy, score = xy[:, MIRROR], score[:, MIRROR]
+            xy[..., 0] = cells - xy[..., 0]
+        return xy, score
 
-    def _load(self) -> MoveNet:
+    def _load(self) -> Any:
         if self._network is None:
             network = MoveNet()
             network.load_state_dict({k: v.float() for k, v in read_checkpoint(self.weights).tensors.items()})
-            self._network = network.eval().to(self.device, memory_format=torch.channels_last)
+            self._network = for_inference(network, self.device)
         return self._network
 
 

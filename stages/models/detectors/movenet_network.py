@@ -7,9 +7,10 @@ points", 2019). Batch normalisation is folded into the weights; what picks joint
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from stages.models.detectors.convolution import Conv2d, depthwise
 
 SIZE = 256  # px, side of the crop
 STRIDE = 4  # crop pixels per cell of the heads
@@ -22,45 +23,25 @@ BLOCKS = (
 TAPS = (2, 5, 9)  # blocks whose outputs the pyramid takes, at strides 4, 8, 16
 
 
-class SameConv2d(nn.Conv2d):
-    """A 3 x 3 convolution with TensorFlow's padding: where it halves the size, one row and column after the last."""
-
-    def __init__(
-        self, channels_in: int, channels_out: int, stride: int = 1, groups: int = 1, bias: bool = True
-    ) -> None:
-        super().__init__(channels_in, channels_out, 3, stride, 1 if stride == 1 else 0, groups=groups, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if self.stride[0] == 1 else F.pad(x, (0, 1, 0, 1)))
-
-
 class InvertedResidual(nn.Module):
     """Expansion by 6, depthwise convolution, projection; the input is added where the shape allows it."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int = 6) -> None:
         super().__init__()
         hidden = channels_in * expansion
-        self.expand = nn.Conv2d(channels_in, hidden, 1) if expansion > 1 else None
-        self.depthwise = SameConv2d(hidden, hidden, stride, groups=hidden)
-        self.project = nn.Conv2d(hidden, channels_out, 1)
+        self.expand = Conv2d(channels_in, hidden, activation="relu6") if expansion > 1 else nn.Identity()
+        self.depthwise = depthwise(hidden, stride, activation="relu6")
+        self.project = Conv2d(hidden, channels_out)
         self.adds = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu6(self.expand(x)) if self.expand is not None else x
-        out = self.project(F.relu6(self.depthwise(hidden)))
-        return x + out if self.adds else out
+        out = self.project(self.depthwise(self.expand(x)))
+        return out.add_(x) if self.adds else out
 
 
-class Separable(nn.Module):
+def separable(channels_in: int, channels_out: int) -> nn.Sequential:
     """A depthwise and a 1 x 1 convolution, ReLU."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.depthwise = SameConv2d(channels_in, channels_in, groups=channels_in, bias=False)
-        self.pointwise = nn.Conv2d(channels_in, channels_out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu_(self.pointwise(self.depthwise(x)))
+    return nn.Sequential(depthwise(channels_in, bias=False), Conv2d(channels_in, channels_out, activation="relu"))
 
 
 class MoveNet(nn.Module):
@@ -72,28 +53,26 @@ class MoveNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = SameConv2d(3, 56, 2)
+        self.stem = Conv2d(3, 56, 4, 2, activation="relu6")
         channels = [56, *(out for out, _ in BLOCKS)]
         self.blocks = nn.ModuleList(
             InvertedResidual(channels[k], out, stride, 6 if k else 1) for k, (out, stride) in enumerate(BLOCKS)
         )
-        self.last = nn.Conv2d(channels[-1], 1280, 1)
-        self.lateral = nn.ModuleList(
-            nn.Conv2d(a, b, 1) for a, b in zip((40, 56, 112, 1280), (24, 32, 64, 64), strict=True)
-        )
-        self.pyramid = nn.ModuleList([Separable(64, 32), Separable(32, 24), Separable(24, 24)])
+        self.last = Conv2d(channels[-1], 1280, activation="relu6")
+        self.lateral = nn.ModuleList(Conv2d(a, b) for a, b in zip((40, 56, 112, 1280), (24, 32, 64, 64), strict=True))
+        self.pyramid = nn.ModuleList([separable(64, 32), separable(32, 24), separable(24, 24)])
         self.heads = nn.ModuleDict(
-            {name: nn.Sequential(Separable(24, 96), nn.Conv2d(96, count, 1)) for name, count in HEADS.items()}
+            {name: nn.Sequential(*separable(24, 96), Conv2d(96, count)) for name, count in HEADS.items()}
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        x = F.relu6(self.stem(x))
+        x = self.stem(x)
         taps = []
         for k, block in enumerate(self.blocks):
             x = block(x)
             if k in TAPS:
                 taps.append(x)
-        x = self.lateral[3](F.relu6(self.last(x)))
+        x = self.lateral[3](self.last(x))
         for k, mix in zip((2, 1, 0), self.pyramid, strict=True):
             x = mix(F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False) + self.lateral[k](taps[k]))
         return {name: head(x) for name, head in self.heads.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from stages.checkpoints import read_checkpoint
 from stages.human import crops
 from stages.human.oks import iou, suppress
 from stages.models.detectors import clip_boxes
+from stages.models.detectors.convolution import for_inference
 from stages.models.detectors.nanodet_network import MEAN, STD, STRIDES, NanoDet, cells
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "nanodet.safetensors"
@@ -25,7 +27,7 @@ class PersonBoxes:
 
     def __init__(self, device: str, weights: Path = WEIGHTS) -> None:
         self.device, self.weights = device, weights
-        self._network: NanoDet | None = None
+        self._network: Any = None
 
     def __call__(self, levels: Sequence[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Boxes (n, 4) xyxy px and scores (n,) 0..1, best first, of each picture, given by its `crops.halvings`."""
@@ -53,11 +55,11 @@ class PersonBoxes:
         box = torch.cat([centers - sides[..., :2], centers + sides[..., 2:]], -1)
         return box.cpu().double().numpy(), score.cpu().double().numpy()
 
-    def _load(self) -> NanoDet:
+    def _load(self) -> Any:
         if self._network is None:
             network = NanoDet()
             network.load_state_dict({k: v.float() for k, v in read_checkpoint(self.weights).tensors.items()})
-            self._network = network.eval().to(self.device, memory_format=torch.channels_last)
+            self._network = for_inference(network, self.device)
         return self._network
 
 

@@ -1,8 +1,8 @@
 """NanoDet's network: person boxes of one picture size at three strides.
 
-RangiLyu, NanoDet (https://github.com/RangiLyu/nanodet, Apache-2.0), the variant NanoDet-g: a CSP backbone of plain 3 x 3
-convolutions, a path aggregation network (Liu et al., CVPR 2018) of 1 x 1 convolutions and a head that shares nothing
-between the strides. Batch normalisation is folded into the weights. Of the 80 classes of COCO the first, person, is kept.
+RangiLyu, NanoDet (https://github.com/RangiLyu/nanodet, Apache-2.0), the variant NanoDet-g: a CSP backbone of plain
+3 x 3 convolutions, a path aggregation network (Liu et al., CVPR 2018) of 1 x 1 convolutions and a head that shares
+nothing between the strides. Batch normalisation is folded into the weights. Of COCO's 80 classes only person is kept.
 A side of the box is a distribution over 11 bins (Li et al., "Generalized Focal Loss", NeurIPS 2020, equation 5).
 """
 
@@ -12,19 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.models.detectors.convolution import Conv2d
+
 STRIDES = (8, 16, 32)
 BINS = 11
-SLOPE = 0.1  # of LeakyReLU
 # BGR, as the network was trained.
 MEAN = (103.53, 116.28, 123.675)
 STD = (57.375, 57.12, 58.395)
 
 
-class Conv(nn.Sequential):
+def conv(channels_in: int, channels_out: int, stride: int = 1) -> Conv2d:
     """A 3 x 3 convolution that keeps the size (or halves it), and LeakyReLU."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
-        super().__init__(nn.Conv2d(channels_in, channels_out, 3, stride, 1), nn.LeakyReLU(SLOPE, inplace=True))
+    return Conv2d(channels_in, channels_out, 3, stride, activation="leaky_relu")
 
 
 class Pair(nn.Module):
@@ -32,7 +31,7 @@ class Pair(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first, self.second = Conv(channels, channels // 2), Conv(channels // 2, channels // 2)
+        self.first, self.second = conv(channels, channels // 2), conv(channels // 2, channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         first = self.first(x)
@@ -44,9 +43,9 @@ class Stage(nn.Module):
 
     def __init__(self, channels: int, pairs: int, stride: int) -> None:
         super().__init__()
-        self.enter = Conv(channels, channels, stride)
+        self.enter = conv(channels, channels, stride)
         self.pairs = nn.Sequential(*(Pair(channels) for _ in range(pairs)))
-        self.leave = Conv(channels, channels)
+        self.leave = conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
@@ -62,10 +61,10 @@ class NanoDet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = Conv(3, 32, 2)
+        self.stem = conv(3, 32, 2)
         self.stages = nn.ModuleList([Stage(32, 1, 1), Stage(64, 2, 2), Stage(128, 2, 2), Stage(256, 3, 2)])
-        self.lateral = nn.ModuleList([nn.Conv2d(channels, 128, 1) for channels in (128, 256, 512)])
-        self.heads = nn.ModuleList([nn.Sequential(Conv(128, 128), nn.Conv2d(128, 1 + 4 * BINS, 1)) for _ in STRIDES])
+        self.lateral = nn.ModuleList([Conv2d(channels, 128, 1) for channels in (128, 256, 512)])
+        self.heads = nn.ModuleList([nn.Sequential(conv(128, 128), Conv2d(128, 1 + 4 * BINS, 1)) for _ in STRIDES])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stages[0](F.max_pool2d(self.stem(x), 3, 2, 1))
@@ -79,10 +78,9 @@ class NanoDet(nn.Module):
             levels[k] = levels[k] + _resize(levels[k - 1], levels[k])
         said = [head(level).flatten(2).transpose(1, 2) for head, level in zip(self.heads, levels, strict=True)]
         score = torch.cat([each[..., 0].sigmoid() for each in said], 1)
+        bins = torch.arange(BINS, dtype=x.dtype, device=x.device)
         sides = [
-            stride
-            * each[..., 1:].unflatten(-1, (4, BINS)).softmax(-1)
-            @ torch.arange(BINS, dtype=x.dtype, device=x.device)
+            stride * (each[..., 1:].unflatten(-1, (4, BINS)).softmax(-1) @ bins)
             for stride, each in zip(STRIDES, said, strict=True)
         ]
         return score, torch.cat(sides, 1)
