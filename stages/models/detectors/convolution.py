@@ -59,7 +59,7 @@ def depthwise(channels: int, stride: int = 1, *, bias: bool = True, activation: 
 
 def for_inference(network: nn.Module, device: str) -> nn.Module:
     """The network on a device, without gradients; on a CPU with oneDNN its convolutions are packed."""
-    network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    network = network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu" and _available():
         for module in network.modules():
             if isinstance(module, Conv2d):

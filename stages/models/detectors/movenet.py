@@ -3,12 +3,13 @@
 Thunder was made for the person in the middle of a crop; crowds need more. For the people of all pictures at once:
 
 1. NanoDet boxes people, generously.
-2. Thunder looks at each box with a quarter more around it. Its heatmaps show the joints of everybody in the crop; those
+2. Thunder looks at each box with a tenth more around it. Its heatmaps show the joints of everybody in the crop; those
    of our person lie near where a regression from its middle says, and within its box (`decode`).
 3. The best person first, others are dropped whose joints are those of a better one (OKS) or whose box nearly is.
 4. Where only the joints coincide, Thunder has taken the person in front for the one behind: it looks at the crop again
    with those who were found painted over (`paint_over`), and the person is kept if its joints are now its own.
-5. Thunder looks at those who are left once more, closer; a joint is the mean of both looks where they agree (`fuse`).
+5. Thunder looks at the mirror image of those who are left, with more around them; where both looks agree on a joint it
+   is their mean (`People.fuse`).
 
 A person's score is NanoDet's times the mean of its 8 best joints' times the root of the agreement (OKS) of both looks.
 """
@@ -35,9 +36,8 @@ from stages.models.detectors.movenet_network import SIZE, STRIDE, MoveNet
 WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "movenet.safetensors"
 JOINTS = SETS["coco17"]
 SIGMA = sigmas(JOINTS)
-MIR = True
 MIRROR = flip(JOINTS)
-WIDE, CLOSE = 1.25, 1.0  # sides of the two crops, of the box's longer side
+FIRST, SECOND = 1.1, 1.25  # sides of the crops of both looks, of the box's longer side; the second one is mirrored
 PRIOR = 1.8  # cells, of Thunder's own graph: how far a joint may lie from where the person's middle expects it
 BESIDE = 0.1  # of the box's longer side: how far joints may lie outside the box (standard deviation)
 BEST = 8  # joints that a person's score is the mean of
@@ -70,7 +70,7 @@ class MoveNetDetector:
     licence = "Apache-2.0"
     joints = JOINTS
     score_definition = "height of Thunder's heatmap at the joint, 0..1, the mean of two looks where they agree"
-    min_score = 0.12
+    min_score = 0.1
     batch_size = 8
 
     def __init__(self, folder: Path, device: str) -> None:
@@ -95,19 +95,19 @@ class MoveNetDetector:
         else:
             people = People.of([(box, np.full(len(box), np.nan)) for box in boxes])
         everyone = np.flatnonzero(people.sized())
-        people.xy[everyone], people.score[everyone] = self._look(levels, people, everyone, WIDE)
+        people.xy[everyone], people.score[everyone] = self._look(levels, people, everyone, FIRST)
         pictures = [np.flatnonzero(people.picture == k) for k in range(len(images))]
 
         front: dict[int, np.ndarray] = {}
         for own in pictures:
             front |= in_front(people, own[people.sized()[own]])
         behind = np.array(sorted(front), np.int64)
-        people.xy[behind], people.score[behind] = self._look(levels, people, behind, WIDE, front)
+        people.xy[behind], people.score[behind] = self._look(levels, people, behind, FIRST, front)
         if boxes is None:
             pictures = [distinct(people, own, front) for own in pictures]
             everyone = np.concatenate([*pictures, behind[:0]])
 
-        xy, score = self._look(levels, people, everyone, CLOSE, front, mirror=MIR)
+        xy, score = self._look(levels, people, everyone, SECOND, front, mirror=True)
         people.fuse(everyone, xy, score)
         return [people.found(own) for own in pictures]
 
@@ -131,7 +131,10 @@ class MoveNetDetector:
         count = BATCH_CPU if self.device == "cpu" else BATCH_GPU
         for start in range(0, len(which), count):
             chunk = slice(start, start + count)
-            views = [crops.warp_from(levels[people.picture[k]], a, SIZE) for k, a in zip(which[chunk], affine[chunk])]
+            views = [
+                crops.warp_from(levels[people.picture[k]], a, SIZE)
+                for k, a in zip(which[chunk], affine[chunk], strict=True)
+            ]
             for view, k, a in zip(views, which[chunk], affine[chunk], strict=True):
                 if k in front:
                     paint_over(view, *people.limbs(front[k], a))
@@ -168,7 +171,7 @@ def decode(heads: Mapping[str, Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
     As at the end of Thunder's graph (middle: the best cell near the crop's middle; joint: the best cell near where the
     middle expects it), but the middle is the box's, and what lies outside the box counts less.
     """
-    n, height, width = heads["center"].shape[0], *heads["center"].shape[2:]
+    height, width = heads["center"].shape[2:]
     y = torch.arange(height, device=box.device, dtype=box.dtype)[:, None]
     x = torch.arange(width, device=box.device, dtype=box.dtype)
     left, top, right, bottom = box[:, :, None, None].unbind(1)
