@@ -1,8 +1,8 @@
 # Every target works on a fresh clone: the environment is made when it is missing.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
-PHOTO  ?=
-FIXTURES ?= ../shared/parity
+PHOTO  ?= $(addprefix tests/fixtures/photos/free/,000000000785.jpg 000000000790.jpg)
+FIXTURES ?= tests/fixtures/parity
 SHARED ?= ../shared
 export OMP_NUM_THREADS ?= 1
 PY  := .venv/bin/python
@@ -18,10 +18,11 @@ setup: .venv/ready
 	$(PY) -m pip install -q -e ".[dev]"
 	touch $@
 
-# The main job: photos in, meshes, overlays, GLB and report.html out; then a synthetic scene with known truth, scored.
+# The main job: photos (two free ones, or PHOTO="mine.jpg ...") and rendered pictures in, meshes, overlays, GLB and
+# report.html out; then a synthetic scene with known truth, scored.
 demo: setup
 	$(HMR) assets get blazepose
-	$(PY) -m stages.synth.photos demo/photos $(PHOTO)
+	$(PY) -m stages.synthetic.demo_photos demo/photos $(PHOTO)
 	$(HMR) run demo/photos -o demo/photos-out
 	$(HMR) synth synth-pc --pictures 12 -o demo/scenes/synth-pc.detections.h5
 	$(HMR) run --detections demo/scenes/synth-pc.detections.h5 -o demo/scenes-out

@@ -9,7 +9,7 @@ times the longer side of the box of all 17 keypoints, scores left at 1; missing:
 ("scattered") or whole limbs, halves and what lies beyond a line ("grouped"). Errors in mm: 14 joints (ankles, knees,
 hips, wrists, elbows, shoulders, neck, head), middle of the hips aligned; MPJPE / PA-MPJPE, mean over people.
 
-Photos (../shared/testdata/photos/free), the annotated keypoints: distance between the drawn body's keypoints and the
+Photos (tests/fixtures/photos/free), the annotated keypoints: distance between the drawn body's keypoints and the
 annotated ones. No number here takes part in any choice during training.
 """
 
@@ -27,19 +27,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from stages.checkpoints import read_checkpoint
-from stages.human import cameras, joints, metrics
-from stages.human.body import Body, load_body
-from stages.human.rotations import about, axis_angle_to_matrix
-from stages.models import People
+from stages.evaluation import metrics
+from stages.files.checkpoints import read_checkpoint
+from stages.geometry import cameras
+from stages.geometry.rotations import about, axis_angle_to_matrix
+from stages.keypoints import joint_sets
+from stages.models.base import PersonBatch
 from stages.models.embedded import EmbeddedRecoverer
+from stages.smpl.body import Body, load_body
 
-COCO = joints.get("coco17")
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOS = ROOT / "tests" / "fixtures" / "photos" / "free"
+COCO = joint_sets.get("coco17")
 SCORED = [
     f"{side}_{part}" for part in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder") for side in ("left", "right")
 ] + ["neck", "head"]
-FOURTEEN = joints.index(joints.get("smpl24"), SCORED)
-HIPS = joints.index(joints.get("smpl24"), ["left_hip", "right_hip"])
+FOURTEEN = joint_sets.index(joint_sets.get("smpl24"), SCORED)
+HIPS = joint_sets.index(joint_sets.get("smpl24"), ["left_hip", "right_hip"])
 CROP, MARGIN, NOISE, MISSING = 256.0, 1.2, 3.0, 0.32
 TARGETS = {
     "CMU subject 14": {"clean": (50, 28), "3 px": (68, 40), "3 px, 32 % scattered missing": (90, 56)},
@@ -47,11 +51,11 @@ TARGETS = {
 }
 
 
-def frames(shared: Path, source: str, subject: str, n: int) -> np.ndarray:
+def frames(folder: Path, source: str, subject: str, n: int) -> np.ndarray:
     """n poses (n, 24, 3), evenly chosen from both motion files; fewer if there are fewer."""
     found = []
     for name in ("mocap_smpl24.npz", "mocap_smpl24_test.npz"):
-        with np.load(shared / "testdata" / "mocap" / name) as file:
+        with np.load(folder / name) as file:
             keep = np.char.startswith(file["seq_source"].astype(str), source)
             keep &= np.char.startswith(file["seq_subject"].astype(str), subject)
             found.append(file["poses"][keep[file["seq"].astype(int)]].astype(np.float32))
@@ -117,16 +121,16 @@ def grouped(xy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(rng.random((n, 1)) < 0.5, limbs, beyond)
 
 
-def people_of(keypoints: np.ndarray, K: np.ndarray, size: np.ndarray) -> People:
+def people_of(keypoints: np.ndarray, K: np.ndarray, size: np.ndarray) -> PersonBatch:
     n = len(keypoints)
-    return People(np.zeros((n, 4)), keypoints, COCO, K, size, np.zeros(n, int), np.arange(n))
+    return PersonBatch(np.zeros((n, 4)), keypoints, COCO, K, size, np.zeros(n, int), np.arange(n))
 
 
-def mocap(model: EmbeddedRecoverer, shared: Path, n: int = 2000) -> list[dict[str, Any]]:
+def mocap(model: EmbeddedRecoverer, folder: Path, n: int = 2000) -> list[dict[str, Any]]:
     """One row of the table per set and case."""
     body, rows = load_body("embedded"), []
     for seed, (name, source, subject) in enumerate((("CMU subject 14", "cmu", "cmu14"), ("HDM05", "hdm05", ""))):
-        made = scene(frames(shared, source, subject, n), body, seed)
+        made = scene(frames(folder, source, subject, n), body, seed)
         truth = made["truth"]
         for case in ("clean", "3 px", "3 px, 32 % scattered missing", "3 px, 32 % grouped missing"):
             given = spoilt(made["xy"], case, 10 + seed)
@@ -153,9 +157,9 @@ def mocap(model: EmbeddedRecoverer, shared: Path, n: int = 2000) -> list[dict[st
     return rows
 
 
-def annotated(shared: Path) -> dict[str, np.ndarray]:
+def annotated(folder: Path) -> dict[str, np.ndarray]:
     """The annotated people of the free photos with any keypoint: keypoints (n, 17, 3), size (n, 2), box (n, 4) xyxy."""
-    data = json.loads((shared / "testdata/photos/free/person_keypoints.json").read_text())
+    data = json.loads((folder / "person_keypoints.json").read_text())
     size = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
     chosen = [a for a in data["annotations"] if a.get("num_keypoints", 0) and not a.get("iscrowd")]
     keypoints = np.array([a["keypoints"] for a in chosen], float).reshape(-1, 17, 3)
@@ -168,9 +172,9 @@ def annotated(shared: Path) -> dict[str, np.ndarray]:
     }
 
 
-def photos(model: EmbeddedRecoverer, shared: Path) -> dict[str, Any]:
+def photos(model: EmbeddedRecoverer, folder: Path) -> dict[str, Any]:
     """PCK@0.2 of the half box for 9 or more keypoints; mean reprojection error per longer side for 8 or more."""
-    given = annotated(shared)
+    given = annotated(folder)
     K = cameras.default_K(given["size"])
     result = model(people_of(given["keypoints"], K, given["size"]))
     count = (given["keypoints"][..., 2] > 0).sum(1)
@@ -211,7 +215,7 @@ def speed(model: EmbeddedRecoverer, n: int = 512) -> dict[str, float]:
     many, one = people_of(keypoints, K, size), people_of(keypoints[:1], K[:1], size[:1])
     model(many)
 
-    def best(people: People, times: int) -> float:
+    def best(people: PersonBatch, times: int) -> float:
         spent = []
         for _ in range(times):
             start = time.thread_time()
@@ -224,15 +228,16 @@ def speed(model: EmbeddedRecoverer, n: int = 512) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="holds testdata/mocap")
     parser.add_argument("--ckpt", type=Path, help="weights; without: the packaged ones")
     parser.add_argument("--people", type=int, default=2000, help="of each motion capture set")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if not (args.shared / "testdata").is_dir():
-        raise SystemExit(f"no test material at {args.shared}: give --shared FOLDER")
+    motion = args.shared / "testdata" / "mocap"
+    if not motion.is_dir():
+        raise SystemExit(f"no motion capture at {motion}: give --shared FOLDER")
     model = EmbeddedRecoverer.load(read_checkpoint(args.ckpt) if args.ckpt else None)
-    table = {"mocap": mocap(model, args.shared, args.people), "photos": photos(model, args.shared)}
+    table = {"mocap": mocap(model, motion, args.people), "photos": photos(model, PHOTOS)}
     table |= {"speed": speed(model), "weights": {"sha256": model.sha256, **model.about}}
     if args.json:
         print(json.dumps(table))

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stages.checkpoints import read_checkpoint
-from stages.human.body import load_body
-from stages.human.rotations import axis_angle_to_matrix
+from stages.files.checkpoints import read_checkpoint
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.models.dpmesh.cpu_inference import prepare
 from stages.models.dpmesh.diffusion import KeepMaps
-from stages.models.dpmesh.fast import prepare
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import add_lora, load, meta
+from stages.smpl.body import load_body
 
 warnings.simplefilter("ignore")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -359,7 +359,7 @@ def rounding(args: argparse.Namespace) -> dict[str, Any]:
 
 LOAD = """
 import sys, time, resource
-from stages.checkpoints import read_checkpoint
+from stages.files.checkpoints import read_checkpoint
 from stages.models.dpmesh.weights import load
 start = time.perf_counter(), time.process_time()
 model, _ = load(read_checkpoint(sys.argv[1]))
@@ -371,15 +371,16 @@ print(loaded, time.perf_counter() - start[0], time.process_time() - start[1])
 
 def loading(checkpoint: Path) -> dict[str, Any]:
     """Seconds to load a published file and its compact forms, each in a process of its own, files in the page cache."""
-    from stages.convert import Params, convert
+    from stages.convert import convert
+    from stages.params import ConvertParams
 
     result = {}
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
         files = {"published": checkpoint}
         for name, params in {
-            "converted": Params(),
-            "converted bfloat16": Params(dtype="bfloat16"),
-            "LoRA kept apart": Params(fold=False),
+            "converted": ConvertParams(),
+            "converted bfloat16": ConvertParams(dtype="bfloat16"),
+            "LoRA kept apart": ConvertParams(fold=False),
         }.items():
             files[name] = convert(checkpoint, Path(folder) / f"{name.replace(' ', '-')}.safetensors", params)
         for name, file in files.items():

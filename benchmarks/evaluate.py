@@ -26,16 +26,18 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 import numpy as np
 import torch
 
-from stages.artefact import Artefact, open_artefact
-from stages.columns import Column
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import Column
+from stages.artefacts.table import Artefact
+from stages.datasets.annotations import AnnotatedData, Annotations
 from stages.datasets.protocols import PROTOCOLS
-from stages.datasets.table import Table, TableData
-from stages.evaluate import Params, run
-from stages.human import body_file
-from stages.human.body import load_body
-from stages.human.joints import get
-from stages.job import Job
-from stages.progress import Run, run_rows
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
+from stages.evaluate import run
+from stages.keypoints.joint_sets import get
+from stages.params import EvaluateParams
+from stages.smpl import body_files
+from stages.smpl.body import load_body
 
 PROTOCOL = PROTOCOLS["dpmesh"]
 GENDERS = {"male": 1.05, "female": 0.95, "neutral": 1.0}
@@ -44,15 +46,15 @@ SHAPES = {"global_orient": (3,), "body_pose": (23, 3), "betas": (10,), "transl":
 
 def add_bodies(folder: Path) -> None:
     """The free body as "smpl" of three genders, with pose blend shapes as large as SMPL's, and H36M's regressor."""
-    arrays = body_file.read_arrays(body_file.EMBEDDED)
+    arrays = body_files.read_arrays(body_files.EMBEDDED)
     keep = {name: arrays[name] for name in ("v_template", "shapedirs", "J_regressor", "weights", "f")}
     keep["posedirs"] = np.random.default_rng(0).normal(0, 1e-3, (6890, 3, 207)).astype(np.float32)
-    keep["kintree_table"] = np.array([[2**32 - 1, *body_file.SMPL_PARENTS[1:]], range(24)], np.uint32)
+    keep["kintree_table"] = np.array([[2**32 - 1, *body_files.SMPL_PARENTS[1:]], range(24)], np.uint32)
     for gender, size in GENDERS.items():
         path = folder / f"smpl_{gender}.npz"
         np.savez(path, **(keep | {"v_template": keep["v_template"] * size}))
-        body_file.add(path, "smpl", gender)
-        body_file.write_smplx_pickle(body_file.read_arrays(path), folder / f"{gender}.pkl")
+        body_files.add(path, "smpl", gender)
+        body_files.write_smplx_pickle(body_files.read_arrays(path), folder / f"{gender}.pkl")
     np.save(folder / "J_regressor_h36m_correct.npy", load_body("embedded").regressor("h36m17").numpy())
 
 
@@ -63,11 +65,11 @@ def people(n: int, seed: int) -> dict[str, np.ndarray]:
     return found | {"transl": found["transl"] + np.array([0, 0, 4], np.float32)}
 
 
-def tables(n: int, folder: Path) -> tuple[TableData, Artefact]:
+def tables(n: int, folder: Path) -> tuple[AnnotatedData, Artefact]:
     """A data set of n rows, a man and a woman in turns of a thousand frames, and a file of meshes for it."""
     truth = people(n, 1)
     K = np.array([[600, 0, 320], [0, 600, 240], [0, 0, 1]], np.float32)
-    table = Table(
+    table = Annotations(
         name="3dpw (random)",
         protocol=PROTOCOL.name,
         root=folder,
@@ -84,7 +86,7 @@ def tables(n: int, folder: Path) -> tuple[TableData, Artefact]:
             "gender": np.where(np.arange(n) // 1000 % 2, "female", "male"),
         },
     )
-    data, estimate = TableData(table, folder), people(n, 2)
+    data, estimate = AnnotatedData(table, folder), people(n, 2)
     job = Job(
         stage="benchmark",
         kind="meshes",
@@ -94,7 +96,7 @@ def tables(n: int, folder: Path) -> tuple[TableData, Artefact]:
         group_attrs={"smpl": {"body_model": "smpl", "gender": "neutral"}},
     )
     out = folder / "x.meshes.h5"
-    run_rows(job, lambda: lambda rows: {f"smpl/{name}": v[rows] for name, v in estimate.items()}, out, Run())
+    run_rows(job, lambda: lambda rows: {f"smpl/{name}": v[rows] for name, v in estimate.items()}, out, RunOptions())
     return data, open_artefact(out)
 
 
@@ -121,7 +123,7 @@ def posers(folder: Path) -> tuple[dict[str, Any], str]:
     return {gender: poser(gender) for gender in GENDERS}, "smplx, one row at a time"
 
 
-def plain(data: TableData, meshes: Artefact, rows: range, poses: dict[str, Any], folder: Path) -> np.ndarray:
+def plain(data: AnnotatedData, meshes: Artefact, rows: range, poses: dict[str, Any], folder: Path) -> np.ndarray:
     """The errors of rows, one after the other: (n, 3) MPJPE, PA-MPJPE, MPVE in mm."""
     regressor = np.load(folder / "J_regressor_h36m_correct.npy").astype(np.float32)
     pelvis, names = load_body("smpl").J_regressor[0].numpy(), get(PROTOCOL.joint_set)
@@ -172,7 +174,7 @@ def main() -> None:
         add_bodies(folder)
         data, meshes = tables(given.rows, folder)
         out = folder / "x.scores.h5"
-        _, wall, cpu = timed(lambda: run(meshes, data, out, Params(), Run()))
+        _, wall, cpu = timed(lambda: run(meshes, data, out, EvaluateParams(), RunOptions()))
         memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         poses, loop = posers(folder)
         rows = range(min(given.plain, given.rows))

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.human.body import load_body
-from stages.human.mesh_levels import of_body
-from stages.models.pct import PCT
+from stages.models.backbones.swin_v2 import DEPTHS, WIDTHS
+from stages.models.pct.network import PCT
 from stages.models.postometro.network import Mesh, PostoMetro
-from stages.models.postometro.transformer import HEADS, Attention
-from stages.models.swin_v2 import DEPTHS, WIDTHS
+from stages.models.postometro.transformer import HEADS, MultiHeadAttention
+from stages.smpl.body import load_body
+from stages.smpl.mesh_sampling import of_body
 
 
 class Plain:
@@ -47,7 +47,7 @@ class Plain:
         warnings.filterwarnings("ignore", message="Sparse invariant checks")
         self.upsampling = torch.sparse_coo_tensor(index, network.weights.flatten(), size).coalesce()
         for module in network.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, MultiHeadAttention):
                 module.attend = self.attend.__get__(module)  # type: ignore[method-assign]
         network.upsample_fixed = self.upsample  # type: ignore[method-assign]
         for stage in (network.transformer_1,):

@@ -24,25 +24,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.checkpoints import read_checkpoint
-from stages.human import joints, metrics
-from stages.human.body import Body, load_body
-from stages.human.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
+from stages.evaluation import metrics
+from stages.files.checkpoints import read_checkpoint
+from stages.geometry.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
+from stages.keypoints import joint_sets
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Network
-from stages.models.scorehmr.fit import fit
-from stages.models.scorehmr.points import evidence
-from stages.models.scorehmr.refiner import EMBEDDED, Evidence, ScoreHmrRefiner, Settings
-from stages.training.data import COCO, NOTHING, load_poses
-from stages.training.views import CROP, Batch, Camera, Defects, draw_batch
+from stages.models.scorehmr.body25 import evidence
+from stages.models.scorehmr.gradient_fit import fit
+from stages.models.scorehmr.refiner import EMBEDDED, EstimateBatch, ScoreHmrRefiner, ScoreHmrSettings
+from stages.smpl.body import Body, load_body
+from stages.synthetic.mocap import COCO, NOTHING, load_poses
+from stages.training.synthetic_keypoints import CROP, Camera, Corruption, KeypointBatch, draw_batch
 
 RECOVERER = EMBEDDED.with_name("embedded.safetensors")
 NAMES = [f"{s}_{p}" for p in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder") for s in ("left", "right")]
-FOURTEEN = joints.index(joints.SETS["smpl24"], [*NAMES, "neck", "head"])
-EXACT = Defects(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
+FOURTEEN = joint_sets.index(joint_sets.SETS["smpl24"], [*NAMES, "neck", "head"])
+EXACT = Corruption(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
 
 
-def draw(body: Body, poses: Path, source: str, subjects: tuple[str, ...], missing: float, px: float, n: int) -> Batch:
+def draw(
+    body: Body, poses: Path, source: str, subjects: tuple[str, ...], missing: float, px: float, n: int
+) -> KeypointBatch:
     """n people of held-out subjects with keypoints disturbed by exactly `px`, `missing` of them unseen."""
     bank = load_poses(poses, sources=source, subjects=subjects, without=())
     generator = torch.Generator().manual_seed(7)
@@ -57,10 +60,10 @@ def draw(body: Body, poses: Path, source: str, subjects: tuple[str, ...], missin
     return batch
 
 
-def recovered(network: Network, body: Body, batch: Batch) -> Evidence:
+def recovered(network: Network, body: Body, batch: KeypointBatch) -> EstimateBatch:
     """The recoverer's estimates of the batch; the focal length makes a picture pixel a crop pixel."""
-    from stages.human.gaze import look_at
-    from stages.models.embedded.view import features, solve_pelvis
+    from stages.geometry.cameras import look_at
+    from stages.models.embedded.virtual_camera import features, solve_pelvis
 
     confidence = batch.seen.float()
     image = batch.observed * batch.half
@@ -80,7 +83,7 @@ def recovered(network: Network, body: Body, batch: Batch) -> Evidence:
     K[:, 2, 2] = 1
     xy = (image * K[:, 0, 0]).permute(2, 1, 0)
     keypoints = torch.cat([xy, confidence.t()[..., None]], -1)
-    return Evidence(
+    return EstimateBatch(
         rotation, betas, transl, evidence(keypoints, tuple(COCO)), K, torch.full((n, 2), 256.0),
         torch.ones(n, dtype=torch.bool), torch.arange(n),
     )  # fmt: skip
@@ -94,7 +97,9 @@ def measure(body: Body, rotmat: Tensor, betas: Tensor, truth: np.ndarray) -> tup
     return float(metrics.mpjpe(a, b).mean()), float(metrics.pa_mpjpe(a, b).mean())
 
 
-def compare(refiner: ScoreHmrRefiner, settings: Settings, seen: Evidence, truth: np.ndarray) -> dict[str, Any]:
+def compare(
+    refiner: ScoreHmrRefiner, settings: ScoreHmrSettings, seen: EstimateBatch, truth: np.ndarray
+) -> dict[str, Any]:
     body = refiner.body
     for _ in range(2):  # the first warms up
         begin = time.process_time()

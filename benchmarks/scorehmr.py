@@ -24,13 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from stages.human.joints import SMPL_PARENTS
-from stages.models.scorehmr.chain import Chain
+from stages.keypoints.joint_sets import SMPL_PARENTS
+from stages.models.scorehmr.body25 import OPENPOSE25_MIX, OPENPOSE25_VERTICES
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.guidance import Guidance
-from stages.models.scorehmr.keypoints import KeypointTerm, Observed
-from stages.models.scorehmr.loop import Codec, Plan, refine
-from stages.models.scorehmr.points import OPENPOSE25_MIX, OPENPOSE25_VERTICES
+from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
+from stages.models.scorehmr.kinematic_chain import KinematicChain
+from stages.models.scorehmr.sampler import Codec, SamplingPlan, guided_sampling
 from stages.models.scorehmr.schedule import Schedule, down
 
 VERTICES = 6890
@@ -88,7 +88,7 @@ class PlainBody:
         return every[:, OPENPOSE25_MIX]
 
 
-def plain(net: Denoiser, body: PlainBody, case: dict[str, Tensor], plan: Plan, clock: Clock) -> Tensor:
+def plain(net: Denoiser, body: PlainBody, case: dict[str, Tensor], plan: SamplingPlan, clock: Clock) -> Tensor:
     """The loop as the released program runs it. Returns the last x0 (n, 144)."""
     schedule, x, condition = Schedule.cosine(), case["x"], case["condition"]
     transl = case["transl"].clone().requires_grad_(True)
@@ -145,7 +145,9 @@ class Clock:
         return timed
 
 
-def ours(net: Denoiser, chain: Chain, case: dict[str, Tensor], plan: Plan, clock: Clock | None) -> Tensor:
+def ours(
+    net: Denoiser, chain: KinematicChain, case: dict[str, Tensor], plan: SamplingPlan, clock: Clock | None
+) -> Tensor:
     n = len(case["x"])
     observed = Observed(
         case["xy"], case["confidence"], torch.full((n, 2), 5000.0), case["center"],
@@ -156,7 +158,7 @@ def ours(net: Denoiser, chain: Chain, case: dict[str, Tensor], plan: Plan, clock
     if clock is not None:
         eps = clock.around("denoiser", eps)
         term.evaluate = clock.around("body and gradient", term.evaluate)  # type: ignore[method-assign]
-    return refine(eps, Schedule.cosine(), case["x"], Guidance(keypoints=term), plan, Codec()).x0
+    return guided_sampling(eps, Schedule.cosine(), case["x"], Guidance(keypoints=term), plan, Codec()).x0
 
 
 def people(n: int, points: Callable[[Tensor, Tensor], Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -192,7 +194,7 @@ def main() -> None:
     body = random_body(generator)
     ids = torch.tensor(OPENPOSE25_VERTICES)
     joints = body["regressor"] @ body["vertices"]
-    chain = Chain(
+    chain = KinematicChain(
         torch.tensor(SMPL_PARENTS), joints, torch.einsum("jv,vkb->jkb", body["regressor"], body["shape"]),
         body["vertices"][ids], body["shape"][ids], body["weights"][ids], torch.eye(35)[OPENPOSE25_MIX],
         body["pose"][ids],
@@ -201,11 +203,11 @@ def main() -> None:
     def points(x: Tensor, betas: Tensor) -> Tensor:
         return chain.forward(x, chain.rest(betas)).points.permute(2, 0, 1)
 
-    full, short = Plan(), Plan(loops=options.plain_loops)
+    full, short = SamplingPlan(), SamplingPlan(loops=options.plain_loops)
     rows = []
     for n in options.persons:
         case = people(n, points, generator)
-        ours(net, chain, case, Plan(loops=1), None)  # warm up
+        ours(net, chain, case, SamplingPlan(loops=1), None)  # warm up
         times = []
         for _ in range(options.repeat):
             begin = time.process_time()

@@ -30,18 +30,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.artefact import open_artefact
-from stages.human import metrics
-from stages.human.body import load_body
-from stages.human.mesh_levels import of_body
-from stages.models.hrnet import convolution
-from stages.models.pct import PCT, Tokenizer
+from stages.artefacts.hdf5 import open_artefact
+from stages.evaluation import metrics
+from stages.models.backbones.hrnet import convolution
+from stages.models.pct.network import PCT, Tokenizer
 from stages.models.postometro.network import FastMetro, PostoMetro
-from stages.models.postometro.transformer import Attention
+from stages.models.postometro.transformer import MultiHeadAttention
+from stages.smpl.body import load_body
+from stages.smpl.mesh_sampling import of_body
 from stages.training.loop import train
-from stages.training.postometro import Alone, Params, begin
-from stages.training.postometro_data import Examples, Keypoints
-from stages.training.postometro_steps import Trainer, classifier_scores, mesh_errors, tokenizer_error
+from stages.training.postometro.data import Keypoints, PostoMetroExamples
+from stages.training.postometro.steps import PostoMetroTrainer, classifier_scores, mesh_errors, tokenizer_error
+from stages.training.postometro.train import Alone, Params, begin
 
 SIDE, WIDTHS, COUNTS = 64, (64, 64), (431, 108)
 TOKENS = ("keypoints", "none")
@@ -74,21 +74,23 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     body = load_body()
     levels = of_body(body, COUNTS)
-    seen, unseen = (Examples(open_artefact(p, "detections"), body, levels, SIDE) for p in (options.train, options.test))
+    seen, unseen = (
+        PostoMetroExamples(open_artefact(p, "detections"), body, levels, SIDE) for p in (options.train, options.test)
+    )
     result: dict[str, Any] = {"people": [len(seen), len(unseen)], "mean body": mean_body(seen, unseen)}
     say(json.dumps(result))
 
     torch.manual_seed(0)
     tokenizer = Alone(Tokenizer(None))
     part = Params(part="tokenizer", steps=options.tokenizer_steps, rate=1e-3)
-    trainer = Trainer(tokenizer, Keypoints(options.poses, body), part)
+    trainer = PostoMetroTrainer(tokenizer, Keypoints(options.poses, body), part)
     result["tokenizer"] = finish(trainer, options.out / "tokenizer.state")
     keypoints = unseen.batch(range(len(unseen)), pictures=False).keypoints
     tokenizer.eval()
     result["tokenizer"]["px of 256, test scenes"] = tokenizer_error(tokenizer.keypoint_head.tokenizer, keypoints)
     say(json.dumps(result["tokenizer"]))
     if options.only == "classifier":
-        pair = [Examples(each.people.detections, body, levels, PostoMetro.side) for each in (seen, unseen)]
+        pair = [PostoMetroExamples(each.people.detections, body, levels, PostoMetro.side) for each in (seen, unseen)]
         say(json.dumps(classifier(pair[0], pair[1], tokenizer, options.classifier_steps, options.out)))
         return
     for seed in options.seeds:
@@ -99,7 +101,7 @@ def main() -> None:
             part = Params(
                 part="mesh", tokens=tokens, recipe=options.recipe, steps=options.steps, rate=1e-3, seed=1 + seed
             )
-            found = finish(Trainer(network, seen, part), options.out / f"mesh-{tokens}-{seed}.state")
+            found = finish(PostoMetroTrainer(network, seen, part), options.out / f"mesh-{tokens}-{seed}.state")
             errors = mesh_errors(network, unseen, tokens)
             found |= {"PA-MPJPE mm, untrained": before, "PA-MPJPE mm": float(errors.mean())}
             np.save(options.out / f"errors-{tokens}-{seed}.npy", errors)
@@ -120,21 +122,23 @@ def small(tokens: str, tokenizer: Alone, seed: int) -> FastMetro:
         network = PostoMetro(Small(), 1, COUNTS, widths=WIDTHS, pct=branch)
         network.load_state_dict(plain.state_dict(), strict=False)
     for module in network.modules():  # so short a training has no use for dropout, and it is slow on a CPU
-        if isinstance(module, Attention):
+        if isinstance(module, MultiHeadAttention):
             module.dropout = 0.0
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
     return network
 
 
-def classifier(seen: Examples, unseen: Examples, tokenizer: Alone, steps: int, out: Path) -> dict[str, Any]:
+def classifier(
+    seen: PostoMetroExamples, unseen: PostoMetroExamples, tokenizer: Alone, steps: int, out: Path
+) -> dict[str, Any]:
     """Train PCT's classifier; (token accuracy, pixels of 256) on unseen crops, and of what needs no picture."""
     torch.manual_seed(0)
     network = PCT(32, (1, 1, 1, 1), guided=False)
     inner = network.keypoint_head.tokenizer
     inner.load_state_dict(tokenizer.keypoint_head.tokenizer.state_dict())
     part = Params(part="classifier", thaw=True, steps=steps, batch=8, rate=3e-3)
-    result = finish(Trainer(network, seen, part), out / "classifier.state")
+    result = finish(PostoMetroTrainer(network, seen, part), out / "classifier.state")
     result["unseen crops"] = classifier_scores(network, unseen)
     learnt, asked = (e.batch(range(len(e)), pictures=False).keypoints for e in (seen, unseen))
     with torch.no_grad():
@@ -146,7 +150,7 @@ def classifier(seen: Examples, unseen: Examples, tokenizer: Alone, steps: int, o
     return result
 
 
-def finish(trainer: Trainer, state: Path) -> dict[str, Any]:
+def finish(trainer: PostoMetroTrainer, state: Path) -> dict[str, Any]:
     """Train to the end, or read the end: mean loss of the first and last tenth, CPU seconds a step of what was left."""
     already, start = trainer.done, time.process_time()
     train(trainer, state)
@@ -156,7 +160,7 @@ def finish(trainer: Trainer, state: Path) -> dict[str, Any]:
     return {"loss": ends, "steps": trainer.done, "CPU ms a step": round(ms, 1)}
 
 
-def mean_body(seen: Examples, unseen: Examples) -> float:
+def mean_body(seen: PostoMetroExamples, unseen: PostoMetroExamples) -> float:
     """PA-MPJPE in mm on `unseen` of the mean of the bodies of `seen`, each first aligned with one of them."""
     joints = [e.batch(range(len(e)), pictures=False).joints.numpy() for e in (seen, unseen)]
     aligned = metrics.align(joints[0], np.broadcast_to(joints[0][:1], joints[0].shape))

@@ -22,6 +22,7 @@ STAGES, LOOK, FILES, SETUP = "The pipeline", "Look, export, train", "Artefacts",
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": (STAGES, "The whole chain in one process: photos or video in, meshes, overlays, GLB and a report out."),
     "detect": (STAGES, "People in photos and video: boxes, 2D keypoints, scores, tracks, cameras."),
+    "track": (STAGES, "Who is the same person over time, for detections that do not say."),
     "heatmaps": (STAGES, "One stack of Gaussian keypoint heatmaps per person."),
     "features": (STAGES, "DPMesh's diffusion features, or the image vector that ScoreHMR is conditioned on."),
     "recover": (STAGES, "SMPL bodies (or vertices) from keypoints, crops or features."),
@@ -40,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": (FILES, "A published checkpoint to a compact safetensors file."),
     "body-model": (SETUP, "Add, list and export body models (SMPL files, the embedded body)."),
     "assets": (SETUP, "Fetch and list the files hmr can use."),
-    "doctor": (SETUP, "What works on this machine, what is missing, and the mend."),
+    "doctor": (SETUP, "What works on this machine, what is missing, and the fix."),
 }
 
 
@@ -75,6 +76,15 @@ def load_command(name: str) -> Any:
     return command
 
 
+def command_paths() -> list[tuple[str, ...]]:
+    """The words of every command and sub-command after `hmr`, () for `hmr` itself."""
+    paths: list[tuple[str, ...]] = [()]
+    for name in COMMANDS:
+        paths.append((name,))
+        paths += [(name, child) for child in getattr(load_command(name), "commands", {})]
+    return paths
+
+
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode="markdown")
 
 
@@ -103,7 +113,7 @@ def hmr(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: run the command, turn known failures into one line and an exit code."""
-    from hmr_cli.errors import run_and_exit
+    from hmr_cli._errors import run_and_exit
 
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -115,6 +125,8 @@ def call(args: list[str]) -> Any:
     for before, arg in zip(["", *args], args, strict=False):
         if not arg and not before.startswith("-"):
             raise UsageError("an argument is empty", "is a variable of the shell not set?")
+    if args and args[0] in COMMANDS:  # not through the group, for whose own options Typer imports pydantic (0.1 s)
+        return load_command(args[0])(args[1:], prog_name=f"hmr {args[0]}", standalone_mode=False)
     return app(args, prog_name="hmr", standalone_mode=False)
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import Json, Quiet
-from hmr_cli.report import print_result
+from hmr_cli._flags import Json, Quiet
+from hmr_cli._output import print_result
 
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="See hmr assets list.", show_default=False)]
@@ -15,7 +15,7 @@ Again = Annotated[bool, typer.Option("--again", help="Fetch it anew.")]
 
 
 @app.callback()
-def assets() -> None:
+def cache() -> None:
     """The files that hmr can use but does not carry: detectors' weights.
 
     Examples:
@@ -36,26 +36,27 @@ def list_(as_json: Json = False, quiet: Quiet = False) -> None:
 
         hmr assets list --json | jq '.assets[] | select(.ready | not)'
     """
-    from stages import assets
+    from stages.files import cache
+    from stages.files.folders import cache_dir
 
     table = [
         {
             "name": name,
             "ready": ready,
             "where": where,
-            "used_by": assets.ASSETS[name].used_by,
-            "licence": assets.ASSETS[name].licence,
-            "source": assets.ASSETS[name].source,
-            "mend": "" if ready else mend,
+            "used_by": cache.ASSETS[name].used_by,
+            "licence": cache.ASSETS[name].licence,
+            "source": cache.ASSETS[name].source,
+            "hint": "" if ready else hint,
         }
-        for name, ready, where, mend in assets.status()
+        for name, ready, where, hint in cache.status()
     ]
     if as_json:
-        print_result({"cache": str(assets.cache_dir()), "assets": table}, as_json=True)
+        print_result({"cache": str(cache_dir()), "assets": table}, as_json=True)
         return
     for row in table:
         print(f"{row['name']}: {'ready' if row['ready'] else 'missing'}, {row['licence']}, for {row['used_by']}")
-        print(f"  {row['where']}" if row["ready"] else f"  {row['mend']}")
+        print(f"  {row['where']}" if row["ready"] else f"  {row['hint']}")
 
 
 @app.command()
@@ -68,7 +69,7 @@ def get(name: Name, again: Again = False, as_json: Json = False, quiet: Quiet = 
 
         HMR_CACHE=/data/hmr hmr assets get blazepose
     """
-    from stages import assets
+    from stages.files import cache
 
-    folder: Any = assets.get(name, again=again)
+    folder: Any = cache.get(name, again=again)
     print_result({"name": name, "out": str(folder)} if as_json else folder, as_json=as_json)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.errors import say
-from hmr_cli.options import Json, Quiet
-from hmr_cli.report import print_result
+from hmr_cli._errors import say
+from hmr_cli._flags import Json, Quiet
+from hmr_cli._output import print_result
 from stages.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True)
@@ -55,11 +55,11 @@ def add(
 
         hmr body-model add basicModel_f_lbs_10_207_0_v1.0.0.pkl --gender female --regressor h36m17=J_regressor_h36m.npy
     """
-    from stages.human import body_file
-    from stages.human.joints import SETS
+    from stages.keypoints.joint_sets import SETS
+    from stages.smpl import body_files
 
-    if gender is not None and gender not in body_file.GENDERS:
-        raise UsageError(f"--gender {gender}", f"one of {', '.join(body_file.GENDERS)}")
+    if gender is not None and gender not in body_files.GENDERS:
+        raise UsageError(f"--gender {gender}", f"one of {', '.join(body_files.GENDERS)}")
     if name == "embedded" or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] == ".":
         raise UsageError(f"--name {name}", "letters, digits, - _ . ; embedded is taken")
     regressors: dict[str, Path] = {}
@@ -68,7 +68,7 @@ def add(
         if joint_set not in SETS or not path:
             raise UsageError(f"--regressor {text}", f"JOINT_SET=FILE.npy with one of {', '.join(SETS)}")
         regressors[joint_set] = Path(path)
-    target = body_file.add(file, name, gender, regressors)
+    target = body_files.add(file, name, gender, regressors)
     if not quiet:
         say(f"use it with --body {name}; licence and SHA-256 of the source are kept inside")
     print_result({"name": name, "out": str(target)} if as_json else target, as_json=as_json)
@@ -84,11 +84,11 @@ def list_(as_json: Json = False, quiet: Quiet = False) -> None:
 
         hmr body-model list --json | jq '.bodies[].name'
     """
-    from stages.human import body_file
+    from stages.smpl import body_files
 
-    bodies = body_file.listed()
+    bodies = body_files.listed()
     if as_json:
-        print_result({"folder": str(body_file.folder()), "bodies": bodies}, as_json=True)
+        print_result({"folder": str(body_files.folder()), "bodies": bodies}, as_json=True)
         return
     for body in bodies:
         state = body["error"] or f"{body['gender']}, {body['vertices']} vertices, {body['topology']}, {body['licence']}"
@@ -107,13 +107,13 @@ def export(out: Out, which: Which = "embedded", as_json: Json = False, quiet: Qu
 
         hmr body-model export -o body.pkl
     """
-    from stages.human import body_file
+    from stages.smpl import body_files
 
-    arrays = body_file.read_arrays(body_file.find(which))
+    arrays = body_files.read_arrays(body_files.find(which))
     if arrays["about"]["topology"] == "smpl":
         raise UsageError(
             f"{which} is SMPL itself: its arrays are under their own licence and are not written out",
             "export the free body (embedded), or use your own SMPL file with smplx",
         )
-    result: Any = body_file.write_smplx_pickle(arrays, out)
+    result: Any = body_files.write_smplx_pickle(arrays, out)
     print_result({"out": str(result)} if as_json else result, as_json=as_json)

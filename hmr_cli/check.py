@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.errors import say
-from hmr_cli.options import Json, Quiet
-from hmr_cli.report import print_result
+from hmr_cli._errors import say
+from hmr_cli._flags import Json, Quiet
+from hmr_cli._output import print_result
 
 app = typer.Typer()
 
@@ -31,26 +31,26 @@ def check(
 
         hmr check --json *.h5 | jq '.files[] | select(.ok | not)'
     """
-    from stages.artefact import open_artefact
-    from stages.check import check
+    from stages.artefacts.hdf5 import open_artefact
+    from stages.artefacts.validate import check
+    from stages.engine.provenance import check_rows_agree
     from stages.errors import InputError
-    from stages.job import check_rows_agree
 
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for path in files:
         try:
             with open_artefact(path) as artefact:
                 check(artefact)
-                found.append({"file": str(path), "ok": True, "kind": artefact.kind, "rows": artefact.n_rows})
+                results.append({"file": str(path), "ok": True, "kind": artefact.kind, "rows": artefact.n_rows})
         except InputError as error:
-            found.append({"file": str(path), "ok": False, "error": error.message, "hint": error.hint})
-    bad = [f for f in found if not f["ok"]]
+            results.append({"file": str(path), "ok": False, "error": error.message, "hint": error.hint})
+    bad = [f for f in results if not f["ok"]]
     if same_rows and not bad:
         check_rows_agree({str(path): open_artefact(path) for path in files})
     if as_json:
-        print_result({"ok": not bad, "files": found}, as_json=True)
+        print_result({"ok": not bad, "files": results}, as_json=True)
     elif not quiet:
-        for each in found:
+        for each in results:
             if each["ok"]:
                 print_result(f"{each['file']}: ok, {each['rows']} rows of {each['kind']}", as_json=False)
     for each in bad:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 
 app = typer.Typer()
 

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.convert import Params
+from hmr_cli._flags import stage_command
+from stages.params import ConvertParams
 
 app = typer.Typer()
 
 
-@stage_command(app, Params)
+@stage_command(app, ConvertParams)
 def convert(
     source: Annotated[Path, typer.Argument(help="The published file (.pth.tar, .ckpt, .pt, .safetensors).")],
     *,
     out: Path,
-    params: Params,
+    params: ConvertParams,
     force: Annotated[bool, typer.Option("--force", help="Replace a file made otherwise.")] = False,
 ) -> Path:
     """A published checkpoint to a compact safetensors file that loads several times faster.

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.detect import Params
+from hmr_cli._flags import stage_command
+from stages.params import DetectParams
 
 app = typer.Typer()
 Pictures = Annotated[
@@ -22,7 +22,7 @@ Cameras = Annotated[Optional[Path], typer.Option(help="Intrinsics: .json, .npy o
 DetectorPath = Annotated[Optional[Path], typer.Option(help="The detector's files, see docs/detectors.md.")]
 
 
-@stage_command(app, Params)
+@stage_command(app, DetectParams)
 def detect(
     inputs: Pictures = None,
     *,
@@ -32,7 +32,7 @@ def detect(
     cameras: Cameras = None,
     detector_path: DetectorPath = None,
     out: Path,
-    params: Params,
+    params: DetectParams,
     run: Any,
 ) -> Any:
     """People in photos and video: boxes, 2D keypoints, scores, tracks, cameras.

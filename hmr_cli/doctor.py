@@ -7,15 +7,15 @@ from typing import Any
 
 import typer
 
-from hmr_cli.options import Json, Quiet
-from hmr_cli.report import print_result
+from hmr_cli._flags import Json, Quiet
+from hmr_cli._output import print_result
 
 app = typer.Typer()
 
 
 @app.command()
 def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
-    """What works on this machine, what is missing, and the mend for each.
+    """What works on this machine, what is missing, and the fix for each.
 
     Examples:
 
@@ -35,7 +35,7 @@ def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
     for check in checks:  # plain lines: a table would cut paths
         mark = "ok" if check.ready else "!!" if check.required else "--"
         print(f"{mark} {check.name:{width}}  {check.found} (for {check.needed_for})")
-        if check.mend:
-            print(f"   {'':{width}}  -> {check.mend}")
+        if check.hint:
+            print(f"   {'':{width}}  -> {check.hint}")
     if not quiet:
-        print("hmr run works here." if main_job else "hmr run does not work here yet: mend the lines with !!")
+        print("hmr run works here." if main_job else "hmr run does not work here yet: fix the lines with !!")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -10,15 +9,9 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
-from hmr_cli.options import stage_command
-from stages.columns import Column
+from hmr_cli._flags import stage_command
 from stages.errors import UsageError
-from stages.evaluate import Params
-
-DETECTIONS = (
-    Column("keypoints/xy", "f4", ("R", "J", 2), "px", "the papers' 2D input"),
-    Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition"),
-)
+from stages.params import EvaluateParams, RecoverParams
 
 
 class ScoreByDefault(TyperGroup):
@@ -57,7 +50,7 @@ def evaluate() -> None:
     """
 
 
-@stage_command(app, Params, name="score")
+@stage_command(app, EvaluateParams, name="score")
 def score(
     name: Name,
     *,
@@ -69,7 +62,7 @@ def score(
     style: Style = "markdown",
     plot: Plot = None,
     out: Path | None = None,
-    params: Params,
+    params: EvaluateParams,
     run: Any,
 ) -> Any:
     """MPJPE, PA-MPJPE, MPVE and more, the papers' rows beside ours, the protocol in one line.
@@ -87,19 +80,19 @@ def score(
         hmr eval synth-oc --meshes people.meshes.h5 --plot errors.svg
     """
     from stages import evaluate as stage
-    from stages import tables
-    from stages.artefact import open_artefact
-    from stages.datasets import open_dataset
+    from stages.artefacts.hdf5 import open_artefact
     from stages.datasets.protocols import protocol_of
+    from stages.evaluation import tables
+    from stages.pipeline import open_dataset, recover_dataset
 
     check_style(style)
-    check_place(plot, ".svg")
+    check_target(plot, ".svg")
     if params.protocol:
         protocol_of(params.protocol)
     if meshes and (ckpt or refine):
         raise UsageError(
             f"--meshes is scored as it is; {'--ckpt' if ckpt else '--refine'} has nothing to do",
-            "leave one away, or make the meshes with hmr recover and hmr refine",
+            "drop one, or make the meshes with hmr recover and hmr refine",
         )
     if meshes:
         open_artefact(meshes, "meshes").close()
@@ -111,38 +104,38 @@ def score(
         return out
     dataset = open_dataset(name, data, run, partial=partial)
     dataset.check(protocol_of(params.protocol or dataset.protocol))
-    table = meshes or recovered(dataset, run, ckpt=ckpt, refine=refine)
+    table = meshes or recover_dataset(dataset, run, ckpt=ckpt, refined=refine)
     scores = stage.run(table, dataset, out, params, run)
     if isinstance(scores, Path) and not scores.is_file():
         return scores  # the parts of one shard
     summary = stage.mean_rows(scores)
-    ours = {"method": _name(meshes or ckpt, dataset, refine), **summary}
-    beside = tables.published_rows(name)
-    source = f"\npublished rows: {tables.source(name)}" if beside else ""
-    text = f"{tables.table([*beside, ours], style)}\n\n{counts(summary)}\n{summary['line']}{source}"
+    row = {"method": _name(meshes or ckpt, dataset, refine), **summary}
+    published = tables.published_rows(name)
+    source = f"\npublished rows: {tables.source(name)}" if published else ""
+    text = f"{tables.table([*published, row], style)}\n\n{counts(summary)}\n{summary['line']}{source}"
     if plot is not None:
-        from stages.plots import plot as draw
+        from stages.evaluation.plots import plot as draw
 
         plot.write_text(draw(scores))
-    return Scores(ours | {"published": beside, "out": out, "plot": plot}, text)
+    return Scores(row | {"published": published, "out": out, "plot": plot}, text)
 
 
 def check_style(style: str) -> None:
-    """Raise UsageError for a table style that there is not."""
+    """Raise UsageError for an unknown table style."""
     if style not in ("markdown", "latex"):
         raise UsageError(f"--table {style}: no such style", "choose markdown or latex")
 
 
-def check_place(path: Path | None, *kinds: str) -> None:
-    """Raise UsageError for a picture that could not be written."""
+def check_target(path: Path | None, *kinds: str) -> None:
+    """Raise UsageError for an image that could not be written."""
     if path is not None and path.suffix.lower() not in kinds:
-        raise UsageError(f"{path}: no such kind of picture", f"choose {' or '.join(kinds)}")
+        raise UsageError(f"{path}: no such kind of image", f"choose {' or '.join(kinds)}")
     if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}", "make it, or choose another place")
+        raise UsageError(f"{path}: there is no folder {path.parent}", "make it, or choose another folder")
 
 
 def check_whole(run: Any) -> None:
-    """Raise UsageError for --shard where there is nothing to share out."""
+    """Raise UsageError for --shard where nothing can be divided."""
     if run.shard[1] > 1:
         raise UsageError("this is made in one piece, without --shard", "hmr eval NAME -o FILE --shard I/N shares rows")
 
@@ -162,8 +155,11 @@ def rows(
 
         hmr eval rows 3dpw-oc --data 3DPW/ -o 3dpw-oc.detections.h5
     """
-    from stages.datasets import LAYOUTS, open_dataset
-    from stages.progress import Job, run_whole
+    from stages.artefacts.kinds import required_columns
+    from stages.datasets import LAYOUTS
+    from stages.engine.job import Job
+    from stages.engine.runner import run_whole
+    from stages.pipeline import open_dataset
 
     if name not in LAYOUTS:
         raise UsageError(f"{name!r} is no licensed data set", "the synthetic sets: hmr synth NAME -o FILE")
@@ -173,7 +169,7 @@ def rows(
         kind="detections",
         params=table.attrs["params"] | {"content": table.fingerprint},
         inputs={},
-        columns=DETECTIONS,
+        columns=required_columns("detections"),
         group_attrs={"keypoints": table.group_attrs("keypoints")},
         attrs={"root": os.path.relpath(table.attrs["root"], out.absolute().parent)},
     )
@@ -206,24 +202,6 @@ def counts(summary: dict[str, Any]) -> str:
     )
 
 
-def recovered(dataset: Any, run: Any, *, ckpt: Path | None = None, refine: bool = False) -> Any:
-    """The meshes of a data set's people, in memory."""
-    from stages import recover as recovery
-    from stages import refine as refinement
-
-    if ckpt is None and dataset.topology == "smpl":
-        raise UsageError(
-            f"the embedded recoverer poses the free body, the truth of {dataset.name} is SMPL's",
-            "--ckpt or --meshes of SMPL bodies; without licensed files: hmr eval synth-oc",
-        )
-    quick = dataclasses.replace(run, shard=(0, 1), strict=False)
-    meshes = recovery.run(dataset.detections, None, recovery.Params(), quick, ckpt=ckpt)
-    if not refine:
-        return meshes
-    params = refinement.Params(mode=refinement.mode_of(dataset.detections))
-    return refinement.run(meshes, dataset.detections, None, params, quick)
-
-
 @stage_command(app, name="compare")
 def compare(
     first: Annotated[Path, typer.Argument(help="A *.scores.h5 file.", show_default=False)],
@@ -235,16 +213,16 @@ def compare(
 
         hmr eval compare plain.scores.h5 refined.scores.h5
     """
-    from stages.compare import compare as stage
-    from stages.tables import TITLES
+    from stages.evaluation.compare import compare as stage
+    from stages.evaluation.tables import TITLES
 
-    found = stage(first, second)
+    differences = stage(first, second)
     lines = [
         f"{TITLES[name]}: {row['a']:.2f} -> {row['b']:.2f}, {row['difference']:+.2f} "
         f"[{row['low']:+.2f}, {row['high']:+.2f}], {row['rows']} rows"
-        for name, row in found.items()
+        for name, row in differences.items()
     ]
-    return Scores(found, "\n".join(lines))
+    return Scores(differences, "\n".join(lines))
 
 
 @stage_command(app, name="table")
@@ -265,9 +243,9 @@ def table(
         hmr eval table --sets synth-oc,synth-pc --table latex
     """
     from stages import evaluate as stage
-    from stages import tables
-    from stages.datasets import open_dataset
-    from stages.synth.sets import SETS
+    from stages.evaluation import tables
+    from stages.pipeline import open_dataset, recover_dataset
+    from stages.synthetic.sets import SETS
 
     check_style(style)
     check_whole(run)
@@ -286,8 +264,10 @@ def table(
             stem = Path(name).name.removesuffix(".detections.h5")
             method = f"{stem}, {_name(ckpt, dataset, refine)}"
             target = out / f"{stem}{'-refined' if refine else ''}.scores.h5"
-            meshes = recovered(dataset, run, ckpt=ckpt, refine=refine)
-            rows.append({"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, Params(), run))})
+            meshes = recover_dataset(dataset, run, ckpt=ckpt, refined=refine)
+            rows.append(
+                {"method": method, **stage.mean_rows(stage.run(meshes, dataset, target, EvaluateParams(), run))}
+            )
     text = tables.table(rows, style)
     (out / f"table.{'tex' if style == 'latex' else 'md'}").write_text(f"{text}\n")
     return Scores({"rows": rows, "out": out}, text)
@@ -299,13 +279,13 @@ def occlusion_map(
     *,
     ckpt: Ckpt = None,
     data: Data = None,
-    grid: Annotated[int, typer.Option(min=1, help="Places along each side of the box.")] = 7,
+    grid: Annotated[int, typer.Option(min=1, help="Positions along each side of the box.")] = 7,
     partial: Partial = False,
     size: Annotated[
         float, typer.Option(min=0, max=2, help="Side of the square, share of the box's longer side.")
     ] = 0.3,
     limit: Annotated[int, typer.Option(min=1, help="How many people, spread over the set.")] = 64,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write; the numbers go beside it as .npz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The image to write; the numbers go beside it as .npz.")],
     run: Any,
 ) -> Any:
     """Where does hiding a part of the person hurt? A grey square slides over the box (PARE, PostoMETRO figure 4).
@@ -318,29 +298,33 @@ def occlusion_map(
     """
     import numpy as np
 
-    from stages.datasets import open_dataset
-    from stages.device import resolve_device
-    from stages.human.body import load_body
-    from stages.occlusion import occlusion_map as stage
-    from stages.occlusion import picture
-    from stages.people import PeopleOf
-    from stages.pictures import write_image
-    from stages.recover import Params as RecoverParams
+    from stages.engine.device import resolve_device
+    from stages.evaluation.occlusion_map import occlusion_map as stage
+    from stages.evaluation.occlusion_map import picture
+    from stages.loaders.people import PersonLoader
+    from stages.media.images import write_image
+    from stages.pipeline import open_dataset
     from stages.recover import load
+    from stages.smpl.body import load_body
 
-    check_place(out, ".png", ".jpg", ".webp")
+    check_target(out, ".png", ".jpg", ".webp")
     check_whole(run)
     if run.dry_run:
-        run.report.note(f"would hide parts of {limit} people of {name} in {grid} x {grid} places, into {out}")
+        run.report.note(f"would hide parts of {limit} people of {name} at {grid} x {grid} positions, into {out}")
         return out
     dataset = open_dataset(name, data, run, partial=partial)
     model, _ = load(RecoverParams(), ckpt, resolve_device(run.device))
-    people = PeopleOf(dataset.detections, uses=model.uses, needs_images=model.needs_images)
+    people = PersonLoader(dataset.detections, uses=model.uses, needs_images=model.needs_images)
     rows = np.unique(np.linspace(0, dataset.detections.n_rows - 1, limit).astype(int))
     attrs = model.group_attrs.get("smpl") or model.group_attrs.get("vertices") or {}
     body = load_body(str(attrs.get("body_model", "embedded")).split(" ")[0])
-    found = stage(model, people, dataset, rows, grid=grid, size=size, body=body)
-    write_image(out, picture(found))
-    np.savez(out.with_suffix(".npz"), errors=found.errors, plain=found.plain, joints=np.array(found.joints))
-    worst = np.nan_to_num(found.errors - found.plain[:, None, None]).mean((1, 2))
-    return {"out": out, "rows": found.rows, "hurt_most": found.joints[int(worst.argmax())], "by_mm": float(worst.max())}
+    result = stage(model, people, dataset, rows, grid=grid, size=size, body=body)
+    write_image(out, picture(result))
+    np.savez(out.with_suffix(".npz"), errors=result.errors, plain=result.plain, joints=np.array(result.joints))
+    worst = np.nan_to_num(result.errors - result.plain[:, None, None]).mean((1, 2))
+    return {
+        "out": out,
+        "rows": result.rows,
+        "hurt_most": result.joints[int(worst.argmax())],
+        "by_mm": float(worst.max()),
+    }

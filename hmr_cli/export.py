@@ -7,18 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.export import Params
+from hmr_cli._flags import stage_command
+from stages.params import ExportParams
 
 app = typer.Typer()
 
 
-@stage_command(app, Params)
+@stage_command(app, ExportParams)
 def export(
     meshes: Annotated[Path, typer.Argument(help="A *.meshes.h5 file.", show_default=False)],
     *,
     out: Path,
-    params: Params,
+    params: ExportParams,
     run: Any,
 ) -> Any:
     """npz (AMASS layout), OBJ, and GLB with a skinned skeleton per person, animated for videos.
@@ -36,5 +36,5 @@ def export(
     """
     from stages import export as stage
 
-    made = stage.run(meshes, out, params, run)
-    return {key: len(value) if isinstance(value, list) else value for key, value in made.items() if value != ""}
+    written = stage.run(meshes, out, params, run)
+    return {key: len(value) if isinstance(value, list) else value for key, value in written.items() if value != ""}

@@ -7,24 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.features import Params
+from hmr_cli._flags import stage_command
+from stages.params import FeaturesParams
 
 app = typer.Typer()
 Detections = Annotated[Path, typer.Argument(help="A *.detections.h5 file.", show_default=False)]
-Heatmaps = Annotated[Path | None, typer.Argument(help="Its *.heatmaps.h5; made on the way without.")]
+Heatmaps = Annotated[Path | None, typer.Argument(help="Its *.heatmaps.h5; computed on the way without.")]
 Ckpt = Annotated[Path | None, typer.Option(help="The extractor's weights (.pth.tar, .ckpt, .safetensors).")]
 Latents = Annotated[Path | None, typer.Option(help="Features made by --model dpmesh-latents: skips half the work.")]
-Root = Annotated[Path | None, typer.Option(help="The folder with the pictures, if it moved.")]
+Root = Annotated[Path | None, typer.Option(help="The folder with the images, if it moved.")]
 
 
-@stage_command(app, Params)
+@stage_command(app, FeaturesParams)
 def features(
     detections: Detections,
     heatmaps: Heatmaps = None,
     *,
     out: Path,
-    params: Params,
+    params: FeaturesParams,
     run: Any,
     ckpt: Ckpt = None,
     latents: Latents = None,

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.heatmaps import Params
+from hmr_cli._flags import stage_command
+from stages.params import HeatmapsParams
 
 app = typer.Typer()
 Detections = Annotated[Path, typer.Argument(help="A *.detections.h5 file.", show_default=False)]
 
 
-@stage_command(app, Params)
-def heatmaps(detections: Detections, *, out: Path, params: Params, run: Any) -> Any:
+@stage_command(app, HeatmapsParams)
+def heatmaps(detections: Detections, *, out: Path, params: HeatmapsParams, run: Any) -> Any:
     """One stack of Gaussian keypoint heatmaps per person, as DPMesh's ControlNet wants them.
 
     Examples:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import Json
-from hmr_cli.report import print_result
+from hmr_cli._flags import Json
+from hmr_cli._output import print_result
 
 app = typer.Typer()
 
@@ -23,18 +23,18 @@ def info(file: Annotated[Path, typer.Argument(help="An artefact.", show_default=
 
         hmr info people.meshes.h5 --json | jq .params
     """
-    from stages.artefact import open_artefact
-    from stages.check import summary
+    from stages.artefacts.hdf5 import open_artefact
+    from stages.artefacts.validate import summary
 
     with open_artefact(file) as artefact:
-        found = summary(artefact)
-    print_result(found if as_json else text(found), as_json=as_json)
+        facts = summary(artefact)
+    print_result(facts if as_json else text(facts), as_json=as_json)
 
 
-def text(found: dict[str, Any]) -> str:
-    """`found` for people: one fact per line."""
+def text(facts: dict[str, Any]) -> str:
+    """`facts` for people: one fact per line."""
     lines = []
-    for key, value in found.items():
+    for key, value in facts.items():
         if isinstance(value, dict):
             lines += [f"{key}:", *(f"  {k}: {v}" for k, v in value.items())]
         elif isinstance(value, list):

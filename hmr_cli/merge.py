@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hmr_cli.options import Json
-from hmr_cli.report import print_result
+from hmr_cli._flags import Json
+from hmr_cli._output import print_result
 
 app = typer.Typer()
 
@@ -28,6 +28,6 @@ def merge(
 
         hmr merge people.meshes.h5
     """
-    from stages.progress import merge
+    from stages.pipeline import merge
 
     print_result(merge(out), as_json=as_json)

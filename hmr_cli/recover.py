@@ -1,4 +1,4 @@
-"""`hmr recover`: detections (+ heatmaps, features), or pictures, -> meshes."""
+"""`hmr recover`: detections (+ heatmaps, features), or images, -> meshes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.errors import UsageError
-from stages.recover import Params
+from stages.params import RecoverParams
 
 app = typer.Typer()
 Inputs = Annotated[
@@ -18,16 +18,16 @@ Inputs = Annotated[
 ]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
 Heatmaps = Annotated[Optional[Path], typer.Option(help="*.heatmaps.h5 of the same people, instead of computing them.")]
-Features = Annotated[Optional[Path], typer.Option(help="*.features.h5 of the same people: no picture is opened.")]
-Root = Annotated[Optional[Path], typer.Option(help="The folder with the pictures, if it moved.")]
+Features = Annotated[Optional[Path], typer.Option(help="*.features.h5 of the same people: no image is opened.")]
+Root = Annotated[Optional[Path], typer.Option(help="The folder with the images, if it moved.")]
 
 
-@stage_command(app, Params)
+@stage_command(app, RecoverParams)
 def recover(
     inputs: Inputs,
     *,
     out: Path,
-    params: Params,
+    params: RecoverParams,
     run: Any,
     ckpt: Ckpt = None,
     heatmaps: Heatmaps = None,
@@ -50,16 +50,11 @@ def recover(
 
     table: Any = Path(inputs[0])
     if len(inputs) > 1 or table.suffix != ".h5":
-        if given := [name for name, value in (("heatmaps", heatmaps), ("features", features)) if value]:
-            raise UsageError(f"--{given[0]} goes with a detections file", "hmr detect PHOTOS -o photos.detections.h5")
+        if unusable := [name for name, value in (("heatmaps", heatmaps), ("features", features)) if value]:
+            raise UsageError(
+                f"--{unusable[0]} goes with a detections file", "hmr detect PHOTOS -o photos.detections.h5"
+            )
+        from stages.pipeline import detect_in_memory
+
         table = detect_in_memory(inputs, run)
     return stage.run(table, out, params, run, ckpt=ckpt, heatmaps=heatmaps, features=features, root=root)
-
-
-def detect_in_memory(inputs: list[str], run: Any) -> Any:
-    """The detections of pictures, without a file."""
-    import dataclasses
-
-    from stages import detect
-
-    return detect.run(inputs, None, run=dataclasses.replace(run, shard=(0, 1), batch_size=None, strict=False))

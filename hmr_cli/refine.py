@@ -7,8 +7,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.refine import Params
+from hmr_cli._flags import stage_command
+from stages.params import RefineParams
 
 app = typer.Typer()
 Meshes = Annotated[Path, typer.Argument(help="A *.meshes.h5 file with SMPL parameters.", show_default=False)]
@@ -17,7 +17,7 @@ Features = Annotated[Optional[Path], typer.Option(help="Image features, for publ
 Ckpt = Annotated[Optional[Path], typer.Option(help="ScoreHMR's model-100.pt; without it the embedded pose prior.")]
 
 
-@stage_command(app, Params)
+@stage_command(app, RefineParams)
 def refine(
     meshes: Meshes,
     *,
@@ -25,7 +25,7 @@ def refine(
     features: Features = None,
     ckpt: Ckpt = None,
     out: Path,
-    params: Params,
+    params: RefineParams,
     run: Any,
 ) -> Any:
     """Pull every body onto its keypoints, its neighbours in time or the other views, and keep it plausible (ScoreHMR).

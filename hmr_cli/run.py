@@ -1,28 +1,28 @@
-"""`hmr run`: the whole chain in one process. The verbs meet here and nowhere else."""
+"""`hmr run`: the whole chain in one process. The composition is in stages/pipeline.py."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from hmr_cli.options import stage_command
+from hmr_cli._flags import stage_command
 from stages.errors import UsageError
+from stages.params import DetectParams, ExportParams, RecoverParams, ViewParams
 
 app = typer.Typer()
 Pictures = Annotated[
     Optional[list[str]], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.")
 ]
-Detections = Annotated[Optional[Path], typer.Option(help="People that were found already: detect nothing.")]
+Detections = Annotated[Optional[Path], typer.Option(help="People that are detected already; then nothing is detected.")]
 Detector = Annotated[str, typer.Option(help="As in hmr detect.")]
-Focal = Annotated[Optional[float], typer.Option(help="Focal length of all pictures in px; default: EXIF or a guess.")]
-Model = Annotated[str, typer.Option(help="As in hmr recover.")]
+Focal = Annotated[Optional[float], typer.Option(help="Focal length of all images in px; default: EXIF or a guess.")]
+Model = Annotated[Optional[str], typer.Option(help="As in hmr recover.")]
 Ckpt = Annotated[Optional[Path], typer.Option(help="The recoverer's weights; without: the embedded recoverer.")]
 # The embedded prior knows how the embedded recoverer errs; other estimates are left as they are unless asked for.
 Refine = Annotated[
-    Optional[bool], typer.Option(help="Refine with the pose prior. [default: what the embedded recoverer gives]")
+    Optional[bool], typer.Option(help="Refine with the pose prior. \\[default: what the embedded recoverer gives]")
 ]
 Turn = Annotated[bool, typer.Option("--turn", help="Also short videos that walk round the people.")]
 Formats = Annotated[str, typer.Option(help="What to export: glb, npz, obj, several with commas, or none.")]
@@ -35,7 +35,7 @@ def run_chain(
     detections: Detections = None,
     detector: Detector = "auto",
     focal: Focal = None,
-    model: Model = "",
+    model: Model = None,
     ckpt: Ckpt = None,
     refine: Refine = None,
     turn: Turn = False,
@@ -61,35 +61,20 @@ def run_chain(
     if run.shard != (0, 1):
         raise UsageError("hmr run is one process", "shard the stages: hmr detect --shard 0/2 ... , hmr merge")
     if (detections is None) == (not inputs):
-        raise UsageError("give pictures, or --detections", "hmr run photo.jpg -o out/")
+        raise UsageError("give images, or --detections", "hmr run photo.jpg -o out/")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file, a folder is needed")
-    out.mkdir(parents=True, exist_ok=True)
-    from stages import detect as detection
-    from stages import export as exporting
-    from stages import recover as recovery
-    from stages import refine as refinement
-    from stages import view as viewing
-    from stages.artefact import open_artefact
+    from stages.pipeline import run_chain as chain
 
-    done: dict[str, Any] = {}
-    done["detections"] = detections or detection.run(
-        inputs or [], out / "people.detections.h5", detection.Params(detector=detector, focal=focal), run
+    return chain(
+        inputs or [],
+        out,
+        run,
+        detections=detections,
+        ckpt=ckpt,
+        refined=refine,
+        detect_params=DetectParams(detector=detector, focal=focal),
+        recover_params=RecoverParams(model=model),
+        view_params=ViewParams(turn=turn, side=True),
+        export_params=None if export == "none" else ExportParams(format=export),
     )
-    done["meshes"] = recovery.run(
-        done["detections"], out / "people.meshes.h5", recovery.Params(model=model), run, ckpt=ckpt
-    )
-    if not (ckpt or model) if refine is None else refine:
-        with open_artefact(done["detections"]) as table:
-            settings = refinement.Params(mode=refinement.mode_of(table))
-        target = out / "people.refined.meshes.h5"
-        done["refined"] = refinement.run(done["meshes"], done["detections"], target, settings, run)
-    best = done.get("refined") or done["meshes"]
-    seen = viewing.run(best, done["detections"], out, viewing.Params(turn=turn, side=True), run)
-    done |= {name: value for name, value in seen.items() if name != "folder"}
-    if export != "none":
-        written = exporting.run(
-            best, out / "models", exporting.Params(format=export), dataclasses.replace(run, force=True)
-        )
-        done["models"] = written["out"]
-    return done

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import Json
-from hmr_cli.report import print_result
+from hmr_cli._flags import Json
+from hmr_cli._output import print_result
 
 app = typer.Typer()
 
@@ -27,8 +27,8 @@ def schema(
 
         hmr schema meshes --json | jq -r '.columns[].name'
     """
-    from stages.kinds import KINDS, SCHEMA
-    from stages.schema import describe
+    from stages.artefacts.kinds import KINDS, SCHEMA
+    from stages.artefacts.schema import describe
 
     if not kind:
         kinds: dict[str, Any] = {name: each.meaning for name, each in KINDS.items()}

@@ -7,23 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.synth.build import Params
+from hmr_cli._flags import stage_command
+from stages.params import SynthParams
 
 app = typer.Typer()
 
 
-@stage_command(app, Params)
+@stage_command(app, SynthParams)
 def synth(
     name: Annotated[str, typer.Argument(help="synth, synth-oc, synth-pc, synth-crowd, synth-video or synth-views.")],
     *,
     out: Path,
-    params: Params,
+    params: SynthParams,
     run: Any,
 ) -> Path:
-    """Synthetic scenes with exact ground truth: pictures, keypoints from a stated error model, the truth itself.
+    """Synthetic scenes with exact ground truth: images, keypoints from a stated error model, the truth itself.
 
-    The pictures come into a folder named like the set (and, with --poses, by their fingerprint), beside the artefact.
+    The images go into a folder named like the set (and, with --poses, by their fingerprint), beside the artefact.
 
     Examples:
 
@@ -33,6 +33,6 @@ def synth(
 
         hmr synth synth-oc --pictures 3200 --poses mocap_smpl24.npz -o train.detections.h5
     """
-    from stages.synth import build
+    from stages import synth
 
-    return build.run(name, out, params, run)
+    return synth.run(name, out, params, run)

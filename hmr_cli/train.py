@@ -1,4 +1,4 @@
-"""`hmr train embedded`, `hmr train prior`: the weights that come with the package, made again."""
+"""`hmr train embedded`, `hmr train prior`: and the other networks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.training import settings
+from hmr_cli._flags import stage_command
+from stages.params import TrainDPMeshParams, TrainEmbeddedParams, TrainPostoMetroParams, TrainPriorParams
 
 app = typer.Typer(no_args_is_help=True)
 Poses = Annotated[
@@ -29,12 +29,12 @@ def train() -> None:
 
         hmr train postometro --data oc.detections.h5 --init fastmetro.bin --init pct.pth -o mesh.safetensors
 
-        hmr train dpmesh --data oc.detections.h5 --init dpmesh.safetensors -o mine.safetensors
+        hmr train dpmesh --data oc.detections.h5 --init dpmesh.safetensors -o own.safetensors
     """
 
 
-@stage_command(app, settings.Embedded, name="embedded")
-def embedded(*, poses: Poses, out: Path, params: settings.Embedded, device: Device = "cpu", report: Any) -> Any:
+@stage_command(app, TrainEmbeddedParams, name="embedded")
+def embedded(*, poses: Poses, out: Path, params: TrainEmbeddedParams, device: Device = "cpu", report: Any) -> Any:
     """The embedded recoverer: keypoints to a body. The state is kept beside the target; the same command resumes.
 
     Examples:
@@ -45,18 +45,18 @@ def embedded(*, poses: Poses, out: Path, params: settings.Embedded, device: Devi
 
         hmr train embedded --poses mocap_smpl24.npz -o try.safetensors --max-minutes 0.5 --width 128
     """
-    from stages.device import resolve_device
+    from stages.engine.device import resolve_device
     from stages.training import embedded as training
 
     return training.run(poses, out, params, resolve_device(device), report)
 
 
-@stage_command(app, settings.Prior, name="prior")
+@stage_command(app, TrainPriorParams, name="prior")
 def prior(
     *,
     poses: Poses,
     out: Path,
-    params: settings.Prior,
+    params: TrainPriorParams,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="The prior of the embedded recoverer: the only one.")
     ] = True,
@@ -73,7 +73,7 @@ def prior(
     return training.run(poses, out, params, report)
 
 
-@stage_command(app, settings.PostoMetro, name="postometro")
+@stage_command(app, TrainPostoMetroParams, name="postometro")
 def postometro(
     *,
     data: Annotated[
@@ -84,9 +84,9 @@ def postometro(
         ),
     ],
     out: Path,
-    params: settings.PostoMetro,
+    params: TrainPostoMetroParams,
     init: Annotated[list[Path] | None, typer.Option(help="Checkpoints to begin from: FastMETRO, PCT, our own.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the pictures are.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the images are.")] = None,
     device: Device = "cpu",
     report: Any,
 ) -> Any:
@@ -104,23 +104,26 @@ def postometro(
 
         hmr train postometro --data oc.detections.h5 --init fastmetro.bin --init pct.pth -o mesh.safetensors
     """
-    from stages.device import resolve_device
-    from stages.training import postometro as training
+    from stages.engine.device import resolve_device
+    from stages.training.postometro import train as training
 
     return training.run(data, out, params, resolve_device(device), report, init=init or (), root=root)
 
 
-@stage_command(app, settings.DPMesh, name="dpmesh")
+@stage_command(app, TrainDPMeshParams, name="dpmesh")
 def dpmesh(
     *,
     data: Annotated[Path, typer.Option(help="Detections with bodies, from hmr synth --poses.", show_default=False)],
     out: Path,
-    params: settings.DPMesh,
+    params: TrainDPMeshParams,
     init: Annotated[Path | None, typer.Option(help="A DPMesh checkpoint to begin with.")] = None,
     sd: Annotated[Path | None, typer.Option(help="Or Stable Diffusion 1.5: a diffusers folder or a file.")] = None,
     controlnet: Annotated[Path | None, typer.Option(help="With --sd: a ControlNet folder or file.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="What sees clean keypoints; else the beginning.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the pictures are.")] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="The network that sees clean keypoints; default: the initial one."),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the images are.")] = None,
     device: Device = "cpu",
     report: Any,
 ) -> Any:
@@ -130,12 +133,12 @@ def dpmesh(
 
     Examples:
 
-        hmr train dpmesh --data oc.detections.h5 --init 3dpw-pc_best_ckpt.pth.tar --device cuda -o mine.safetensors
+        hmr train dpmesh --data oc.detections.h5 --init 3dpw-pc_best_ckpt.pth.tar --device cuda -o own.safetensors
 
         hmr train dpmesh --data oc.detections.h5 --sd stable-diffusion-v1-5/ --nkr 0 -o first.safetensors
     """
-    from stages.device import resolve_device
-    from stages.training import dpmesh as training
+    from stages.engine.device import resolve_device
+    from stages.training.dpmesh import train as training
 
     return training.run(
         data, out, params, resolve_device(device), report,

@@ -1,4 +1,4 @@
-"""`hmr view`: pictures for people."""
+"""`hmr view`: overlays, side views and an HTML report, to look at."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmr_cli.options import stage_command
-from stages.view import Params
+from hmr_cli._flags import stage_command
+from stages.params import ViewParams
 
 app = typer.Typer()
 Table = Annotated[Path, typer.Argument(help="A *.meshes.h5 or *.detections.h5 file.", show_default=False)]
@@ -20,9 +20,9 @@ Attention = Annotated[
 ]
 
 
-@stage_command(app, Params)
+@stage_command(app, ViewParams)
 def view(
-    table: Table, *, detections: Detections = None, attention: Attention = None, out: Path, params: Params, run: Any
+    table: Table, *, detections: Detections = None, attention: Attention = None, out: Path, params: ViewParams, run: Any
 ) -> Any:
     """Overlays, side views, turning views, videos and an HTML report. Needs no display.
 
@@ -41,11 +41,11 @@ def view(
         hmr view photos.detections.h5 --attention dpmesh.safetensors -o attention/
     """
     if attention is not None:
-        from stages import attention as maps
+        from stages.visualization import attention as maps
 
         files = maps.run(detections or table, out, attention, root=params.root or None, run=run)
         return {"folder": str(out), "pictures": len(files)}
     from stages import view as stage
 
-    made = stage.run_files(table, detections, out, params, run)
-    return {key: len(value) if isinstance(value, list) else value for key, value in made.items()}
+    written = stage.run_files(table, detections, out, params, run)
+    return {key: len(value) if isinstance(value, list) else value for key, value in written.items()}

@@ -1,0 +1,71 @@
+"""Human mesh recovery from Python: what the command line does, stage by stage or as a whole chain.
+
+    from pathlib import Path
+    from stages import open_artefact, recover, refine, run_chain
+
+    run_chain(["photo.jpg"], Path("out"))                                # as `hmr run photo.jpg -o out/`
+    meshes = recover.run(Path("out/people.detections.h5"), None)        # as `hmr recover`; None: in memory
+    with open_artefact("out/people.refined.meshes.h5") as refined:
+        pose = refined.read("smpl/body_pose")                           # (R, 23, 3) rad
+
+Public are the names below, the settings in `stages.params`, the errors in `stages.errors` and the contracts in
+`stages.models.base`; everything else may move. Each is imported when it is first used, so `import stages` is cheap.
+
+detect, heatmaps, features, recover, refine, evaluate, view, export: modules of the stages; each has `run`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages import detect, evaluate, export, features, heatmaps, recover, refine, view
+    from stages.artefacts.hdf5 import open_artefact
+    from stages.artefacts.table import Artefact, in_memory
+    from stages.engine.job import RunOptions
+    from stages.pipeline import detect_in_memory, merge, open_dataset, recover_dataset, run_chain
+
+_HOMES = {
+    "open_artefact": "artefacts.hdf5",
+    "Artefact": "artefacts.table",
+    "in_memory": "artefacts.table",
+    "RunOptions": "engine.job",
+    "detect_in_memory": "pipeline",
+    "merge": "pipeline",
+    "open_dataset": "pipeline",
+    "recover_dataset": "pipeline",
+    "run_chain": "pipeline",
+}
+_STAGES = ("detect", "heatmaps", "features", "recover", "refine", "evaluate", "view", "export")
+__all__ = [
+    "Artefact",
+    "RunOptions",
+    "detect",
+    "detect_in_memory",
+    "evaluate",
+    "export",
+    "features",
+    "heatmaps",
+    "in_memory",
+    "merge",
+    "open_artefact",
+    "open_dataset",
+    "recover",
+    "recover_dataset",
+    "refine",
+    "run_chain",
+    "view",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _STAGES:
+        return importlib.import_module(f"stages.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"stages.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'stages' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,34 +9,25 @@ of `stages.models`, and what it sees in a file by `describe(checkpoint)`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stages.checkpoints import Checkpoint, check_finite, find_loader, loaders, read_checkpoint, write_checkpoint
 from stages.errors import AssetError, HmrError, InputError, UsageError
-from stages.models import EXTRACTORS, RECOVERERS, REFINERS
-from stages.params import param
+from stages.files.checkpoints import Checkpoint, check_finite, read_checkpoint, write_checkpoint
+from stages.models import find_loader, loaders
+from stages.models.tables import EXTRACTORS, RECOVERERS, REFINERS
+from stages.params import ConvertParams, check
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SYSTEMS = RECOVERERS | {n: target for n, target in EXTRACTORS.items() if n not in RECOVERERS} | REFINERS
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr convert`."""
-
-    fold: bool = param(True, "Add LoRA into the weights: loads faster; without, it can be trained on.")
-    dtype: str = param("float32", "float32, float16 or bfloat16 (half the size; regressor and pose head stay float32).")
-
-
-def convert(source: Path, out: Path, params: Params = Params(), *, force: bool = False) -> Path:
+def convert(source: Path, out: Path, params: ConvertParams = ConvertParams(), *, force: bool = False) -> Path:
     """Write a compact safetensors file. Raises AssetError (source), UsageError (settings), InputError (target)."""
-    if params.dtype not in DTYPES:
-        raise UsageError(f"--dtype {params.dtype}: no such type", f"one of {', '.join(DTYPES)}")
+    params = check(params)
     if out.suffix != ".safetensors":
         raise UsageError(f"{out.name}: the compact form is safetensors", f"-o {out.with_suffix('.safetensors').name}")
     checkpoint = read_checkpoint(source)

@@ -15,51 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from stages import assets
-from stages.artefact import Artefact, open_artefact
-from stages.cameras_file import CameraFile
-from stages.columns import Column
-from stages.device import resolve_device
-from stages.errors import ArtefactError, AssetError, HmrError, InputError, UsageError
-from stages.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
-from stages.human import joints
-from stages.human.oks import sigmas
-from stages.human.track import MAX_GAP, Tracker
-from stages.kinds import FAILED, K_USER, OK
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_USER, OK, required_columns
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_frames, run_rows
+from stages.errors import AssetError, HmrError, InputError, UsageError
+from stages.files import cache
+from stages.keypoints import joint_sets
+from stages.loaders import tracks
+from stages.media.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
+from stages.media.intrinsics import CameraFile
 from stages.models import find
-from stages.models.detectors import AUTO_CPU, AUTO_GPU, DETECTORS, Detector, Found, clip_boxes
-from stages.params import param
-from stages.pictures import MAX_PIXELS
-from stages.progress import Job, Run, run_frames, run_rows
-
-COLUMNS = (
-    Column("keypoints/xy", "f4", ("R", "J", 2), "px", "joints in the picture"),
-    Column("keypoints/score", "f4", ("R", "J"), "", "see score_definition; 0 = not seen"),
-)
-SEQUENCE_FPS = 25.0  # assumed where photos are tracked
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr detect`."""
-
-    detector: str = param("auto", f"auto, {', '.join(DETECTORS)}, or your own as package.module:Class.")
-    detector_config: str = param("", "mmpose: name of the shipped config, where the checkpoint's name does not say it.")
-    min_score: float | None = param(None, "Lowest score of a person; default: the detector's own.")
-    max_people: int = param(0, "At most this many people in a picture, the best ones; 0 = all.")
-    focal: float | None = param(None, "Focal length of all pictures.", unit="px")
-    fov: float | None = param(None, "Horizontal angle of view of all pictures.", unit="degrees")
-    tracks: str = param("video", "Link people over time: video, all (photos in their order too), none.")
-    every: int = param(1, "Take each n-th frame of a video.")
-    views: bool = param(False, "Each input is one camera of a multi-view take (frames/view).")
-    max_pixels: int = param(MAX_PIXELS, "Larger pictures are refused.", unit="px")
+from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
+from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
+from stages.params import DetectParams, check
 
 
 def run(
     inputs: Sequence[str | Path],
     out: Path | None,
-    params: Params = Params(),
-    run: Run = Run(),
+    params: DetectParams = DetectParams(),
+    run: RunOptions = RunOptions(),
     *,
     files_from: Path | None = None,
     boxes: Path | Artefact | None = None,
@@ -70,9 +48,10 @@ def run(
     """Write the people of all frames to `out` (None: in memory). Nobody anywhere is a table of zero rows.
 
     boxes: detections whose rows are kept, in their order, and get keypoints; then `inputs` is empty and `root` says
-    where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/cameras_file.py).
+    where the pictures are, if not where the artefact says. cameras: a file of intrinsics (stages/media/intrinsics.py).
     detector_path: the detector's files, where they are not in the cache. Raises UsageError, InputError, AssetError.
     """
+    params = check(params)
     _check(params, inputs, files_from, boxes, cameras)
     detector, helper = choose(params, detector_path, run.device, alone=boxes is None)
     models = [detector, *([helper] if helper else [])]
@@ -90,11 +69,11 @@ def run(
             "sha256": "+".join(m.sha256 for m in models),
             "licence": " and ".join(dict.fromkeys(m.licence for m in models)),
         },
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(detector.joints),
-                "joint_set": joints.identify(detector.joints) or "",
+                "joint_set": joint_sets.identify(detector.joints) or "",
                 "score_definition": detector.score_definition,
             }
         },
@@ -106,35 +85,32 @@ def run(
         return run_rows(job, lambda: complete(table, FrameSource(table, root, params.max_pixels), detector), out, run)
     listing = list_frames(inputs, files_from, every=params.every, views=params.views, max_pixels=params.max_pixels)
     given: dict[str, Any] = {"frames": listing, **({"cameras": camera} if camera else {})}
-    job = dataclasses.replace(job, inputs=given, finish=tracks)
-    return run_frames(
+    job = dataclasses.replace(job, inputs=given, finish=link_people)
+    if params.fps and params.tracks == "all":
+        listing.time = np.where(listing.source < 0, np.arange(len(listing)) / params.fps, listing.time)
+    found = run_frames(
         job, len(listing), lambda: detect(listing, detector, helper, camera, params, run.workers), out, run
     )
+    if params.tracks != "none" and not run.dry_run:
+        tracks.tell(found, run.report, untimed=params.tracks == "all")
+    return found
 
 
-def _check(params: Params, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
+def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
     if boxes is not None and (inputs or files_from or cameras or params.focal or params.fov):
         raise UsageError("--boxes takes pictures and cameras from its own file", "give --root, if they have moved")
     if boxes is None and not inputs and files_from is None:
         raise UsageError("nothing to look at", "name photos, folders or videos")
     if sum(x is not None for x in (params.focal, params.fov, cameras)) > 1:
         raise UsageError("--focal, --fov and --cameras exclude each other", "give one")
-    if params.focal is not None and not 0 < params.focal < float("inf"):
-        raise UsageError(f"--focal {params.focal}: must be above 0", "in pixels; --fov takes degrees")
-    if params.fov is not None and not 0 < params.fov < 180:
-        raise UsageError(f"--fov {params.fov}: must lie between 0 and 180 degrees")
-    if params.min_score is not None and not 0 <= params.min_score <= 1:
-        raise UsageError(f"--min-score {params.min_score}: must lie between 0 and 1")
-    if params.max_people < 0 or params.every < 1:
-        raise UsageError("--max-people must be 0 or more, --every 1 or more")
-    if params.tracks not in ("video", "all", "none"):
-        raise UsageError(f"--tracks {params.tracks}: one of video, all, none")
+    if params.fps is not None and params.tracks != "all":
+        raise UsageError(f"--fps {params.fps}: images a second, of --tracks all")
 
 
-def choose(params: Params, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
+def choose(params: DetectParams, path: Path | None, device: str, *, alone: bool) -> tuple[Detector, Detector | None]:
     """The detector, and the one that finds its people where it cannot (`alone`: no boxes are given).
 
-    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the mend.
+    auto: the best one whose files are on this machine; nothing is downloaded. Raises AssetError naming the fix.
     """
     if params.detector == "auto":
         if path is not None:
@@ -144,15 +120,15 @@ def choose(params: Params, path: Path | None, device: str, *, alone: bool) -> tu
     extra = {"config": params.detector_config} if params.detector_config else {}
     if params.detector_config and params.detector != "mmpose":
         raise UsageError("--detector-config belongs to --detector mmpose")
-    if path is None and params.detector in assets.ASSETS:
-        path = assets.find(params.detector)
+    if path is None and params.detector in cache.ASSETS:
+        path = cache.find(params.detector)
     detector = kind.load(path, device=_device(device, kind), **extra)
     return detector, _best(device) if alone and getattr(detector, "needs_boxes", False) else None
 
 
 def _best(device: str) -> Detector:
     kinds: dict[str, Any] = {name: find(DETECTORS, name) for name in AUTO_GPU}
-    paths = {name: assets.find(name) if name in assets.ASSETS else None for name in kinds}
+    paths = {name: cache.find(name) if name in cache.ASSETS else None for name in kinds}
     ready = [name for name, kind in kinds.items() if not kind.missing(paths[name])]
     if not ready:
         raise AssetError(
@@ -177,7 +153,7 @@ def detect(
     detector: Detector,
     helper: Detector | None,
     camera: CameraFile | None,
-    params: Params,
+    params: DetectParams,
     workers: int,
 ) -> Callable[[np.ndarray], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
     """The function frames -> (frame columns, row columns, columns)."""
@@ -194,7 +170,7 @@ def detect(
         if helper and people:
             filled = detector(images, [p.box for p in people])
             people = [dataclasses.replace(p, keypoints=f.keypoints) for p, f in zip(people, filled, strict=True)]
-        found = [Found.nobody(count), *people]
+        found = [DetectedPeople.nobody(count), *people]
         keypoints = np.concatenate([p.keypoints for p in found])
         keypoints[~np.isfinite(keypoints[..., 2]), 2] = 0
         rows = {
@@ -207,16 +183,16 @@ def detect(
     return batch
 
 
-def select(people: Found, params: Params, size: tuple[int, int]) -> Found:
+def select(people: DetectedPeople, params: DetectParams, size: tuple[int, int]) -> DetectedPeople:
     """The people to keep, best first: finite, inside the picture by a pixel at least, sure enough, not too many."""
     people = dataclasses.replace(people, box=clip_boxes(people.box, size))
     fine = np.isfinite(people.box).all(1) & (people.box[:, 2:] - people.box[:, :2] >= 1).all(1)
     keep = np.flatnonzero(fine & (people.score >= params.min_score))
     keep = keep[np.argsort(-people.score[keep], kind="stable")]
-    return people.take(keep[: params.max_people or None])
+    return people.take(keep[: params.max_people])
 
 
-def set_cameras(table: dict[str, Any], params: Params, camera: CameraFile | None) -> None:
+def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile | None) -> None:
     """Put the user's intrinsics, if any, into the frame columns. A frame whose camera cannot be right fails."""
     if params.focal is None and params.fov is None and camera is None:
         return
@@ -278,33 +254,10 @@ def box_fault(box: np.ndarray, size: np.ndarray) -> str:
 # ---- the last pass
 
 
-def tracks(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The column `track` of a whole table whose rows are in frame order, each video and view on its own."""
-    track = np.full(table.n_rows, -1, np.int32)
-    which = table.attrs["params"]["tracks"]
-    if which == "none" or not table.n_rows:
-        return {"track": track}, {}
-    source, view, time = (table.frames[n] for n in ("source", "view", "time"))
-    names = table.group_attrs("keypoints").get("joints")
-    if not names:
-        raise ArtefactError("detections without joint names cannot be tracked")
-    bounds = np.searchsorted(table.rows["frame"], np.arange(table.n_frames + 1))
-    tracker, now, first = Tracker(sigmas(names)), None, 0
-    block, start = np.zeros((0, len(names), 3)), 0
-    for frame in range(table.n_frames):
-        if source[frame] < 0 and which == "video":
-            continue
-        if (take := (source[frame], view[frame])) != now:
-            own = (source == source[frame]) & (view == view[frame])
-            gap = max(MAX_GAP, 3 * float(np.median(np.diff(time[own]))) if own.sum() > 1 and source[frame] >= 0 else 0)
-            tracker, now, first = Tracker(sigmas(names), first=tracker.count, max_gap=gap), take, frame
-        a, b = bounds[frame], bounds[frame + 1]
-        if a == b:
-            continue
-        if b > start + len(block):  # keypoints come in blocks, so that memory does not grow with the video
-            start, rows = int(a), slice(int(a), int(max(b, a + 4096)))
-            xy, score = table.read("keypoints/xy", rows), table.read("keypoints/score", rows)
-            block = np.concatenate([xy, score[..., None]], -1)
-        seconds = time[frame] if np.isfinite(time[frame]) else (frame - first) / SEQUENCE_FPS
-        track[a:b] = tracker.step(float(seconds), table.rows["box"][a:b], block[a - start : b - start])
-    return {"track": track}, {}
+def link_people(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The column `track` of a whole table, by its own settings."""
+    params = table.attrs["params"]
+    if params["tracks"] == "none":
+        return {"track": np.full(table.n_rows, -1, np.int32)}, {}
+    untimed, fps = params["tracks"] == "all", params.get("fps") or tracks.SEQUENCE_FPS
+    return {"track": tracks.link(table, untimed=untimed, fps=fps)}, {}

@@ -1,4 +1,4 @@
-"""`hmr doctor`: what works on this machine, what is missing, and the mend for each.
+"""`hmr doctor`: what works on this machine, what is missing, and the fix for each.
 
     hmr doctor --json
 
@@ -45,13 +45,13 @@ SPACE, MEMORY = 5e9, 4e9  # bytes below which doctor says so
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One line of the report: `ready`, what was `found`, what it is `needed_for`, and the `mend` when not ready."""
+    """One line of the report: `ready`, what was `found`, what it is `needed_for`, and the `hint` when not ready."""
 
     name: str
     ready: bool
     found: str
     needed_for: str
-    mend: str = ""
+    hint: str = ""
     required: bool = False
 
 
@@ -65,7 +65,7 @@ def run() -> list[Check]:
         except Exception as error:  # one broken check must not hide the others
             name, what = group.__name__.strip("_"), f"{type(error).__name__}: {error}"
             found.append(Check(name, False, what, "hmr", "run again with --debug and report it", required=True))
-    found = [dataclasses.replace(check, mend="") if check.ready else check for check in found]
+    found = [dataclasses.replace(check, hint="") if check.ready else check for check in found]
     return sorted(found, key=lambda check: not check.required)
 
 
@@ -80,17 +80,17 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _core() -> Iterator[Check]:
     for module, (distribution, lowest, why) in CORE.items():
-        mend = f'pip install "{distribution}>={lowest}"'
+        hint = f'pip install "{distribution}>={lowest}"'
         try:
             importlib.import_module(module)
             version = importlib.metadata.version(distribution)
         except ImportError as error:
             if "libGL" in str(error) or "libgthread" in str(error):
-                mend = "apt install libgl1 libglib2.0-0 (or pip install opencv-python-headless instead)"
-            yield Check(distribution, False, f"does not import: {error}", why, mend, required=True)
+                hint = "apt install libgl1 libglib2.0-0 (or pip install opencv-python-headless instead)"
+            yield Check(distribution, False, f"does not import: {error}", why, hint, required=True)
             continue
         old = _version(version) < _version(lowest)
-        yield Check(distribution, not old, version, why, mend if old else "", required=True)
+        yield Check(distribution, not old, version, why, hint if old else "", required=True)
 
 
 def _devices() -> Iterator[Check]:
@@ -98,12 +98,12 @@ def _devices() -> Iterator[Check]:
 
     cuda = torch.cuda.is_available()
     name = torch.cuda.get_device_name(0) if cuda else "none"
-    mend = "" if cuda else "install a CUDA build of torch; the embedded default needs none"
-    yield Check("CUDA", cuda, name, "DPMesh and PostoMETRO at speed", mend)
+    hint = "" if cuda else "install a CUDA build of torch; the embedded default needs none"
+    yield Check("CUDA", cuda, name, "DPMesh and PostoMETRO at speed", hint)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None and os.getloadavg()[0] > (os.cpu_count() or 1):
-        mend = "export OMP_NUM_THREADS=1 on a busy machine: threads that wait spin"
-        yield Check("OMP_NUM_THREADS", False, "not set, and this machine is busy", "speed", mend)
+        hint = "export OMP_NUM_THREADS=1 on a busy machine: threads that wait spin"
+        yield Check("OMP_NUM_THREADS", False, "not set, and this machine is busy", "speed", hint)
 
 
 def _machine() -> Iterator[Check]:
@@ -115,24 +115,24 @@ def _machine() -> Iterator[Check]:
 
 
 def _assets() -> Iterator[Check]:
-    from stages.assets import status
+    from stages.files.cache import status
 
-    for name, ready, where, mend in status():
-        yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", mend)
+    for name, ready, where, hint in status():
+        yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", hint)
 
 
 def _bodies() -> Iterator[Check]:
-    from stages.human.body import load_body
+    from stages.smpl.body import load_body
 
     body = load_body("embedded")
     yield Check("body", True, f"{body.name} ({body.licence})", "every mesh", required=True)
 
 
 def _extras() -> Iterator[Check]:
-    for distribution, mend, why in EXTRAS:
+    for distribution, hint, why in EXTRAS:
         try:
             found = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(distribution, False, "not installed", why, mend)
+            yield Check(distribution, False, "not installed", why, hint)
             continue
         yield Check(distribution, True, found, why)

@@ -1,4 +1,4 @@
-"""The errors that people can cause or mend. Each is one line (what, where) and a hint (the mend).
+"""The errors that people can cause or fix. Each is one line (what, where) and a hint (how to fix it).
 
 `exit_code` is the process's exit code; the command line prints `message` and `hint` and nothing else.
 Anything that is not one of these is a bug in hmr (exit code 1).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class HmrError(Exception):
-    """A known failure. `message` says what and where in one line, `hint` how to mend it."""
+    """A known failure. `message` says what and where in one line, `hint` how to fix it."""
 
     exit_code = 1
 
@@ -25,7 +25,7 @@ class UsageError(HmrError):
 
 
 class InputError(HmrError):
-    """A picture, video, table or argument's content cannot be used."""
+    """An image, video, table or argument's content cannot be used."""
 
     exit_code = 3
 

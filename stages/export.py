@@ -14,46 +14,35 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact, open_artefact
-from stages.device import resolve_device
-from stages.disk import write_bytes
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, InputError, UsageError
-from stages.export_glb import FLIP, Scene
-from stages.export_npz import to_amass, write_amass
-from stages.human import draw
-from stages.mesh_rows import MeshRows
-from stages.params import param
-from stages.progress import Run
-from stages.sequences import Sequence, even, motion, sequences
+from stages.files.atomic import write_bytes
+from stages.formats.amass import to_amass, write_amass
+from stages.formats.glb import FLIP, GltfScene
+from stages.loaders.bodies import BodyLoader
+from stages.loaders.motion import Sequence, even, has_time, motion, sequences
+from stages.params import ExportParams, check
+from stages.visualization import draw
 
 FORMATS = ("glb", "npz", "obj")
-BINDS = ("auto", "pose", "t")
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr export`."""
-
-    format: str = param("glb", "glb, npz, obj, or several with commas.")
-    bind: str = param(
-        "auto", "GLB: mesh stored as the person stands (pose), in the T pose (t), or auto: pose for photos."
-    )
-    axes: str = param("amass", "npz: amass (z up, the camera held level) or camera (as in the artefact).")
-    max_gap: float = param(1.0, "npz: shorter gaps in a track are filled, longer ones cut it.", unit="s")
-    body: str = param("", "Another body than the artefact's: a name or file.")
-    licensed_body: bool = param(False, "I may pass on shapes of this body (needed for GLB and OBJ of SMPL's own body).")
-
-
-def run(meshes: Path | Artefact, out: Path, params: Params = Params(), run: Run = Run()) -> dict[str, Any]:
+def run(
+    meshes: Path | Artefact, out: Path, params: ExportParams = ExportParams(), run: RunOptions = RunOptions()
+) -> dict[str, Any]:
     """Write the files to the folder `out`, or to the file `out` when its suffix is a format and one file comes of it.
 
     Returns {"out", "files", "people", "note"}. Raises UsageError, InputError (no such parameters in the table),
     AssetError (body missing, or its licence does not let shapes be passed on).
     """
+    params = check(params)
     formats, alone = _formats(params, out)
-    _check(params, run)
+    _check(run)
     table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
-    people = MeshRows(table, params.body, resolve_device(run.device))
+    people = BodyLoader(table, params.body, resolve_device(run.device))
     shapes = people.licence_note()
     if shapes and not params.licensed_body and table.n_rows and set(formats) - {"npz"}:
         raise AssetError(
@@ -90,19 +79,20 @@ def run(meshes: Path | Artefact, out: Path, params: Params = Params(), run: Run 
 Job = tuple[str, Callable[[Path], Path]]
 
 
-def _glb(people: MeshRows, everybody: list[Sequence], params: Params) -> list[Job]:
+def _glb(people: BodyLoader, everybody: list[Sequence], params: ExportParams) -> list[Job]:
     """One file per photo or video. Rows of a video that belong to no track are left out."""
     table = people.table
+    timed = has_time(table.frames)
     scenes: dict[str, list[Sequence]] = {}
     for one in everybody:
-        if table.frames["source"][table.rows["frame"][one.rows[0]]] < 0 or one.name.startswith("track"):
+        if not timed[table.rows["frame"][one.rows[0]]] or one.name.startswith("track"):
             scenes.setdefault(one.scene, []).append(one)
 
     def write(path: Path, group: list[Sequence]) -> Path:
         first = int(table.rows["frame"][group[0].rows[0]])
         about = {"picture": str(table.frames["name"][first]), "body": people.body.name, "licence": people.body.licence}
         about |= {"fingerprint": table.fingerprint}
-        scene = Scene(people.body, about, people.licence_note())
+        scene = GltfScene(people.body, about, people.licence_note())
         scene.add_camera(table.frames["K"][first].astype(np.float64), tuple(table.frames["size"][first].tolist()))
         # Keyframes of all people share the clock of the video.
         start = min(float(np.nan_to_num(table.frames["time"][table.rows["frame"][one.rows[0]]])) for one in group)
@@ -122,7 +112,7 @@ def _glb(people: MeshRows, everybody: list[Sequence], params: Params) -> list[Jo
     return [(f"{name}.glb", lambda path, group=group: write(path, group)) for name, group in scenes.items()]  # type: ignore[misc]
 
 
-def _npz(people: MeshRows, everybody: list[Sequence], params: Params) -> list[Job]:
+def _npz(people: BodyLoader, everybody: list[Sequence], params: ExportParams) -> list[Job]:
     """One file per person, per stretch where a track has long gaps."""
     jobs: list[Job] = []
     for one in everybody:
@@ -136,7 +126,7 @@ def _npz(people: MeshRows, everybody: list[Sequence], params: Params) -> list[Jo
     return jobs
 
 
-def _obj(people: MeshRows, everybody: list[Sequence], params: Params) -> list[Job]:
+def _obj(people: BodyLoader, everybody: list[Sequence], params: ExportParams) -> list[Job]:
     """One file per row: the posed mesh, y up, looking along -z, as OBJ readers take it."""
     faces = (people.body.faces.cpu().numpy() + 1).tolist()
     tail = "".join(f"f {a} {b} {c}\n" for a, b, c in faces)
@@ -160,7 +150,7 @@ def _obj(people: MeshRows, everybody: list[Sequence], params: Params) -> list[Jo
 MAKERS = {"glb": _glb, "npz": _npz, "obj": _obj}
 
 
-def _formats(params: Params, out: Path) -> tuple[list[str], bool]:
+def _formats(params: ExportParams, out: Path) -> tuple[list[str], bool]:
     """The formats asked for, and whether `out` is one file (its suffix then decides)."""
     if out.suffix[1:].lower() in FORMATS and not out.is_dir():
         return [out.suffix[1:].lower()], True
@@ -171,12 +161,6 @@ def _formats(params: Params, out: Path) -> tuple[list[str], bool]:
     return list(dict.fromkeys(names)), False
 
 
-def _check(params: Params, run: Run) -> None:
-    if params.bind not in BINDS:
-        raise UsageError(f"--bind {params.bind}: must be one of {', '.join(BINDS)}")
-    if params.axes not in ("amass", "camera"):
-        raise UsageError(f"--axes {params.axes}: must be amass or camera")
-    if not params.max_gap >= 0:
-        raise UsageError(f"--max-gap {params.max_gap}: must be 0 or more")
+def _check(run: RunOptions) -> None:
     if run.shard != (0, 1) or run.fresh:
         raise UsageError("hmr export writes files, not an artefact: it has no --shard and no --fresh")

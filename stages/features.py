@@ -9,36 +9,30 @@ latent of each crop, from which another checkpoint or other keypoints on the sam
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
-from stages.device import resolve_device
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import UsageError
-from stages.models import EXTRACTORS, RowModel, find
-from stages.params import param
-from stages.people import PeopleOf, check_given, model_record, opened, set_option
-from stages.progress import Job, Run, run_rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr features`."""
-
-    model: str = param("", "dpmesh, dpmesh-latents, pare, prohmr or package.module:Class; empty: what --ckpt is for.")
-    precision: str = param("float16", "DPMesh: float16, or float32 for exactly what a run without files computes.")
+from stages.files.checkpoints import Checkpoint, read_checkpoint, usable
+from stages.loaders.people import PersonLoader, as_artefact, check_given, model_record, set_option
+from stages.models import find, find_loader
+from stages.models.base import PersonModel
+from stages.models.tables import EXTRACTORS
+from stages.params import FeaturesParams, check
 
 
 def run(
     detections: Path | Artefact,
     out: Path | None,
-    params: Params = Params(),
-    run: Run = Run(),
+    params: FeaturesParams = FeaturesParams(),
+    run: RunOptions = RunOptions(),
     *,
     ckpt: Path | None = None,
     heatmaps: Path | Artefact | None = None,
@@ -51,18 +45,19 @@ def run(
     root: where the pictures are, if not where detection found them. A person without a usable crop is a failed row.
     Raises AssetError for the checkpoint, ArtefactError for rows that differ, UsageError when nothing says which model.
     """
-    inputs = {"detections": opened(detections, "detections")}
+    params = check(params)
+    inputs = {"detections": as_artefact(detections, "detections")}
     for role, given, kind in (("heatmaps", heatmaps, "heatmaps"), ("latents", latents, "features")):
         if given is not None:
-            inputs[role] = opened(given, kind)
+            inputs[role] = as_artefact(given, kind)
     device = resolve_device(run.device)
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
     loader: Any = loader_of(params.model, checkpoint)
     with usable(ckpt or "the extractor"):
-        model: RowModel = loader.load(checkpoint, device=device, body=None)
+        model: PersonModel = loader.load(checkpoint, device=device, body=None)
     set_option(model, "precision", params.precision, ("float16", "float32"))
     sha256 = checkpoint.sha256 if checkpoint else ""
-    people = PeopleOf.of(model, inputs, root)
+    people = PersonLoader.of(model, inputs, root)
     check_given(model, inputs, sha256)
     job = Job(
         stage="features",
@@ -78,7 +73,7 @@ def run(
     return run_rows(job, lambda: compute(people, model), out, run)
 
 
-def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
+def loader_of(model: str | None, checkpoint: Checkpoint | None) -> Any:
     """The class named by `model`, or the one that recognises the checkpoint."""
     if model:
         return find(EXTRACTORS, model)
@@ -87,6 +82,6 @@ def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
     return find_loader(EXTRACTORS, checkpoint)
 
 
-def compute(people: PeopleOf, model: RowModel) -> Callable[[np.ndarray], dict[str, Any]]:
+def compute(people: PersonLoader, model: PersonModel) -> Callable[[np.ndarray], dict[str, Any]]:
     """The function rows -> columns."""
     return lambda rows: model(people(rows))

@@ -8,54 +8,41 @@ Gaussian in it, an unseen one an empty map.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stages.artefact import Artefact, open_artefact
-from stages.columns import Column
-from stages.errors import ArtefactError, UsageError
-from stages.human import heatmap, joints
-from stages.params import param
-from stages.progress import Job, Run, run_rows
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import Column, required_columns
+from stages.artefacts.table import Artefact
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
+from stages.errors import ArtefactError
+from stages.geometry import heatmaps
+from stages.keypoints import joint_sets
+from stages.params import HeatmapsParams, check
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr heatmaps`; the defaults are DPMesh's."""
-
-    joint_set: str = param("dpmesh30", "Joints to draw; dpmesh30 is what DPMesh's checkpoints take.")
-    size: int = param(32, "Side of the square maps.", unit="px")
-    sigma: float = param(2.5, "Width of the Gaussians.", unit="heatmap px")
-    threshold: float = param(0.05, "A joint with a higher score counts as seen.")
-
-
-def columns(params: Params) -> tuple[Column, ...]:
+def columns(params: HeatmapsParams) -> tuple[Column, ...]:
     """What is written, with the sizes that these settings give."""
-    count, side = len(joints.get(params.joint_set)), params.size
-    return (
-        Column("heatmaps/value", "f2", ("R", count, side, side), "", "Gaussian around each seen joint, peak 1"),
-        Column("heatmaps/crop", "f4", ("R", 2, 3), "px", "affine from picture to heatmap pixels"),
-        Column(
-            "heatmaps/xy", "f4", ("R", count, 2), "px", "joints in the map; unseen: where the picture's origin falls"
-        ),
-        Column("heatmaps/mask", "u1", ("R", count), "", "1 where the joint is seen and inside the map"),
-    )
+    count, side = len(joint_sets.get(params.joint_set)), params.size
+    return required_columns("heatmaps", J=count, H=side, W=side)
 
 
-def run(detections: Path | Artefact, out: Path | None, params: Params = Params(), run: Run = Run()) -> Path | Artefact:
+def run(
+    detections: Path | Artefact,
+    out: Path | None,
+    params: HeatmapsParams = HeatmapsParams(),
+    run: RunOptions = RunOptions(),
+) -> Path | Artefact:
     """Write the heatmaps of all rows to `out` (None: in memory). A person without a seen joint is a failed row.
 
     Raises ArtefactError for detections without keypoints, UsageError for impossible settings.
     """
-    if params.size < 2 or not params.sigma > 0 or not 0 <= params.threshold < 1:
-        raise UsageError(
-            f"heatmaps of {params.size} px, sigma {params.sigma}, threshold {params.threshold} cannot be made"
-        )
-    wanted = joints.get(params.joint_set)
+    params = check(params)
+    wanted = joint_sets.get(params.joint_set)
     table = detections if isinstance(detections, Artefact) else open_artefact(detections, "detections")
     if not table.has("keypoints/xy"):
         raise ArtefactError(
@@ -75,20 +62,20 @@ def run(detections: Path | Artefact, out: Path | None, params: Params = Params()
     return run_rows(job, lambda: compute(table, list(names), params), out, run)
 
 
-def compute(table: Artefact, names: list[str], params: Params) -> Callable[[np.ndarray], dict[str, object]]:
+def compute(table: Artefact, names: list[str], params: HeatmapsParams) -> Callable[[np.ndarray], dict[str, object]]:
     """The function rows -> columns."""
 
     def batch(rows: np.ndarray) -> dict[str, object]:
         xy, score = table.read("keypoints/xy", rows), table.read("keypoints/score", rows)
         keypoints = np.concatenate([xy, score[..., None]], -1)
         if params.joint_set == "dpmesh30":
-            keypoints = heatmap.dpmesh_keypoints(keypoints, names)
+            keypoints = heatmaps.dpmesh_keypoints(keypoints, names)
         else:
-            keypoints = np.nan_to_num(joints.convert(keypoints, names, params.joint_set))
+            keypoints = np.nan_to_num(joint_sets.convert(keypoints, names, params.joint_set))
         size = table.frames["size"][table.rows["frame"][rows]]
-        made = heatmap.condition(keypoints, size, params.size, params.threshold)
+        made = heatmaps.joints_in_crop(keypoints, size, params.size, params.threshold)
         seen = np.isfinite(made.affine).all((1, 2))
-        value = heatmap.gaussian_heatmaps(
+        value = heatmaps.gaussian_heatmaps(
             torch.from_numpy(made.xy), torch.from_numpy(made.visible), (params.size, params.size), params.sigma
         )
         return {

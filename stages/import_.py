@@ -9,85 +9,56 @@ or with an unusable box, is a failed row.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
-from collections.abc import Mapping
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_USER, OK, SMPL_COLUMNS, required_columns
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_frames, run_whole
 from stages.errors import InputError, UsageError
-from stages.frames import FrameList, MediaFile, escape, frame_columns, list_frames, natural, read_frames
-from stages.human.joints import SETS
-from stages.kinds import FAILED, K_USER, KINDS, OK
-from stages.params import param
-from stages.pictures import intrinsics
-from stages.progress import Job, Run, run_frames
-
-COLUMNS = KINDS["detections"].columns
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """What is taken over and how."""
-
-    joint_set: str = param("", "joint set of the keypoints; by default what the file says, or what its length tells")
-    min_score: float = param(0.0, "people below this score are left out")
-    min_keypoints: int = param(1, "annotated people with fewer labelled joints are left out (COCO, OpenPose)")
-    margin: float = param(0.1, "where a box must be made from keypoints: added on each side, share of its longer side")
-    focal: float = param(0.0, "focal length of all pictures; 0: from EXIF, else the picture's diagonal", unit="px")
-    size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells")
+from stages.formats.bodies import Bodies
+from stages.formats.source import KeypointSource, parse_size, usable_boxes
+from stages.loaders import tracks
+from stages.media.frames import (
+    FrameList,
+    MediaFile,
+    escape,
+    frame_columns,
+    frame_number,
+    frame_times,
+    list_frames,
+    natural,
+    read_frames,
+)
+from stages.media.images import intrinsics
+from stages.params import ImportBodiesParams, ImportParams, check
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshParams:
-    """What a file of bodies does not say (stages/import_meshes.py; here, because that module needs torch)."""
-
-    body: str = param("smpl", "Body model the parameters are for; it must have been added, or be embedded.")
-    focal: float = param(5000.0, "Focal length of the predicting program (HMR 2.0, SPIN, PHALP: 5000).", unit="px")
-    size: str = param("", "WIDTHxHEIGHT of all pictures, where neither the file nor --images tells.")
-
-
-@dataclasses.dataclass
-class Person:
-    """box (4,) xyxy px · keypoints (J, 3) x, y, score."""
-
-    box: np.ndarray
-    keypoints: np.ndarray
-    score: float = 1.0
-    track: int = -1
-
-
-@dataclasses.dataclass
-class Source:
-    """What a file of another tool says: people by picture name, the pictures' sizes as far as it knows them."""
-
-    kind: str
-    fingerprint: str
-    people: dict[str, list[Person]]
-    sizes: dict[str, tuple[int, int]]
-    joints: tuple[str, ...]
-    score_definition: str
-    video_frames: bool = False  # names end in the number of a video frame
-    path: Path | None = None
-
-    @property
-    def joint_set(self) -> str:
-        """The name of the joint set, '' for one of the file's own."""
-        return next((name for name, joints in SETS.items() if joints == self.joints), "" if self.joints else "none")
-
-
-def run(source: Source, images: str | Path | None, out: Path | None, params: Params, run: Run) -> Path | Artefact:
+def run(
+    source: KeypointSource, images: str | Path | None, out: Path | None, params: ImportParams, run: RunOptions
+) -> Path | Artefact:
     """Write the detections of `source`, whose pictures are below the folder (or are the video) `images`."""
-    names, listing = _match(source, images)
+    params = check(params)
+    names, listing = _match(source, images, params.fps)
+    times = np.full(len(names), np.nan) if listing is None else listing.time
+    if params.fps:
+        if np.isfinite(times).any():
+            raise UsageError("--fps is for images; a video has times of its own", "leave it out")
+        times = frame_times(names, params.fps)
     job = Job(
         stage=f"import {source.kind}",
         kind="detections",
         params=params,
         inputs={source.kind: source} | ({"pictures": listing} if listing else {}),
-        columns=COLUMNS,
+        columns=required_columns("detections"),
         group_attrs={
             "keypoints": {
                 "joints": list(source.joints),
@@ -96,31 +67,59 @@ def run(source: Source, images: str | Path | None, out: Path | None, params: Par
             }
         },
         batch_size=16,
+        finish=link_people,
     )
 
     def load() -> Any:
-        return lambda frames: _table(source, names, listing, frames, params, run.workers)
+        def table(frames: np.ndarray) -> Any:
+            found = _table(source, names, listing, frames, params, run.workers)
+            found[0]["time"] = times[frames]
+            return found
 
-    return run_frames(job, len(names), load, out, run)
+        return table
+
+    made = run_frames(job, len(names), load, out, run)
+    if not run.dry_run:
+        _tell(source, names, made, run.report)
+    return made
 
 
-def _match(source: Source, images: str | Path | None) -> tuple[list[str], FrameList | None]:
-    """The names of the source in order and, frame for frame, the pictures behind them."""
+def link_people(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The column `track` of a whole table: the file's own numbers, if it has any, else the tracker's."""
+    track = table.rows["track"]
+    return {"track": track if (track >= 0).any() else tracks.link(table)}, {}
+
+
+def _tell(source: KeypointSource, names: list[str], made: Path | Artefact, report: Any) -> None:
+    """Say who gave the tracks, or how numbered pictures get some."""
+    given = sum(p.track >= 0 for group in source.people.values() for p in group)
+    if given:
+        report.note(f"{given} rows keep the track numbers of the imported file")
+    elif source.video_frames and len(names) > 1 and min(map(frame_number, names)) >= 0 and not _timed(made):
+        report.warn(f"no tracks: {len(names)} numbered pictures without times; --fps says how many a second")
+    tracks.tell(made, report)
+
+
+def _timed(made: Path | Artefact) -> bool:
+    if isinstance(made, Path) and not made.is_file():
+        return True  # other shards have yet to finish it
+    with open_artefact(made) if isinstance(made, Path) else contextlib.nullcontext(made) as table:
+        return bool(np.isfinite(table.frames["time"]).any())
+
+
+def _match(source: KeypointSource, images: str | Path | None, fps: float | None) -> tuple[list[str], FrameList | None]:
+    """The names of the source in order and, frame for frame, the pictures behind them.
+
+    Where a file lists people, not frames, the frames between in which nobody was found are frames all the same.
+    """
     names = sorted(source.people, key=natural)
+    if images is not None and Path(images).is_file():
+        return _match_video(names, Path(images), between=not source.video_frames)
+    if fps and not source.video_frames:
+        names = _with_missing(names, Path(images) if images else None)
     if images is None:
         return names, None
     images = Path(images)
-    if images.is_file():
-        video = list_frames([images])
-        if not source.video_frames or (video.source < 0).any():
-            raise UsageError(f"--images {images} must be a folder here")
-        numbers = [_last_number(name) for name in names]
-        if wrong := [n for n, k in zip(names, numbers, strict=True) if not 0 <= k < len(video)]:
-            raise InputError(f"{images} has {len(video)} frames, none for {wrong[0]} ({len(wrong)} such names)")
-        video.file, video.index, video.source, video.view, video.time = (
-            a[numbers] for a in (video.file, video.index, video.source, video.view, video.time)
-        )
-        return names, video
     if not images.is_dir():
         list_frames([images])  # says what is missing
     by_stem: dict[str, Path] = {}
@@ -135,13 +134,44 @@ def _match(source: Source, images: str | Path | None) -> tuple[list[str], FrameL
     return names, FrameList(images.absolute(), files)
 
 
-def _last_number(name: str) -> int:
-    digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits) if digits else -1
+def _match_video(names: list[str], path: Path, *, between: bool) -> tuple[list[str], FrameList]:
+    """The named frames of the video, with all `between` them if asked for, and a name for each."""
+    video = list_frames([path])
+    if (video.source < 0).any():
+        raise UsageError(f"--images {path} is a picture", "a folder of pictures or a video is needed")
+    numbers = [frame_number(name) for name in names]
+    if wrong := [n for n, k in zip(names, numbers, strict=True) if not 0 <= k < len(video)]:
+        raise InputError(f"{path} has {len(video)} frames, none for {wrong[0]} ({len(wrong)} such names)")
+    name_of = dict(zip(numbers, names, strict=True))
+    if len(name_of) < len(names):
+        raise InputError(f"{len(names)} names mean {len(name_of)} frames of {path}", "one video at a time")
+    every = np.arange(min(numbers), max(numbers) + 1) if between and numbers else np.sort(np.array(numbers, int))
+    for column in ("file", "index", "source", "view", "time"):
+        setattr(video, column, getattr(video, column)[every])
+    return [name_of.get(k, f"#{k}") for k in every.tolist()], video
+
+
+def _with_missing(names: list[str], images: Path | None) -> list[str]:
+    """The names of numbered frames and, between them, of those in which nobody was found (if there are pictures)."""
+    every = []
+    for before, name in itertools.pairwise(["", *names]):
+        first, last = frame_number(before), frame_number(name)
+        digits = re.search(r"([0-9]+)(\.[A-Za-z]\w{0,4})?$", name)
+        start = digits.start(1) if digits else 0
+        if digits and before[:start].rstrip("0123456789") == name[:start] and 0 <= first < last:
+            between = [name[:start] + str(k).zfill(len(digits[1])) + (digits[2] or "") for k in range(first + 1, last)]
+            every += [other for other in between if images is None or (images / other).is_file()]
+        every.append(name)
+    return every
 
 
 def _table(
-    source: Source, names: list[str], listing: FrameList | None, frames: np.ndarray, params: Params, workers: int
+    source: KeypointSource,
+    names: list[str],
+    listing: FrameList | None,
+    frames: np.ndarray,
+    params: ImportParams,
+    workers: int,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
     """Frames, rows and columns of a batch of frames."""
     if listing is not None:
@@ -152,7 +182,7 @@ def _table(
     if params.focal:
         for k, size in enumerate(table["size"]):
             table["K"][k], table["K_source"][k] = intrinsics(tuple(size), params.focal)[0], K_USER
-    found = [(i, k, person) for k, i in enumerate(frames) for person in source.people[names[i]]]
+    found = [(i, k, person) for k, i in enumerate(frames) for person in source.people.get(names[i], ())]
     place = np.array([k for _, k, _ in found], int)
     box, error = usable_boxes(np.array([p.box for _, _, p in found], np.float32).reshape(-1, 4), table["size"][place])
     error = [table["error"][k] if table["status"][k] != OK else e for k, e in zip(place, error, strict=True)]
@@ -177,7 +207,7 @@ def _compare_sizes(table: dict[str, Any], sizes: list[tuple[int, int] | None]) -
             table["error"][k] = f"the picture is {seen[0]} x {seen[1]}, the imported file says {said[0]} x {said[1]}"
 
 
-def _unseen(source: Source, names: list[str], params: Params) -> dict[str, Any]:
+def _unseen(source: KeypointSource, names: list[str], params: ImportParams) -> dict[str, Any]:
     """Frames whose pictures were not given. Raises InputError where a size is not known."""
     common = parse_size(params.size)
     sizes = [source.sizes.get(name, common) for name in names]
@@ -193,72 +223,48 @@ def _unseen(source: Source, names: list[str], params: Params) -> dict[str, Any]:
     }
 
 
-def parse_size(text: str) -> tuple[int, int] | None:
-    """(width, height) of "640x480"; None for ''. Raises UsageError."""
-    if not text:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"--size {text}: not WIDTHxHEIGHT", "for example --size 1920x1080")
-    return int(width), int(height)
+def run_bodies(
+    bodies: Bodies,
+    out: Path | None,
+    params: ImportBodiesParams = ImportBodiesParams(),
+    run: RunOptions = RunOptions(),
+    *,
+    boxes: Path | None = None,
+) -> Path | Artefact:
+    """Write the meshes (None: in memory) and, if `boxes` is given, detections with the same rows there."""
+    params = check(params)
+    attrs = {"body_model": params.body, "gender": "neutral"}
+
+    def meshes() -> Artefact:
+        lost = ~bodies.finite()
+        columns = {f"smpl/{name}": np.array(value) for name, value in bodies.smpl.items()}
+        for value in columns.values():
+            value[lost] = np.nan
+        return in_memory(
+            "meshes", frames=bodies.frames(), rows=bodies.rows(), columns=columns, group_attrs={"smpl": attrs}
+        )
+
+    def empty() -> Artefact:
+        none = np.zeros((len(bodies.frame), 0))
+        return in_memory(
+            "detections", frames=bodies.frames(), rows=bodies.rows(), group_attrs={"keypoints": BOXES},
+            columns={"keypoints/xy": none[..., None].repeat(2, 2), "keypoints/score": none},
+        )  # fmt: skip
+
+    job = Job(
+        stage=f"import {bodies.kind}",
+        kind="meshes",
+        params=params,
+        inputs={bodies.kind: bodies},
+        columns=SMPL_COLUMNS,
+        group_attrs={"smpl": attrs},
+    )
+    if boxes is not None:
+        other = dataclasses.replace(
+            job, kind="detections", columns=required_columns("detections"), group_attrs={"keypoints": BOXES}
+        )
+        run_whole(other, empty, boxes, run)
+    return run_whole(job, meshes, out, run)
 
 
-def usable_boxes(box: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Boxes (n, 4) clipped to pictures of `size` (n, 2), and for each '' or why it cannot be used."""
-    error = np.full(len(box), "", object)
-    finite = np.isfinite(box).all(1)
-    width, height = np.asarray(size, np.float32).reshape(-1, 2).T
-    with np.errstate(invalid="ignore"):
-        turned = (box[:, 2] < box[:, 0]) | (box[:, 3] < box[:, 1])
-        clipped = np.clip(box, 0, np.stack([width, height, width, height], 1))
-        outside = (box[:, 2] <= 0) | (box[:, 3] <= 0) | (box[:, 0] >= width) | (box[:, 1] >= height)
-        empty = (clipped[:, 2] - clipped[:, 0] < 1) | (clipped[:, 3] - clipped[:, 1] < 1)
-    for mask, reason in (
-        (empty, "the box is smaller than a pixel"),
-        (outside, "the box is outside the picture"),
-        (turned, "the box has x2 < x1 or y2 < y1"),
-        (~finite, "the box is not finite"),
-    ):
-        error[mask] = reason
-    return np.where((error == "")[:, None], clipped, box).astype(np.float32), list(error)
-
-
-def box_of(keypoints: np.ndarray, margin: float) -> np.ndarray:
-    """xyxy around the joints of a person (J, 3) that have a score, with a margin; NaN without any."""
-    seen = keypoints[(keypoints[:, 2] > 0) & np.isfinite(keypoints).all(1), :2]
-    if not len(seen):
-        return np.full(4, np.nan, np.float32)
-    low, high = seen.min(0), seen.max(0)
-    pad = max(margin * float((high - low).max()), 1.0)
-    return np.concatenate([low - pad, high + pad]).astype(np.float32)
-
-
-def joint_names(
-    given: str, count: int, stated: tuple[str, ...], guesses: Mapping[int, str], where: str
-) -> tuple[str, ...]:
-    """Names of `count` joints: the set that the user names, what the file states, or what the number tells.
-
-    Raises InputError naming the set for a count that does not fit, UsageError for an unknown set.
-    """
-    if given:
-        if given not in SETS:
-            raise UsageError(f"no joint set {given!r}", f"choose one of {', '.join(SETS)}")
-        if len(SETS[given]) != count:
-            raise InputError(f"{where} has {count} joints, {given} has {len(SETS[given])}", "give another --joint-set")
-        return SETS[given]
-    if len(stated) == count:
-        return tuple({"top_head": "head_top", "head": "head_top"}.get(name, name) for name in stated)
-    if count in guesses:
-        return SETS[guesses[count]]
-    raise InputError(f"{where} has {count} joints, which is no known set", f"--joint-set {'|'.join(SETS)}")
-
-
-def file_source(path: Path) -> tuple[bytes, str]:
-    """Contents and fingerprint of an input file. Raises InputError."""
-    if not path.exists():
-        list_frames([path])  # says what is missing
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    return content, hashlib.sha256(content).hexdigest()
+BOXES = {"joints": [], "joint_set": "none", "score_definition": "no keypoints"}

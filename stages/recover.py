@@ -9,44 +9,29 @@ it uses and is not given, it computes. Pictures are opened only when it needs th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint, usable
-from stages.device import resolve_device
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import UsageError
-from stages.human.body import load_body
-from stages.models import RECOVERERS, RowModel, find
-from stages.params import param
-from stages.people import PeopleOf, check_given, model_record, opened, set_option
-from stages.progress import Job, Run, run_rows
-
-GENDERS = ("neutral", "female", "male")
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr recover`."""
-
-    model: str = param(
-        "", "embedded, dpmesh, postometro, fastmetro or package.module:Class; empty: what --ckpt is for."
-    )
-    body: str = param("", "Body model, by name or file; empty: the recoverer's own.")
-    gender: str = param("neutral", "Of the body model that --body names: neutral, female or male.")
-    focal: str = param(
-        "row",
-        "DPMesh: row, or first: bodies are placed for the focal length of the first picture of each batch, "
-        "as in the authors' program; then --batch-size changes results.",
-    )
+from stages.files.checkpoints import Checkpoint, read_checkpoint, usable
+from stages.files.hashing import sha256_of
+from stages.loaders.people import PersonLoader, as_artefact, check_given, model_record, set_option
+from stages.models import find, find_loader
+from stages.models.base import PersonModel
+from stages.models.tables import RECOVERERS
+from stages.params import RecoverParams, check
+from stages.smpl.body import load_body
 
 
 def run(
     detections: Path | Artefact,
     out: Path | None,
-    params: Params = Params(),
-    run: Run = Run(),
+    params: RecoverParams = RecoverParams(),
+    run: RunOptions = RunOptions(),
     *,
     ckpt: Path | None = None,
     heatmaps: Path | Artefact | None = None,
@@ -59,16 +44,17 @@ def run(
     root: where the pictures are, if not where detection found them. A person who cannot be recovered is a failed row.
     Raises AssetError (checkpoint, body), ArtefactError (rows that differ, no keypoints), UsageError (model, inputs).
     """
-    inputs = {"detections": opened(detections, "detections")}
+    params = check(params)
+    inputs = {"detections": as_artefact(detections, "detections")}
     for role, given in (("heatmaps", heatmaps), ("features", features)):
         if given is not None:
-            inputs[role] = opened(given, role)
+            inputs[role] = as_artefact(given, role)
     model, sha256 = load(params, ckpt, resolve_device(run.device))
     if ckpt is not None:
         run.report.note(f"{Path(ckpt).name}: {model.name}")
     if remark := getattr(model, "remark", ""):
         run.report.warn(remark)
-    people = PeopleOf.of(model, inputs, root)
+    people = PersonLoader.of(model, inputs, root)
     check_given(model, inputs, sha256)
     job = Job(
         stage="recover",
@@ -88,18 +74,16 @@ def run(
     return run_rows(job, lambda: lambda rows: model(people(rows)), out, run)
 
 
-def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]:
+def load(params: RecoverParams, ckpt: Path | None, device: str) -> tuple[PersonModel, str]:
     """The recoverer that `params` and the checkpoint ask for, and the SHA-256 of its weights ('' if it has none)."""
     checkpoint = read_checkpoint(ckpt) if ckpt is not None else None
     loader = loader_of(params.model, checkpoint)
-    if params.gender not in GENDERS:
-        raise UsageError(f"--gender {params.gender}: no such gender of a body", f"one of {', '.join(GENDERS)}")
     if params.gender != "neutral" and not params.body:
         raise UsageError(f"--gender {params.gender} goes with --body", "hmr body-model list")
     body = load_body(params.body, params.gender, device) if params.body else None
     with usable(ckpt or "the recoverer"):
         model = loader.load(checkpoint, device=device, body=body)
-    lacking = [name for name in (*RowModel.__annotations__, "needs_images", "__call__") if not hasattr(model, name)]
+    lacking = [name for name in (*PersonModel.__annotations__, "needs_images", "__call__") if not hasattr(model, name)]
     if lacking:
         raise UsageError(
             f"{params.model} is no recoverer: it lacks {', '.join(sorted(lacking))}", "see stages/models/__init__.py"
@@ -108,7 +92,7 @@ def load(params: Params, ckpt: Path | None, device: str) -> tuple[RowModel, str]
     return model, checkpoint.sha256 if checkpoint else str(getattr(model, "sha256", ""))
 
 
-def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
+def loader_of(model: str | None, checkpoint: Checkpoint | None) -> Any:
     """The class named by `model`, else the one that recognises the checkpoint, else the embedded recoverer's."""
     if model:
         loader = find(RECOVERERS, model)
@@ -119,9 +103,8 @@ def loader_of(model: str, checkpoint: Checkpoint | None) -> Any:
     return loader
 
 
-def _body_name(body: str) -> str:
+def _body_name(body: str | None) -> str | None:
     """What the artefact says of the body: a name as typed, a file by its own name and content, never by its folder."""
-    path = Path(body)
-    if not body or not path.is_file():
+    if body is None or not (path := Path(body)).is_file():
         return body
-    return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return f"{path.name} {sha256_of(path)[:16]}"

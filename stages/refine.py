@@ -3,7 +3,7 @@
 In: SMPL estimates, 2D keypoints of the same rows, and for published weights the image features they are conditioned on.
 Out: the same kind of file. Method: ScoreHMR (Stathopoulos et al. 2024): invert the estimate into a diffusion prior over
 poses, sample back under the gradient of the evidence. With the embedded prior, estimates are first weighed against
-their keypoints (models/scorehmr/weigh.py), and single rows need no more. `--mode video` adds smoothness along tracks,
+their keypoints (scorehmr/kalman_update.py), and single rows need no more. `--mode video` adds smoothness along tracks,
 `--mode views` agreement between cameras; `--method fit` is plain gradient fitting of the same loss, for comparison.
 
     hmr refine people.meshes.h5 --detections people.detections.h5 -o refined.meshes.h5
@@ -11,53 +11,28 @@ their keypoints (models/scorehmr/weigh.py), and single rows need no more. `--mod
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.artefact import Artefact
-from stages.checkpoints import Checkpoint, find_loader, read_checkpoint
-from stages.device import resolve_device
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import ArtefactError, AssetError, UsageError
-from stages.human.body import load_body
-from stages.models import REFINERS
+from stages.files.checkpoints import Checkpoint, read_checkpoint
+from stages.loaders import tracks
+from stages.loaders.people import as_artefact
+from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
-from stages.params import param
-from stages.people import opened
-from stages.progress import Job, Run, run_rows
-from stages.refine_rows import Rows, camera_turns, columns, plan_rows, usable
-
-MODES, METHODS, PRESETS = ("frame", "views", "video"), ("score", "fit"), ("default", "paper", "fast")
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr refine`; step sizes and counts are the paper's for its weights."""
-
-    mode: str = param("frame", "frame (each row alone), video (tracks, smooth in time) or views (cameras agree).")
-    method: str = param("score", "score (the prior) or fit (plain gradient fitting of the same loss).")
-    preset: str = param(
-        "default", "Step of the noise index: paper 2, fast 10; default: what suits the weights and the mode."
-    )
-    smooth: float = param(30.0, "Weight of smoothness in --mode video; 10 to 70 are useful.")
-    keypoint_weight: float = param(0.0, "Step size of the keypoint term; 0: what suits the weights.")
-    loops: int = param(0, "Times up into noise and back; 0: what suits the weights and the mode.")
-    min_score: float = param(0.0, "Keypoints with a lower score are not used.")
-    min_joints: int = param(3, "Rows with fewer usable keypoints stay as they are (in video: only smoothness).")
-    hips: bool = param(True, "Use the hip keypoints.")
-    max_gap: int = param(30, "Video: longer gaps in a track are not bridged.", unit="frames")
-    fill_gaps: bool = param(False, "Video: write the filled frames as rows of their own, marked.")
-    shape: str = param("track", "Betas in video and views: track (their mean over the track or the views) or row.")
-    hypotheses: int = param(1, "Refine this many poses around each estimate; all are written, the likeliest is smpl/.")
-    fit_steps: int = param(60, "Steps of --method fit.")
-    fit_prior: float = param(0.0, "--method fit: weight of the squared distance to the start.")
-    stats: str = param("", "Statistics file of the image features, if not beside the checkpoint.")
-    cameras: str = param("", "Views: JSON file {view: {R: 3x3, t: 3}} of world-to-camera poses, if calibrated.")
-    body: str = param("", "Body model; empty: the one that the meshes name.")
+from stages.models.tables import REFINERS
+from stages.params import RefineParams, check
+from stages.refinement.people import find_people, tell, tell_misses
+from stages.refinement.rig import read_rig
+from stages.refinement.rows import RowRefiner, columns, plan_rows, usable
+from stages.smpl.body import load_body
 
 
 def mode_of(detections: Artefact) -> str:
@@ -71,8 +46,8 @@ def run(
     meshes: Path | Artefact,
     detections: Path | Artefact,
     out: Path | None,
-    params: Params = Params(),
-    run: Run = Run(),
+    params: RefineParams = RefineParams(),
+    run: RunOptions = RunOptions(),
     *,
     features: Path | Artefact | None = None,
     ckpt: Path | None = None,
@@ -81,10 +56,11 @@ def run(
 
     Raises UsageError for impossible settings, ArtefactError for inputs that do not fit, AssetError for the weights.
     """
+    params = check(params)
     _check(params)
-    tables = {"meshes": opened(meshes, "meshes"), "detections": opened(detections, "detections")}
+    tables = {"meshes": as_artefact(meshes, "meshes"), "detections": as_artefact(detections, "detections")}
     if features is not None:
-        tables["features"] = opened(features, "features")
+        tables["features"] = as_artefact(features, "features")
     start, seen = tables["meshes"], tables["detections"]
     for name in ("smpl/body_pose", "smpl/global_orient", "smpl/betas", "smpl/transl"):
         if not start.has(name):
@@ -111,12 +87,20 @@ def run(
     model = None
     if params.method == "score":
         model = {"name": "scorehmr", "sha256": checkpoint.sha256, "licence": checkpoint.licence}
-    plan = plan_rows(start, params, usable(start, tables["features"] if kind else None))
+    good = usable(start, tables["features"] if kind else None)
+    if params.mode == "video":
+        good &= _in_tracks(start, seen, run.report)
+    rig, people = read_rig(params.cameras), None
+    if params.mode == "views":
+        people = find_people(seen, rig, good, meshes=start, body=body)
+    plan = plan_rows(start, params, good, None if people is None else people.person)
+    if people is not None:
+        tell(people, start, plan, run.report)
     job = Job(
         stage="refine",
         kind="meshes",
         params=params,
-        inputs=tables if plan.table is start else {"meshes": plan.table},
+        inputs=(tables if plan.table is start else {"meshes": plan.table}) | ({"cameras": rig} if rig else {}),
         model=model,
         columns=columns(params),
         group_attrs={"smpl": attrs, "joints": {"joints": list(body.joint_names)}},
@@ -128,9 +112,27 @@ def run(
         device = resolve_device(run.device)
         loader: type[ScoreHmrRefiner] = find_loader(REFINERS, checkpoint)
         refiner = loader.load(checkpoint, device=device, body=body.to(device), stats=params.stats)
-        return Rows(tables, refiner, params, plan)
+        return RowRefiner(tables, refiner, params, plan)
 
-    return run_rows(job, load, out, run)
+    made = run_rows(job, load, out, run)
+    if rig is not None and rig.placed and (isinstance(made, Artefact) or made.is_file()):
+        with as_artefact(made, "meshes") as table:
+            tell_misses(table, run.report)
+    return made
+
+
+def _in_tracks(meshes: Artefact, detections: Artefact, report: Any) -> np.ndarray:
+    """Which rows (R,) belong to a track; the others have no neighbours in time, stay as they are, and that is said."""
+    track = meshes.rows["track"]
+    count = tracks.counted(meshes)
+    alone = int((track < 0).sum())
+    if alone:
+        fix = "hmr track DETECTIONS -o T.detections.h5, then hmr recover; or --mode frame"
+        if not count.tracks and (detections.rows["track"] >= 0).any():
+            fix = f"{detections.path or 'the detections'} has tracks: hmr recover from it again"
+        report.warn(f"{alone} of {len(track)} rows have no track and stay as they are: {fix}")
+    report.note(f"refining over time: {count.text()}")
+    return np.asarray(track >= 0)
 
 
 def _weights(ckpt: Path | None) -> Checkpoint:
@@ -139,24 +141,11 @@ def _weights(ckpt: Path | None) -> Checkpoint:
     return read_checkpoint(ckpt or EMBEDDED)
 
 
-def _check(params: Params) -> None:
-    for name, value, choices in (
-        ("mode", params.mode, MODES),
-        ("method", params.method, METHODS),
-        ("preset", params.preset, PRESETS),
-        ("shape", params.shape, ("row", "track")),
-    ):
-        if value not in choices:
-            raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(choices)}")
-    weights = (params.smooth, params.keypoint_weight, params.fit_prior)
-    if min(params.loops, params.fit_steps, params.max_gap) < 0 or not all(0 <= w < math.inf for w in weights):
-        raise UsageError("counts and weights of refine must be numbers, and not negative")
-    if params.hypotheses < 1 or params.min_joints < 1:
-        raise UsageError("--hypotheses and --min-joints are at least 1")
+def _check(params: RefineParams) -> None:
     if params.hypotheses > 1 and (params.mode != "frame" or params.method == "fit"):
         raise UsageError("--hypotheses is for --mode frame --method score")
     if params.fill_gaps and params.mode != "video":
         raise UsageError("--fill-gaps is for --mode video")
     if params.cameras and params.mode != "views":
         raise UsageError("--cameras is for --mode views")
-    camera_turns(params.cameras)
+    read_rig(params.cameras)

@@ -1,175 +1,43 @@
 """meshes (and detections) -> pictures for people: overlays, side and turning views, skeletons, videos, an HTML report.
 
-Bodies are drawn over the photos by a z-buffer in torch (stages/human/raster.py), so no display or OpenGL is needed.
+Bodies are drawn over the photos by a z-buffer in torch (geometry/rasterizer.py), so no display or OpenGL is needed.
 
     hmr view photos.meshes.h5 --detections photos.detections.h5 -o pictures/
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from stages.artefact import Artefact, open_artefact
-from stages.device import resolve_device
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact
+from stages.engine.device import resolve_device
+from stages.engine.job import RunOptions
+from stages.engine.provenance import check_rows_agree
 from stages.errors import ArtefactError, UsageError
-from stages.frames import FrameSource, write_image, write_video
-from stages.human import draw, joints
-from stages.human.cameras import project, scaled_K
-from stages.kinds import OK
-from stages.mesh_rows import MeshRows, body_rows, stems
-from stages.params import param
-from stages.progress import Run, check_rows_agree
-from stages.report_html import Report
-from stages.view_rerun import require_rerun, write_scene
-
-STYLES = ("mesh", "skeleton", "both")
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Settings of `hmr view`."""
-
-    style: str = param("mesh", "mesh, skeleton or both, over the photo.")
-    side: bool = param(False, "Also photo, overlay and a view from the side next to one another.")
-    turn: bool = param(False, "Also a short video that walks round the people of each photo.")
-    pictures: bool = param(True, "Write the overlays as files.")
-    report: bool = param(True, "Write report.html: pictures, people, provenance, all in one file.")
-    rerun: bool = param(False, "Also a scene for the rerun viewer (needs the extra rerun).")
-    max_side: int = param(1600, "Larger photos are reduced to this before drawing.", unit="px")
-    opacity: float = param(1.0, "Of the bodies, 0 to 1.")
-    supersample: int = param(2, "Draw at this many times the size, for smooth edges.")
-    labels: bool = param(True, "Write row (or track) numbers at the boxes where there are several people.")
-    min_score: float = param(0.3, "Keypoints with a lower score are not drawn.")
-    limit: int = param(0, "Only the first frames; 0 = all.")
-    body: str = param("", "Another body than the artefact's: a name or file.")
-    root: str = param("", "The folder that frame names are relative to, if it has moved.")
-    blank: bool = param(False, "Draw on paper, do not look for the photos.")
-
-
-@dataclasses.dataclass
-class Scene:
-    """One frame ready to be drawn: photo (H, W, 3) as shown, K (3, 3) of it, factor = shown / original size, rows,
-    colours (n, 3), vertices (n, V, 3), stick figures (xy (n, J, 2) shown px, seen (n, J), bones, left)."""
-
-    frame: int
-    photo: np.ndarray
-    K: np.ndarray
-    factor: float
-    rows: np.ndarray
-    colour: np.ndarray
-    vertices: torch.Tensor | None
-    sticks: tuple[np.ndarray, np.ndarray, list[tuple[int, int]], np.ndarray] | None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.photo.shape[1], self.photo.shape[0]
-
-
-class Viewer:
-    """Makes scenes and pictures of an artefact's frames. `meshes` and `detections`: at least one."""
-
-    def __init__(
-        self, meshes: Artefact | None, detections: Artefact | None, params: Params, device: str = "cpu"
-    ) -> None:
-        self.meshes, self.detections, self.params = meshes, detections, params
-        table = meshes or detections
-        assert table is not None
-        self.table = table
-        self.bodies = MeshRows(meshes, params.body, device) if meshes is not None else None
-        self.source = FrameSource(self.table, params.root or None)
-        self.of_frame = body_rows(self.table)
-        track, number = self.table.rows["track"], np.arange(self.table.n_rows)
-        # Photos: colours by place in the picture. Video: the same person keeps the colour.
-        place = np.concatenate([np.zeros(0, int), *(np.arange(len(r)) for r in self.of_frame.values())])
-        order = np.concatenate([np.zeros(0, int), *self.of_frame.values()]).astype(int)
-        keys = np.zeros(self.table.n_rows, int)
-        keys[order] = place
-        self.colour = draw.colours(np.where(track >= 0, track, keys))
-        self.label = [f"#{t}" if t >= 0 else str(n) for t, n in zip(track, number, strict=True)]
-
-    def scene(self, frame: int) -> Scene:
-        """Frame `frame` with its people. Raises InputError when the photo cannot be found or has changed."""
-        width, height = (int(v) for v in self.table.frames["size"][frame])
-        factor = min(1.0, self.params.max_side / max(width, height, 1))
-        shown = (max(1, round(width * factor)), max(1, round(height * factor)))
-        if self.params.blank:
-            photo = np.broadcast_to(draw.PAPER, (shown[1], shown[0], 3)).copy()
-        else:
-            photo = draw.resized(self.source(frame), shown)
-        rows = self.of_frame[frame]
-        rows = rows[self.table.rows["status"][rows] == OK]
-        K = scaled_K(self.table.frames["K"][frame].astype(np.float64), factor)
-        vertices = self.bodies.vertices(rows) if self.bodies is not None and len(rows) else None
-        return Scene(frame, photo, K, factor, rows, self.colour[rows], vertices, self.sticks(rows, K, factor))
-
-    def sticks(self, rows: np.ndarray, K: np.ndarray, factor: float) -> Any:
-        """Stick figures of the detections, else of the bodies' joints projected; None where there are neither."""
-        if self.detections is not None and self.detections.has("keypoints/xy"):
-            names = self.detections.group_attrs("keypoints")["joints"]
-            xy = (self.detections.read("keypoints/xy", rows) + 0.5) * factor - 0.5
-            seen = self.detections.read("keypoints/score", rows) >= self.params.min_score
-        elif self.meshes is not None and self.meshes.has("joints/xyz"):
-            names = self.meshes.group_attrs("joints")["joints"]
-            xyz = self.meshes.read("joints/xyz", rows).astype(np.float64)
-            xy, seen = project(xyz, K), xyz[..., 2] > 0.01
-        else:
-            return None
-        left = np.array([joints.side(name) == "left" for name in names], bool)
-        return xy, seen, joints.bones(names), left
-
-    def overlay(self, scene: Scene) -> np.ndarray:
-        """The photo with bodies, stick figures and labels, as the params ask."""
-        params, image = self.params, scene.photo
-        if params.style != "skeleton" and scene.vertices is not None and self.bodies is not None:
-            K = torch.from_numpy(scene.K).float()
-            image = draw.overlay(
-                image, scene.vertices, self.bodies.body.faces, K, scene.colour,
-                opacity=params.opacity, supersample=params.supersample,
-            )  # fmt: skip
-        if scene.sticks is not None and (params.style != "mesh" or scene.vertices is None):
-            xy, seen, bones, left = scene.sticks
-            image = draw.skeletons(image, xy, seen, bones, scene.colour, left=left)
-        if params.labels and len(scene.rows) > 1:
-            image = image.copy()
-            for row, colour in zip(scene.rows, scene.colour, strict=True):
-                box = (self.table.rows["box"][row] + 0.5) * scene.factor - 0.5
-                if np.isfinite(box).all():
-                    draw.label(image, (float(box[0]), float(box[1])), self.label[row], colour)
-        return image
-
-    def turned(self, scene: Scene, yaw: float, pitch: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The scene's people from elsewhere, on paper."""
-        size = size or scene.size
-        if scene.vertices is None or self.bodies is None:
-            return np.broadcast_to(draw.PAPER, (size[1], size[0], 3)).copy()
-        faces, fine = self.bodies.body.faces, self.params.supersample
-        return draw.turned(scene.vertices, faces, scene.colour, size, yaw=yaw, pitch=pitch, supersample=fine)
-
-    def walk_round(self, scene: Scene, count: int = 48) -> Iterator[np.ndarray]:
-        """Frames of a video once round the people, starting from the camera's side."""
-        for step in range(count):
-            yield self.turned(scene, 2 * np.pi * step / count, 0.2, (540, 540))
+from stages.params import ViewParams, check
+from stages.visualization.report import HtmlReport
+from stages.visualization.rerun import require_rerun, write_scene
+from stages.visualization.viewer import OverlayWriter, Viewer, by_source
 
 
 def run(
     meshes: Path | Artefact | None,
     detections: Path | Artefact | None,
     out: Path,
-    params: Params = Params(),
-    run: Run = Run(),
+    params: ViewParams = ViewParams(),
+    run: RunOptions = RunOptions(),
 ) -> dict[str, Any]:
     """Write pictures to the folder `out` (or, where its name ends in .html, the report alone).
 
     At least one of meshes and detections. Returns what was written: folder, report, pictures, videos. Raises
     InputError (a photo is gone or has changed), AssetError (body or extra missing), UsageError.
     """
-    _check(params, run)
+    params = check(params)
+    _check(run)
     tables = {"meshes": _open(meshes, "meshes"), "detections": _open(detections, "detections")}
     given = {role: table for role, table in tables.items() if table is not None}
     if not given:
@@ -180,17 +48,17 @@ def run(
     viewer = Viewer(tables["meshes"], tables["detections"], params, resolve_device(run.device))
     alone = out.suffix.lower() in (".html", ".htm")
     folder = out.parent if alone else out
-    written = Written(viewer, folder, pictures=params.pictures and not alone)
-    frames = np.arange(viewer.table.n_frames)[: params.limit or None]
+    written = OverlayWriter(viewer, folder, pictures=params.pictures and not alone)
+    frames = np.arange(viewer.table.n_frames)[: params.limit]
     if run.dry_run:
         run.report.note(f"would draw {len(frames)} frames into {out}")
         return {"out": str(out)}
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder} is a file", "name a folder, or a file that ends in .html")
     folder.mkdir(parents=True, exist_ok=True)
-    report = Report(viewer, frames) if params.report or alone else None
+    report = HtmlReport(viewer, frames) if params.report or alone else None
     run.report.start("view", len(frames), unit="frames")
-    for sort, group in _by_source(viewer.table, frames):
+    for sort, group in by_source(viewer.table, frames):
         written.draw(sort, group, report, run.report)
     run.report.finish()
     result: dict[str, Any] = {"out": str(out), "pictures": written.pictures, "videos": written.videos}
@@ -203,7 +71,7 @@ def run(
 
 
 def run_files(
-    table: Path, detections: Path | None, out: Path, params: Params = Params(), how: Run = Run()
+    table: Path, detections: Path | None, out: Path, params: ViewParams = ViewParams(), how: RunOptions = RunOptions()
 ) -> dict[str, Any]:
     """As `run`, for a file that holds either meshes or detections."""
     first = open_artefact(table)
@@ -215,99 +83,11 @@ def run_files(
     return run(first, detections, out, params, how)
 
 
-class Written:
-    """Draws frames and keeps the names of the files that were written."""
-
-    def __init__(self, viewer: Viewer, folder: Path, *, pictures: bool) -> None:
-        self.viewer, self.folder, self.keep = viewer, folder, pictures
-        self.stems = stems([str(n) for n in viewer.table.frames["name"]])
-        self.pictures: list[str] = []
-        self.videos: list[str] = []
-
-    def draw(self, source: int, frames: np.ndarray, report: Any, progress: Any) -> None:
-        """The frames of one video (source >= 0) or photos (-1)."""
-        if source >= 0 and self.keep:
-            path = self.folder / f"{stems([self.name(frames[0]).rpartition('#')[0]])[0]}_overlay.mp4"
-            time = self.viewer.table.frames["time"][frames]
-            gaps = np.diff(time)
-            fps = float(1 / np.median(gaps[gaps > 0])) if (gaps > 0).any() else 25.0
-            write_video(path, self.overlays(frames, report, progress), fps=fps)
-            self.videos.append(str(path))
-            return
-        for frame in frames:
-            for scene, image in self.overlay(frame, report):
-                if self.keep:
-                    self.save(scene, image)
-            progress.advance(1)
-
-    def name(self, frame: int) -> str:
-        return str(self.viewer.table.frames["name"][frame])
-
-    def overlay(self, frame: int, report: Any) -> Iterator[tuple[Scene, np.ndarray]]:
-        """The scene and its overlay; nothing for a frame that failed before."""
-        if self.viewer.table.frames["status"][frame] != OK:
-            if report is not None:
-                report.failed(int(frame))
-            return
-        scene = self.viewer.scene(int(frame))
-        image = self.viewer.overlay(scene)
-        if report is not None:
-            report.add(scene, image)
-        yield scene, image
-
-    def overlays(self, frames: np.ndarray, report: Any, progress: Any) -> Iterator[np.ndarray]:
-        """All frames of a video; one that failed shows the last good picture, so that time is kept."""
-        last: np.ndarray | None = None
-        waiting = 0
-        for frame in frames:
-            for scene, image in self.overlay(frame, report):
-                last = self.beside(scene, image) if self.viewer.params.side else image
-            progress.advance(1)
-            if last is None:
-                waiting += 1
-                continue
-            for _ in range(waiting + 1):
-                yield last
-            waiting = 0
-
-    def beside(self, scene: Scene, image: np.ndarray) -> np.ndarray:
-        return draw.beside([scene.photo, image, self.viewer.turned(scene, np.pi / 2)])
-
-    def save(self, scene: Scene, image: np.ndarray) -> None:
-        stem, params = self.stems[scene.frame], self.viewer.params
-        images = {"overlay": image}
-        if params.side:
-            images["side"] = self.beside(scene, image)
-        for what, picture in images.items():
-            path = self.folder / f"{stem}_{what}.jpg"
-            write_image(path, picture)
-            self.pictures.append(str(path))
-        if params.turn and scene.vertices is not None:
-            path = self.folder / f"{stem}_turn.mp4"
-            write_video(path, self.viewer.walk_round(scene), fps=16)
-            self.videos.append(str(path))
-
-
 def _open(given: Path | Artefact | None, kind: str) -> Artefact | None:
     return given if given is None or isinstance(given, Artefact) else open_artefact(given, kind)
 
 
-def _by_source(table: Artefact, frames: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    source = table.frames["source"][frames]
-    for value in np.unique(source):
-        yield int(value), frames[source == value]
-
-
-def _check(params: Params, run: Run) -> None:
-    """Refuse settings that mean nothing before anything is loaded."""
-    if params.style not in STYLES:
-        raise UsageError(f"--style {params.style}: no such style", f"one of {', '.join(STYLES)}")
-    if not 0 <= params.opacity <= 1 or params.supersample not in (1, 2, 3, 4) or params.max_side < 64:
-        raise UsageError(
-            f"opacity {params.opacity}, supersample {params.supersample}, max-side {params.max_side}: out of range",
-            "opacity 0 to 1, supersample 1 to 4, max-side at least 64",
-        )
-    if params.limit < 0:
-        raise UsageError(f"--limit {params.limit}: must be 0 or more")
+def _check(run: RunOptions) -> None:
+    """Refuse options that mean nothing here before anything is loaded."""
     if run.shard != (0, 1) or run.fresh:
         raise UsageError("hmr view writes pictures, not an artefact: it has no --shard and no --fresh")

@@ -1,40 +1,40 @@
-"""Faults of shared/spec/reliability.md, section 5: where each is tested, and those that need a process of their own.
+"""The faults that hmr must survive: where each is tested, and those that need a process of their own.
 
 | fault | tests |
 |---|---|
-| 1, 2 nothing there | test_faults_files, unit/test_frames |
-| 3-8, 10 bad pictures, names | test_faults_files, unit/test_frames |
-| 9 EXIF orientation | test_pictures_turned_renamed_and_changed, unit/test_frames |
-| 11 names that are not UTF-8 | test_names_that_are_not_utf8, unit/test_frames |
-| 12 changed or vanished pictures | test_pictures_turned_renamed_and_changed, unit/test_frames, stages/test_detect |
-| 13, 14 video | unit/test_frames_video |
-| 15 nobody | cli/test_run, unit/test_progress, stages/test_detect, stages/test_refine |
+| 1, 2 nothing there | test_faults_files, unit/media/test_frames |
+| 3-8, 10 bad pictures, names | test_faults_files, unit/media/test_frames |
+| 9 EXIF orientation | test_pictures_turned_renamed_and_changed, unit/media/test_frames |
+| 11 names that are not UTF-8 | test_names_that_are_not_utf8, unit/media/test_frames |
+| 12 changed or lost images | test_pictures_turned_renamed_and_changed, unit/media/test_frames, stages/test_detect |
+| 13, 14 video | unit/media/test_video |
+| 15 nobody | cli/test_run, unit/engine/test_runner, stages/test_detect, stages/test_refine |
 | 16 200 people in one picture | test_a_crowd_with_unusable_people, stages/test_detect |
 | 17 unusable boxes | test_a_crowd_with_unusable_people, cli/test_import, stages/test_detect |
 | 18 keypoints without evidence | test_a_crowd_with_unusable_people, stages/test_refine |
-| 19 NaN from a network | test_networks_that_fail, unit/test_progress |
-| 20 impossible K | test_cameras_that_cannot_be, unit/test_progress, stages/test_detect |
+| 19 NaN from a network | test_networks_that_fail, unit/engine/test_runner |
+| 20 impossible K | test_cameras_that_cannot_be, unit/engine/test_runner, stages/test_detect |
 | 21 several views | stages/test_refine |
-| 22 wrong joint set | cli/test_import, unit/test_joints |
-| 23, 24 foreign, damaged, different rows | test_faults_files, unit/test_artefact_hostile, cli/test_check |
-| 25 hostile HDF5 | test_hdf5_that_points_elsewhere, unit/test_artefact_hostile |
-| 26, 29 targets and writers | test_faults_files, unit/test_progress |
-| 27 parts of other parameters | test_parts_of_other_settings, unit/test_progress |
+| 22 wrong joint set | cli/test_import, unit/keypoints/test_joint_sets |
+| 23, 24 foreign, damaged, different rows | test_faults_files, unit/artefacts/test_hdf5_hostile, cli/test_check |
+| 25 hostile HDF5 | test_hdf5_that_points_elsewhere, unit/artefacts/test_hdf5_hostile |
+| 26, 29 targets and writers | test_faults_files, unit/engine/test_runner |
+| 27 parts of other parameters | test_parts_of_other_settings, unit/engine/test_runner |
 | 28 killed at any moment | test_faults_files, stages/test_kill |
-| 30 disk full, read-only | test_disks_that_take_nothing, unit/test_progress |
+| 30 disk full, read-only | test_disks_that_take_nothing, unit/engine/test_runner |
 | 31 no locks, links, fsync | test_a_file_system_without_links_and_fsync |
-| 32 clocks | unit/test_progress |
-| 33 SMPL files | test_files_of_bodies_and_weights, cli/test_body_model, cli/test_hostile_pickles, unit/test_body_file |
-| 34 checkpoints | test_files_of_bodies_and_weights, unit/test_checkpoints, cli/test_dpmesh |
-| 35 downloads | test_a_download_without_network, unit/test_assets |
+| 32 clocks | unit/engine/test_runner |
+| 33 SMPL | test_files_of_bodies_and_weights, cli/test_body_model, cli/test_hostile_pickles, unit/smpl/test_body_files |
+| 34 checkpoints | test_files_of_bodies_and_weights, unit/files/test_checkpoints, cli/test_dpmesh |
+| 35 downloads | test_a_download_without_network, unit/files/test_cache |
 | 36 incomplete data sets | stages/test_datasets |
-| 37 no CUDA; memory of the GPU | test_networks_that_fail, unit/test_progress (the batch is halved) |
+| 37 no CUDA; memory of the GPU | test_networks_that_fail, unit/engine/test_runner (the batch is halved) |
 | 38 GPU lost | test_networks_that_fail (an error in mid-run; real hardware: by hand) |
 | 39 extras not installed | test_extras_that_are_not_installed |
 | 40 streams, HOME, terminal | cli/test_streams; no display: every test runs without; libGL: by hand |
 | 41 versions | the matrix of the pipeline, not tests |
 | 42 killed for memory | stages/test_kill; hmr has no worker processes; MemoryError: test_networks_that_fail |
-| 43 arguments | test_faults_files, cli/test_app, unit/test_frames |
+| 43 arguments | test_faults_files, cli/test_app, unit/media/test_frames |
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artefact import open_artefact
-from stages.kinds import FAILED, OK
-from tests.cli.runner import hmr
-from tests.stages.test_recover import scene
-from tests.tables import detections, save
-from tests.unit.test_frames import SCENE
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, OK
+from tests.helpers.bad_images import SCENE
+from tests.helpers.cli import hmr
+from tests.helpers.people import standing_people
+from tests.helpers.small_artefacts import detections, save
 
 ROOT = Path(__file__).parents[1]
 ORIENTATION = 0x0112  # EXIF
@@ -134,7 +134,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 people in one picture, the first of whom cannot be used for one reason each."""
-    keypoints, _ = scene(200)
+    keypoints, _ = standing_people(200)
     box = np.concatenate([keypoints[..., :2].min(1) - 5, keypoints[..., :2].max(1) + 5], 1).clip(0, (640, 480) * 2)
     box[:5] = [[700, 0, 800, 90], [9, 9, 9, 9], [np.nan, 0, 9, 9], [90, 90, 20, 20], [-500, -500, 5000, 5000]]
     keypoints[5, :, 2] = 0
@@ -185,7 +185,7 @@ def test_a_crowd_with_unusable_people(crowd: Path, tmp_path: Path) -> None:
 
 NETWORK = """
 import numpy as np
-from stages.columns import SMPL_COLUMNS
+from stages.artefacts.kinds import SMPL_COLUMNS
 
 class Nan:
     name, licence, batch_size, uses, columns = "own", "none", 64, (), SMPL_COLUMNS
@@ -340,7 +340,7 @@ def test_files_of_bodies_and_weights(tmp_path: Path, name: str, content: bytes, 
 
 
 def test_a_download_without_network(tmp_path: Path) -> None:
-    """35: exit 4 with the mend; nothing under the final name."""
+    """35: exit 4 with the hint; nothing under the final name."""
     env = {"HMR_CACHE": str(tmp_path), "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
     fails(4, "could not be downloaded", "assets", "get", "blazepose", PIP_EXTRA_INDEX_URL="", PIP_NO_INDEX="", **env)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]

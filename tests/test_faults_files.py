@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artefact import open_artefact
-from stages.kinds import FAILED, OK
-from tests.cli.runner import hmr
-from tests.tables import detections, same, save
-from tests.unit.test_frames import SCENE, bad_pictures
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, OK
+from tests.helpers.bad_images import SCENE, bad_images
+from tests.helpers.cli import hmr
+from tests.helpers.small_artefacts import detections, same, save
 
 
 def fails(code: int, words: str, *args: object, **env: str) -> str:
@@ -53,7 +53,7 @@ def test_bad_pictures_among_good_ones(tmp_path: Path) -> None:
     """Faults 3 to 8, 10: the rest is done, the causes are named, --strict counts them."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    words = bad_pictures(photos)
+    words = bad_images(photos)
     good = ["a b.png", "-dash.png", "new\nline.png", "x/same.png", "y/same.png", "A.png", "a.png"]
     for name in good:
         (photos / name).parent.mkdir(exist_ok=True)
@@ -109,9 +109,9 @@ def test_targets_inputs_and_writers_in_each_others_way(tmp_path: Path) -> None:
     fails(2, "--shard 4/3", "import", "boxes", source, "-o", out, "--shard", "4/3")
     folder = tmp_path / "c.h5.parts"
     folder.mkdir()
-    from stages.disk import _started
+    from stages.files.atomic import process_start
 
-    mark = {"host": os.uname().nodename, "pid": os.getpid(), "started": _started(os.getpid())}
+    mark = {"host": os.uname().nodename, "pid": os.getpid(), "started": process_start(os.getpid())}
     (folder / "writer-0-of-1").write_text(json.dumps(mark))
     text = fails(5, f"process {os.getpid()}", "import", "boxes", source, "--size", "64x64", "-o", tmp_path / "c.h5")
     assert "delete" in text

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, contents, need, need_pictures, read_pickle
+from stages.datasets.annotations import GENDERS, Annotations, of_sequences, turned
+from stages.datasets.files import DatasetOrigin, Entry, contents, need, need_pictures, read_pickle
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import GENDERS, Table, of_sequences, turned
 from stages.errors import AssetError
 
-SOURCE = Source("eth-ait.github.io/emdb", "EMDB's P0.zip to P9.zip")
+SOURCE = DatasetOrigin("eth-ait.github.io/emdb", "EMDB's P0.zip to P9.zip")
 
 
-def read(name: str, data: Path, partial: bool = False) -> Table:
+def read(name: str, data: Path, partial: bool = False) -> Annotations:
     """The good frames of EMDB 1. Raises AssetError with the exact file, or the counts per sequence."""
     root = data / "EMDB" if (data / "EMDB").is_dir() else data
     wanted = facts()["emdb"]["sequences"]

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, InputError
-from stages.human.restricted_pickle import Refused, load_content
+from stages.files.pickles import Refused, load_content
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DatasetOrigin:
     """Where a data set is to be had: its site, the archive, and how the archive lies on disk."""
 
     site: str
@@ -30,7 +30,7 @@ class Source:
         return f"it is {member + ' ' if member else ''}in {self.archive} from {self.site}"
 
 
-def need(path: Path, source: Source, root: Path | None = None) -> Path:
+def need(path: Path, source: DatasetOrigin, root: Path | None = None) -> Path:
     """The path, if it is there. Raises AssetError naming the member of the archive."""
     if not path.exists():
         member = path.relative_to(root).as_posix() if root and path.is_relative_to(root) else path.name
@@ -38,18 +38,18 @@ def need(path: Path, source: Source, root: Path | None = None) -> Path:
     return path
 
 
-def first(root: Path, names: tuple[str, ...], source: Source) -> Path:
+def first(root: Path, names: tuple[str, ...], source: DatasetOrigin) -> Path:
     """The first of several places (relative to `root`) that is there. Raises AssetError with the first one."""
     return next((root / name for name in names if (root / name).exists()), None) or need(root / names[0], source, root)
 
 
-def damaged(path: Path, why: Any, source: Source) -> AssetError:
+def damaged(path: Path, why: Any, source: DatasetOrigin) -> AssetError:
     text = " ".join(str(why).split())[:160]
     return AssetError(f"{path} is damaged: {text}", f"get it again; {source.hint()}")
 
 
 @contextlib.contextmanager
-def contents(path: Path, source: Source) -> Iterator[None]:
+def contents(path: Path, source: DatasetOrigin) -> Iterator[None]:
     """Inside, whatever a reader stumbles over is damage of this file: a text for a number, a list that is too short."""
     try:
         yield
@@ -57,7 +57,7 @@ def contents(path: Path, source: Source) -> Iterator[None]:
         raise damaged(path, f"{type(error).__name__}: {error}", source) from error
 
 
-def _bytes(path: Path, source: Source) -> bytes:
+def _bytes(path: Path, source: DatasetOrigin) -> bytes:
     need(path, source)
     try:
         data = path.read_bytes()
@@ -70,7 +70,7 @@ def _bytes(path: Path, source: Source) -> bytes:
     return data
 
 
-def read_pickle(path: Path, source: Source) -> Any:
+def read_pickle(path: Path, source: DatasetOrigin) -> Any:
     """What a pickle of numbers, texts and arrays holds; Python 2's included. Raises AssetError."""
     try:
         return load_content(_bytes(path, source))
@@ -82,7 +82,7 @@ def read_pickle(path: Path, source: Source) -> Any:
         raise damaged(path, error or type(error).__name__, source) from error
 
 
-def read_json(path: Path, source: Source) -> Any:
+def read_json(path: Path, source: DatasetOrigin) -> Any:
     """A JSON file. Raises AssetError."""
     try:
         return json.loads(_bytes(path, source))
@@ -90,7 +90,7 @@ def read_json(path: Path, source: Source) -> Any:
         raise damaged(path, error, source) from error
 
 
-def read_npz(path: Path, source: Source) -> dict[str, np.ndarray]:
+def read_npz(path: Path, source: DatasetOrigin) -> dict[str, np.ndarray]:
     """All arrays of a .npz, none of which may be a pickle. Raises AssetError."""
     import io
 
@@ -106,7 +106,7 @@ def read_npz(path: Path, source: Source) -> dict[str, np.ndarray]:
 class Entry:
     """A dictionary of a file: `entry["poses"]` or `entry.array("betas", (-1, 10))`, AssetError naming file and key."""
 
-    def __init__(self, content: Any, path: Path, source: Source, where: str = "") -> None:
+    def __init__(self, content: Any, path: Path, source: DatasetOrigin, where: str = "") -> None:
         self.path, self.source, self.where = path, source, f" {where}" if where else ""
         if not isinstance(content, dict):
             raise damaged(path, f"{where or 'it'} holds a {type(content).__name__}, not a dictionary", source)
@@ -141,20 +141,20 @@ class Entry:
         return found
 
 
-def picture_size(path: Path, source: Source) -> tuple[int, int]:
+def picture_size(path: Path, source: DatasetOrigin) -> tuple[int, int]:
     """Width, height of a picture. Raises AssetError for one that is missing or damaged."""
-    from stages.pictures import read_picture
+    from stages.media.images import read_image
 
     need(path, source)
     try:
-        return read_picture(path).size
+        return read_image(path).size
     except InputError as error:
         raise AssetError(f"{path}: {error.message}", f"get it again; {source.hint()}") from error
 
 
-def video_size(path: Path, source: Source) -> tuple[int, int, int]:
+def video_size(path: Path, source: DatasetOrigin) -> tuple[int, int, int]:
     """Width, height and number of frames of a video. Raises AssetError."""
-    from stages.video import Video, video_times
+    from stages.media.video import Video, video_times
 
     need(path, source)
     try:
@@ -167,7 +167,7 @@ def video_size(path: Path, source: Source) -> tuple[int, int, int]:
     return width, height, len(times)
 
 
-def need_pictures(root: Path, names: Iterable[str], source: Source) -> None:
+def need_pictures(root: Path, names: Iterable[str], source: DatasetOrigin) -> None:
     """Raise AssetError for the first of the pictures (names relative to root) that is missing, with their number."""
     folders: dict[str, list[str]] = {}
     for name in dict.fromkeys(map(str, names)):

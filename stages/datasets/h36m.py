@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Source, damaged, need, video_size
+from stages.datasets.annotations import Annotations, box_of, camera_of
+from stages.datasets.files import DatasetOrigin, damaged, need, video_size
 from stages.datasets.subsets import facts
-from stages.datasets.table import Table, box_of, camera_of
 from stages.errors import AssetError
 
-SOURCE = Source("vision.imar.ro/human3.6m", "Videos_*.tgz, Poses_D3_Positions_mono_*.tgz and Poses_D2_Positions_*.tgz")
+SOURCE = DatasetOrigin(
+    "vision.imar.ro/human3.6m", "Videos_*.tgz, Poses_D3_Positions_mono_*.tgz and Poses_D2_Positions_*.tgz"
+)
 _NAMES = (
     "pelvis left_hip left_knee left_ankle right_hip right_knee right_ankle spine neck nose head_top left_shoulder "
     "left_elbow left_wrist right_shoulder right_elbow right_wrist"
@@ -29,7 +31,7 @@ _NAMES = (
 NAMES = tuple(_NAMES.split())
 
 
-def read(name: str, data: Path, partial: bool = False) -> Table:
+def read(name: str, data: Path, partial: bool = False) -> Annotations:
     """h36m (protocol 1), h36m-p2 or h36m-multiview. Raises AssetError with the exact file."""
     fact = facts()["h36m"]
     cameras = [fact["p2"]] if name == "h36m-p2" else fact["cameras"]
@@ -71,7 +73,7 @@ def _files(data: Path, subject: str, stem: str) -> tuple[Path, Path, Path]:
     )
 
 
-def _table(name: str, data: Path, parts: list[dict[str, Any]], lost: list[Path]) -> Table:
+def _table(name: str, data: Path, parts: list[dict[str, Any]], lost: list[Path]) -> Annotations:
     def join(key: str) -> np.ndarray:
         return np.concatenate([p[key] for p in parts])
 
@@ -81,7 +83,7 @@ def _table(name: str, data: Path, parts: list[dict[str, Any]], lost: list[Path])
     frames |= {"K": np.repeat([p["K"] for p in parts], each, 0), "source": np.repeat(np.arange(len(parts)), each)}
     frames |= {"time": join("moment").astype(float) if views else join("time")}
     keypoints = np.concatenate([join("pixels"), np.ones((sum(each), 17, 1))], -1)
-    return Table(
+    return Annotations(
         name=f"{name}{f' (partial: without {len(lost)} files)' if lost else ''}",
         protocol="scorehmr" if views else "h36m",
         root=data,

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, contents, damaged, need, picture_size, read_json, read_pickle
+from stages.datasets.annotations import Annotations, box_of, camera_of
+from stages.datasets.files import DatasetOrigin, Entry, contents, damaged, need, picture_size, read_json, read_pickle
 from stages.datasets.subsets import facts
-from stages.datasets.table import Table, box_of, camera_of
 from stages.errors import AssetError
 
-SOURCE = Source("domedb.perception.cs.cmu.edu", "the panoptic toolbox's download (getData.sh)")
-CRMH = Source("github.com/JiangWenPL/multiperson", "its data package (panoptic)")
+SOURCE = DatasetOrigin("domedb.perception.cs.cmu.edu", "the panoptic toolbox's download (getData.sh)")
+CRMH = DatasetOrigin("github.com/JiangWenPL/multiperson", "its data package (panoptic)")
 _COCO19 = (
     "neck nose pelvis left_shoulder left_elbow left_wrist left_hip left_knee left_ankle right_shoulder right_elbow "
     "right_wrist right_hip right_knee right_ankle left_eye left_ear right_eye right_ear"
@@ -40,7 +40,7 @@ CRMH24 = tuple(_CRMH24.split())
 RESIZED = np.array([832, 512])  # pictures that CRMH's pixel values refer to fit into this
 
 
-def read(name: str, data: Path, partial: bool = False) -> Table:
+def read(name: str, data: Path, partial: bool = False) -> Annotations:
     """One scene, panoptic-haggling and so on. Raises AssetError with the exact file."""
     scene = name.removeprefix("panoptic-")
     sequence = facts()["panoptic"]["scenes"][scene]
@@ -117,7 +117,7 @@ def _project(xyz: np.ndarray, K: np.ndarray, dist: np.ndarray) -> np.ndarray:
     return np.stack([K[0, 0] * u + K[0, 1] * v + K[0, 2], K[1, 1] * v + K[1, 2]], -1)
 
 
-def _packed(name: str, path: Path) -> Table:
+def _packed(name: str, path: Path) -> Annotations:
     """CRMH's pickle: a list of {filename, width, height, bboxes, kpts2d (P, 24, 3), kpts3d (P, 24, 4)}."""
     items = read_pickle(path, CRMH)
     if not isinstance(items, (list, tuple)) or not items:
@@ -139,13 +139,13 @@ def _packed(name: str, path: Path) -> Table:
     return _table(f"{name} from {path.name}", path.parent.parent, parts, tuple(CRMH24), "CRMH's 2D joints")
 
 
-def _table(name: str, root: Path, parts: list[dict[str, Any]], names: tuple[str, ...], input_2d: str) -> Table:
+def _table(name: str, root: Path, parts: list[dict[str, Any]], names: tuple[str, ...], input_2d: str) -> Annotations:
     frame = np.repeat(np.arange(len(parts)), [len(p["xyz"]) for p in parts])
     size = np.array([p["size"] for p in parts])
     keypoints = np.concatenate([p["keypoints"] for p in parts])
     if not len(frame):
         raise AssetError(f"{root} holds nobody of {name}", "is this the right list of frames?")
-    return Table(
+    return Annotations(
         name=name,
         protocol="panoptic",
         root=root,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from stages.errors import UsageError
-from stages.human import joints
+from stages.keypoints import joint_sets
 
-COMMON14 = joints.get("lsp14")  # the 14 joints of the field; in H36M-17 all but pelvis, spine and nose
+COMMON14 = joint_sets.get("lsp14")  # the 14 joints of the field; in H36M-17 all but pelvis, spine and nose
 HIPS = ("left_hip", "right_hip")
 
 
@@ -69,7 +69,7 @@ PROTOCOLS = {
             "gendered",
             "PostoMETRO, FastMETRO: vertices minus the H36M pelvis.",
         ),
-        Protocol("emdb", "smpl24", joints.get("smpl24"), HIPS, "hips", "gendered", "EMDB: 24 SMPL joints."),
+        Protocol("emdb", "smpl24", joint_sets.get("smpl24"), HIPS, "hips", "gendered", "EMDB: 24 SMPL joints."),
         Protocol(
             "neutral",
             "h36m17",
@@ -91,7 +91,7 @@ PROTOCOLS = {
         Protocol(
             "panoptic",
             "h36m17",
-            joints.get("h36m17"),
+            joint_sets.get("h36m17"),
             ("pelvis",),
             "smpl24 pelvis",
             "3D joint",

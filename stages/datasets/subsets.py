@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import AssetError
+from stages.files.folders import packaged
 
 
 @functools.cache
 def facts() -> dict[str, Any]:
     """The definitions, by data set."""
-    return json.loads((Path(__file__).parent / "subsets.json").read_text())
+    return json.loads(packaged("datasets/subsets.json").read_text())
 
 
 def definition(name: str) -> dict[str, Any]:

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, contents, first, need, picture_size, read_json
+from stages.artefacts.kinds import K_DEFAULT
+from stages.datasets.annotations import Annotations, box_of, turned
+from stages.datasets.files import DatasetOrigin, Entry, contents, first, need, picture_size, read_json
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import Table, box_of, turned
-from stages.human.cameras import default_K
-from stages.kinds import K_DEFAULT
+from stages.geometry.cameras import default_K
 
-SOURCE = Source("www.yangangwang.com (3DOH50K)", "3DOH50K testset.zip")
-JOTR = Source("github.com/xljh0520/JOTR (data)", "its 3DOH annotations")
+SOURCE = DatasetOrigin("www.yangangwang.com (3DOH50K)", "3DOH50K testset.zip")
+JOTR = DatasetOrigin("github.com/xljh0520/JOTR (data)", "its 3DOH annotations")
 JOTR_FILE = "3doh_test_annots_scale_1.json"
 
 
-def read(name: str, data: Path, partial: bool = False) -> Table:
+def read(name: str, data: Path, partial: bool = False) -> Annotations:
     """The test set, from JOTR's file where there is one. Raises AssetError with the exact file, or the count."""
     file = next((p for p in (data, data / JOTR_FILE, data / "3DOH" / JOTR_FILE) if p.is_file()), None)
     if file is not None:
@@ -36,7 +36,7 @@ def read(name: str, data: Path, partial: bool = False) -> Table:
         return _annotated(name, root, path, partial)
 
 
-def _annotated(name: str, root: Path, path: Path, partial: bool) -> Table:
+def _annotated(name: str, root: Path, path: Path, partial: bool) -> Annotations:
     content = Entry(read_json(path, SOURCE), path, SOURCE).content
     people = [Entry(content[key], path, SOURCE, f"in entry {key}") for key in sorted(content)]
     part = check_count(name, path, {"testset": len(people)}, facts()["3doh"]["rows"], {}, partial)
@@ -59,7 +59,7 @@ def _annotated(name: str, root: Path, path: Path, partial: bool) -> Table:
     )
 
 
-def _jotr(name: str, path: Path, partial: bool) -> Table:
+def _jotr(name: str, path: Path, partial: bool) -> Annotations:
     content = Entry(read_json(path, JOTR), path, JOTR).content
     people = [Entry(content[key], path, JOTR, f"in entry {key}") for key in sorted(content)]
     part = check_count(name, path, {"testset": len(people)}, facts()["3doh"]["rows"], {}, partial)
@@ -93,12 +93,12 @@ def _table(
     joint_set: str,
     input_2d: str,
     K: np.ndarray | None,
-) -> Table:
+) -> Annotations:
     size = np.array([picture_size(need(root / n, SOURCE, root), SOURCE) for n in names])
     frames: dict[str, Any] = {"name": np.array(names, object), "size": size}
     frames |= {"K": default_K(size), "K_source": K_DEFAULT} if K is None else {"K": K}
     seen = np.any(keypoints[..., 2] > 0, 1, keepdims=True)
-    return Table(
+    return Annotations(
         name=name,
         protocol="dpmesh",
         root=root,

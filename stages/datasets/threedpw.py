@@ -15,17 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, contents, damaged, need, need_pictures, picture_size, read_pickle
+from stages.datasets.annotations import GENDERS, Annotations, box_of, of_sequences, turned
+from stages.datasets.files import (
+    DatasetOrigin,
+    Entry,
+    contents,
+    damaged,
+    need,
+    need_pictures,
+    picture_size,
+    read_pickle,
+)
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import GENDERS, Table, box_of, of_sequences, turned
 from stages.errors import AssetError
 
 SITE = "virtualhumans.mpi-inf.mpg.de/3DPW"
-POSES, IMAGES = Source(SITE, "sequenceFiles.zip"), Source(SITE, "imageFiles.zip")
+POSES, IMAGES = DatasetOrigin(SITE, "sequenceFiles.zip"), DatasetOrigin(SITE, "imageFiles.zip")
 OFFICIAL_LEAST = 1  # 2D joints with any confidence for rule `official`
 
 
-def read(name: str, data: Path, partial: bool = False) -> Table:
+def read(name: str, data: Path, partial: bool = False) -> Annotations:
     """The rows of 3dpw, 3dpw-oc, 3dpw-pc or 3dpw-crowd. Raises AssetError with the exact file, or the counts."""
     root = data / "3DPW" if (data / "3DPW").is_dir() else data
     subset, known = facts()["3dpw-test" if name == "3dpw" else name], facts()["3dpw"]["sequences"]

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.files import Entry, Source, damaged, need_pictures, read_json
+from stages.datasets.annotations import GENDERS, Annotations, box_of, runs
+from stages.datasets.files import DatasetOrigin, Entry, damaged, need_pictures, read_json
 from stages.datasets.subsets import check_count, facts
-from stages.datasets.table import GENDERS, Table, box_of, runs
 from stages.datasets.threedpw import IMAGES
 from stages.errors import AssetError
-from stages.human import joints
+from stages.keypoints import joint_sets
 
-SOURCE = Source(
+SOURCE = DatasetOrigin(
     "github.com/hongsukchoi/3DCrowdNet_RELEASE and github.com/xljh0520/JOTR (data)", "their 3DPW annotations"
 )
 FILES = {
@@ -38,7 +38,7 @@ def file_of(name: str, data: Path) -> Path | None:
     return next((p / FILES[name] for p in places if (p / FILES[name]).is_file()), None)
 
 
-def read(name: str, path: Path, partial: bool = False) -> Table:
+def read(name: str, path: Path, partial: bool = False) -> Annotations:
     """The rows of an annotation file. Raises AssetError with the file and what is wrong in it, or the counts."""
     file = Entry(read_json(path, SOURCE), path, SOURCE)
     subset = facts()["3dpw-test" if name == "3dpw" else name]
@@ -66,7 +66,7 @@ def read(name: str, path: Path, partial: bool = False) -> Table:
     return _table(name, part, path, people, poses)
 
 
-def _table(name: str, part: str, path: Path, people: list[Any], poses: Entry | None) -> Table:
+def _table(name: str, part: str, path: Path, people: list[Any], poses: Entry | None) -> Annotations:
     keys = list(dict.fromkeys(p[:2] for p in people))
     place = {key: i for i, key in enumerate(keys)}
     first = {p[:2]: p[4] for p in reversed(people)}
@@ -85,7 +85,7 @@ def _table(name: str, part: str, path: Path, people: list[Any], poses: Entry | N
             raise damaged(path, f"gender {s['gender']!r}", SOURCE)
     names = [f"imageFiles/{i['sequence']}/{i['file_name']}" for i in shown]
     need_pictures(root, names, IMAGES)
-    return Table(
+    return Annotations(
         name=f"{name} from {path.name}{f' (partial: {part})' if part else ''}",
         protocol="dpmesh",
         root=root,
@@ -122,7 +122,7 @@ def _keypoints(each: Entry, poses: Entry | None) -> np.ndarray:
     own = each.array("openpose_result", (18, 3))
     if poses is None:
         return own
-    return np.nan_to_num(joints.convert(own[None], joints.get("openpose18"), "coco17")[0])
+    return np.nan_to_num(joint_sets.convert(own[None], joint_sets.get("openpose18"), "coco17")[0])
 
 
 def _camera(image: Entry) -> np.ndarray:

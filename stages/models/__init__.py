@@ -1,92 +1,19 @@
-"""What a network gives and needs: the protocols, and where each published system lives.
+"""The networks, one folder per system. `find` gives the class behind a name, `find_loader` the one that a file is for.
 
-Networks know nothing of files. A verb hands them `People`, a batch of rows in picture coordinates, and gets back a
-dictionary of tensors named like the columns of the artefact ("smpl/body_pose"). The first axis is always the row.
+base.py is the contract of a network, tables.py says which systems there are.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from stages.errors import AssetError, UsageError
 
-from stages.errors import UsageError
-
-
-@dataclasses.dataclass
-class People:
-    """A batch of n rows (one person in one frame each), in picture pixels; (0, 0) is the centre of the first pixel.
-
-    box (n, 4) xyxy · keypoints (n, J, 3) x, y, score (NaN or score 0 = not seen) · joints: the J names ·
-    K (n, 3, 3) intrinsics · size (n, 2) picture width, height · frame (n,) index into `images` ·
-    images: the distinct pictures, RGB uint8 (H, W, 3), empty unless the network says `needs_images` ·
-    columns: what earlier artefacts give for these rows, e.g. "heatmaps/value", "features/dpmesh", "smpl/betas" ·
-    row (n,) the rows' numbers in the artefact: what a per-row random generator is seeded with.
-    """
-
-    box: np.ndarray
-    keypoints: np.ndarray
-    joints: tuple[str, ...]
-    K: np.ndarray
-    size: np.ndarray
-    frame: np.ndarray
-    row: np.ndarray
-    images: list[np.ndarray] = dataclasses.field(default_factory=list)
-    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.box)
-
-
-@runtime_checkable
-class RowModel(Protocol):
-    """A network over rows: a feature extractor ("features/<name>" columns) or a recoverer (smpl, joints, vertices).
-
-    `columns` name, dtype and shape of what `__call__` returns (stages.artefact.Column), `group_attrs` the attributes of
-    their groups (e.g. {"joints": {"joints": [...]}}), `uses` the columns of earlier artefacts that it reads when they
-    are given ("features/dpmesh"); with them `needs_images` may be False.
-    """
-
-    name: str
-    licence: str
-    batch_size: int
-    columns: tuple[Any, ...]
-    group_attrs: Mapping[str, Mapping[str, Any]]
-    uses: tuple[str, ...]
-
-    def needs_images(self, given: frozenset[str]) -> bool: ...
-
-    def __call__(self, people: People) -> dict[str, Any]: ...
-
-
-class Loader(Protocol):
-    """The class named in a table below: builds the network from a checkpoint or, without one, from the package."""
-
-    @classmethod
-    def recognises(cls, names: frozenset[str]) -> bool: ...
-
-    @classmethod
-    def load(cls, checkpoint: Any | None, *, device: str, body: Any | None) -> RowModel: ...
-
-
-# One line per system. `hmr recover --ckpt FILE` asks each in turn whether it recognises the file's tensor names.
-RECOVERERS: dict[str, str] = {
-    "embedded": "stages.models.embedded:EmbeddedRecoverer",
-    "dpmesh": "stages.models.dpmesh:DPMeshRecoverer",
-    "postometro": "stages.models.postometro:PostoMetroRecoverer",
-    "fastmetro": "stages.models.postometro:FastMetroRecoverer",
-}
-EXTRACTORS: dict[str, str] = {
-    "dpmesh": "stages.models.dpmesh:DPMeshExtractor",
-    "dpmesh-latents": "stages.models.dpmesh:DPMeshLatents",
-    "pare": "stages.models.pare:PareExtractor",
-    "prohmr": "stages.models.pare:ProHmrExtractor",
-    "pct": "stages.models.postometro:PctExtractor",
-}
-REFINERS: dict[str, str] = {"scorehmr": "stages.models.scorehmr:ScoreHmrRefiner"}
+if TYPE_CHECKING:
+    from stages.files.checkpoints import Checkpoint
 
 
 def find(table: Mapping[str, str], model: str) -> Callable[..., Any]:
@@ -100,3 +27,27 @@ def find(table: Mapping[str, str], model: str) -> Callable[..., Any]:
             f"no model {model!r}: {error}",
             f"choose one of {', '.join(table)}, or name your own as package.module:Class",
         ) from error
+
+
+def find_loader(table: Mapping[str, str], checkpoint: Checkpoint) -> Any:
+    """The class of `table` (see stages.models) that recognises the file. Raises AssetError naming the choices."""
+    found = loaders(table, checkpoint)
+    if found:
+        return next(iter(found.values()))
+    tops = sorted({".".join(name.split(".")[:2]) for name in checkpoint.names})
+    raise AssetError(
+        f"{checkpoint.where} is a checkpoint of none of {', '.join(table)}: "
+        f"its {len(checkpoint.names)} tensors are called {', '.join(tops[:4])}{' ...' if len(tops) > 4 else ''}",
+        "name its class by --model, or see what it holds with: hmr checkpoint FILE",
+    )
+
+
+def loaders(table: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, Any]:
+    """The classes of `table` that recognise the file, by name. A system that cannot be imported here is not asked."""
+    found: dict[str, Any] = {}
+    for name in table:
+        with contextlib.suppress(UsageError):
+            loader: Any = find(table, name)
+            if loader.recognises(checkpoint.names):
+                found[name] = loader
+    return found

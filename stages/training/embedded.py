@@ -1,6 +1,6 @@
 """The embedded recoverer, trained: motion capture, random shapes and cameras, imperfect keypoints in; weights out.
 
-In: the CMU poses of a motion file (stages/training/data.py) and a body. Out: a safetensors file of half-precision
+In: the CMU poses of a motion file (stages/synthetic/mocap.py) and a body. Out: a safetensors file of half-precision
 weights. Method: stages/models/embedded/network.py on people drawn without end, AdamW, the learning rate falling along a
 cosine until the time (or the number of samples) is used up, weights averaged over the last steps.
 
@@ -22,17 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.checkpoints import write_checkpoint
+from stages.engine.job import SILENT
+from stages.engine.stored_params import to_json
 from stages.errors import UsageError
-from stages.human.body import Body, load_body
+from stages.files.checkpoints import write_checkpoint
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Estimate, Network
-from stages.params import to_json
-from stages.progress import SILENT
-from stages.training.data import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
+from stages.params import TrainEmbeddedParams as Params
+from stages.params import check
+from stages.smpl.body import Body, load_body
+from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, PoseBank, load_poses
 from stages.training.loop import ByProgress, train
-from stages.training.settings import Embedded as Params
-from stages.training.views import Batch, Camera, Defects, draw_batch
+from stages.training.synthetic_keypoints import Camera, Corruption, KeypointBatch, draw_batch
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
 EVERY = 4  # steps between two updates of the averaged weights
@@ -44,20 +45,19 @@ def run(poses: Path, out: Path, params: Params = Params(), device: str = "cpu", 
 
     Raises AssetError (motion file), UsageError (impossible settings), ArtefactError (a state made otherwise is there).
     """
-    if min(params.batch, params.width, *params.blocks, 1) < 1 or not 0 < params.rate < 1:
-        raise UsageError("batch, width and blocks must be at least 1, the rate between 0 and 1")
-    if params.samples <= 0 and params.max_minutes <= 0:
-        raise UsageError("nothing to train: --max-minutes and --samples are both 0")
+    params = check(params)
+    if not params.samples and not params.max_minutes:
+        raise UsageError("nothing to train: --max-minutes is 0 and --samples is not given")
     bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
     watched = load_poses(poses, subjects=VALIDATION)
     bank, watched = bank.to(device), watched.to(device)
-    trainer = Trainer(load_body("embedded", device=device), bank, params, device, watched)
+    trainer = EmbeddedTrainer(load_body("embedded", device=device), bank, params, device, watched)
     train(trainer, out.with_name(out.name + ".state"), report)
     report.note(trainer.status())
     return write_checkpoint(out, trainer.weights(), trainer.card())
 
 
-class Trainer(ByProgress):
+class EmbeddedTrainer(ByProgress):
     """Network, optimiser, averaged weights and the stream of people; all of it can be saved and continued.
 
     `watched`: poses of subjects that are never trained on, else none are measured.
@@ -126,7 +126,7 @@ class Trainer(ByProgress):
         network = Network(self.skeleton, self.params.width, tuple(self.params.blocks)).to(self.device)
         network.load_state_dict(self.mean)
         generator = torch.Generator(self.device).manual_seed(1)
-        noisy = Defects(clean=0, gauss=1, pixels=3, told=0, scattered=0, grouped=0, focal=0)
+        noisy = Corruption(clean=0, gauss=1, pixels=3, told=0, scattered=0, grouped=0, focal=0)
         batch = draw_batch(
             n, self.watched, self.skeleton, generator, augment=NOTHING, camera=Camera(even=True), defects=noisy
         )
@@ -190,7 +190,7 @@ def from_hips(points: Tensor, joints: Tensor) -> Tensor:
     return points - (joints[:, 1:2] + joints[:, 2:3]) / 2
 
 
-def loss(estimates: list[Estimate], sure: Tensor, batch: Batch) -> Tensor:
+def loss(estimates: list[Estimate], sure: Tensor, batch: KeypointBatch) -> Tensor:
     """The loss of all rounds.
 
     Rotation matrices 0.5, joints and keypoints in 3D 6, keypoints in the picture 1 (in half sides of the box), betas

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stages.disk import disk
+from stages.engine.interrupts import interruptible
+from stages.engine.job import SILENT
 from stages.errors import ArtefactError, Interrupted
-from stages.progress import SILENT, interruptible
+from stages.files.atomic import disk_errors, replacing
 
 SAVE_SECONDS = 60
 
@@ -84,7 +84,7 @@ class ByProgress(abc.ABC):
 def train(trainer: Trainer, path: Path, report: Any = SILENT) -> None:
     """All steps that are left, after those of the state `path` if there is one. The state is saved every minute, when
     stopped and at the end. Raises Interrupted (after Ctrl-C or SIGTERM), ArtefactError (the state is another's)."""
-    with disk(path):  # now, and not after hours
+    with disk_errors(path):  # now, and not after hours
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         load(trainer, path)
@@ -107,11 +107,9 @@ def train(trainer: Trainer, path: Path, report: Any = SILENT) -> None:
 
 def save(trainer: Trainer, path: Path) -> None:
     """The whole state, replaced at once. Raises MachineError when the disk does not take it."""
-    partial = path.with_name(path.name + ".part")
-    with disk(path):
-        with open(partial, "wb") as file:
-            torch.save({"fingerprint": trainer.fingerprint(), **trainer.state()}, file)
-        os.replace(partial, path)
+    # One name for every process: a run that is killed while it saves leaves one file at most.
+    with disk_errors(path), replacing(path, temporary=path.with_name(path.name + ".part")) as temporary:
+        torch.save({"fingerprint": trainer.fingerprint(), **trainer.state()}, temporary)
 
 
 def load(trainer: Trainer, path: Path) -> None:

@@ -1,9 +1,9 @@
 """The embedded pose prior: how the recoverer errs, and ScoreHMR's denoiser without image condition.
 
-In: the CMU poses of a motion file (stages/training/data.py: mixed, mirrored, disturbed, seen by random cameras) and the
+In: the CMU poses of a motion file (synthetic/mocap.py: mixed, mirrored, disturbed, seen by random cameras) and the
 embedded recoverer. Out: a safetensors file with the covariance of the recoverer's error (refinement of single pictures:
-models/scorehmr/weigh.py), and half-precision weights of the denoiser with mean and deviation of the 144 pose numbers
-(tracks and views: models/scorehmr/loop.py).
+scorehmr/kalman_update.py), and half-precision weights of the denoiser with mean and deviation of the 144 pose
+numbers (tracks and views: scorehmr/sampler.py).
 
 The denoiser learns the noise in standardised poses (Ho et al. 2020, eq. 14). Refinement reads indices up to about 50 of
 1000, so most training indices are low. No keypoint condition: at low indices the noisy pose itself says more, and the
@@ -27,21 +27,22 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from stages.checkpoints import write_checkpoint
+from stages.engine.job import SILENT
+from stages.engine.stored_params import to_json
 from stages.errors import UsageError
-from stages.human.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d_columns
+from stages.files.checkpoints import write_checkpoint
+from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rot6d_columns
 from stages.models.embedded.network import Network
-from stages.models.embedded.rows import EmbeddedRecoverer
+from stages.models.embedded.recoverer import EmbeddedRecoverer
 from stages.models.scorehmr.denoiser import Denoiser, noise_loss
-from stages.params import to_json
-from stages.progress import SILENT
-from stages.training.data import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
+from stages.params import TrainPriorParams as Params
+from stages.params import check
+from stages.synthetic.mocap import HELD_OUT, NOTHING, VALIDATION, Augment, PoseBank, load_poses
 from stages.training.loop import ByProgress, train
-from stages.training.settings import Prior as Params
-from stages.training.views import Camera, Defects, draw_batch, draw_rotation
+from stages.training.synthetic_keypoints import Camera, Corruption, draw_batch, draw_rotation
 
 LICENCE = "Apache-2.0; poses from CMU mocap (mocap.cs.cmu.edu, NSF EIA-0196217)"
-NOISY = Defects(clean=0, gauss=1, pixels=5.5, told=0, scattered=0, grouped=0, focal=0)
+NOISY = Corruption(clean=0, gauss=1, pixels=5.5, told=0, scattered=0, grouped=0, focal=0)
 
 
 def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT) -> Path:
@@ -49,17 +50,12 @@ def run(poses: Path, out: Path, params: Params = Params(), report: Any = SILENT)
 
     Raises AssetError (motion file), UsageError (impossible settings), ArtefactError (a state made otherwise is there).
     """
-    if (
-        min(params.batch, params.hidden, params.blocks, params.people) < 1
-        or not 0 < params.rate < 1
-        or not 0 <= params.low <= 1
-    ):
-        raise UsageError("batch, hidden, blocks and people must be at least 1, rate and low between 0 and 1")
-    if params.steps <= 0 and params.max_minutes <= 0:
-        raise UsageError("nothing to train: --max-minutes and --steps are both 0")
+    params = check(params)
+    if not params.steps and not params.max_minutes:
+        raise UsageError("nothing to train: --max-minutes is 0 and --steps is not given")
     bank = load_poses(poses, without=(*HELD_OUT, *VALIDATION))
     watched = load_poses(poses, subjects=VALIDATION, without=HELD_OUT)
-    trainer = Trainer(bank, params)
+    trainer = PriorTrainer(bank, params)
     report.note(f"learning from {len(bank)} poses")
     train(trainer, out.with_name(out.name + ".state"), report)
     errors = validate(trainer.average, watched, trainer.mean, trainer.std)
@@ -119,7 +115,7 @@ def draw(n: int, bank: PoseBank, generator: Generator, augment: Augment = Augmen
     return matrix_to_rot6d_columns(rotation).reshape(n, 144)
 
 
-class Trainer(ByProgress):
+class PriorTrainer(ByProgress):
     """Denoiser, optimiser, averaged weights and the stream of poses; all of it can be saved and continued."""
 
     def __init__(self, bank: PoseBank, params: Params) -> None:

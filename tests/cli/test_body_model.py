@@ -8,8 +8,8 @@ import pickle
 
 import pytest
 
-from tests.cli.runner import hmr
-from tests.unit import body_files
+from tests.helpers import body_files
+from tests.helpers.cli import hmr
 
 
 def test_list_add_export(tmp_path):

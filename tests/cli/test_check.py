@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.runner import hmr
-from tests.tables import detections, save
+from tests.helpers.cli import hmr
+from tests.helpers.small_artefacts import detections, save
 
 
 def test_good_and_bad_files(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.artefact import open_artefact
-from stages.frames import write_image
-from tests import real
-from tests.cli.runner import hmr
+from stages.artefacts.hdf5 import open_artefact
+from stages.media.frames import write_image
+from tests.helpers import fetched, fixtures
+from tests.helpers.cli import hmr
 
-WHITE = ("--detector", "tests.stages.rectangles:Rectangles")
+WHITE = ("--detector", "tests.helpers.rectangle_detector:Rectangles")
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_exit_codes(photos: Path, tmp_path: Path, arguments: list[str], code: in
 
 
 def test_blazepose_on_a_photo_is_quiet(tmp_path: Path) -> None:
-    real.blazepose()
-    photo = real.shared("photos/free/000000000785.jpg")
+    fetched.blazepose()
+    photo = fixtures.find("photos/free/000000000785.jpg")
     done = hmr("detect", photo, "-o", tmp_path / "x.h5", "--quiet")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     with open_artefact(tmp_path / "x.h5") as table:

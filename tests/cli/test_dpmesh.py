@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import dpmesh_standin as standin
-from tests.cli.runner import hmr
+from tests.helpers import dpmesh_standin as standin
+from tests.helpers.cli import hmr
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def checkpoint(folder: Path) -> Path:
 def test_recover_with_a_checkpoint_is_the_library(checkpoint: Path, folder: Path) -> None:
     """hmr recover --ckpt: the rows of the library call, bit for bit."""
     from stages import recover
-    from stages.artefact import open_artefact
+    from stages.artefacts.hdf5 import open_artefact
 
     detections = standin.photos(folder)
     out = folder / "people.meshes.h5"
@@ -51,7 +51,7 @@ def test_recover_with_a_checkpoint_is_the_library(checkpoint: Path, folder: Path
 @pytest.mark.slow
 def test_every_step_in_a_file_is_the_same_bits(checkpoint: Path, folder: Path) -> None:
     """heatmaps, features and recover as commands give what recover alone gives; other files are refused."""
-    from stages.artefact import open_artefact
+    from stages.artefacts.hdf5 import open_artefact
 
     detections, maps, seen = standin.photos(folder), folder / "p.heatmaps.h5", folder / "p.features.h5"
     common = ("--root", standin.PHOTOS, "--device", "cpu")
@@ -144,7 +144,7 @@ def test_bad_checkpoints_are_one_line_and_exit_4(checkpoint: Path, folder: Path)
     assert done.stdout.split() == ["4"] * len(BAD), (done.stdout, done.stderr)
     for path, words in zip(paths, BAD, strict=True):
         said = Path(f"{path}.said").read_text().strip().splitlines()
-        assert words in said[0] and len(said) <= 2, said  # the second line is the mend
+        assert words in said[0] and len(said) <= 2, said  # the second line is the hint
         assert not Path(f"{path}.h5").exists()
     assert not (folder / "RAN").exists()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hmr_cli.app import main
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 
 WEIGHTS = Path(__file__).parents[2] / "stages" / "data" / "embedded.safetensors"
 ROWS = 6  # in one of the first seven pictures too little of the person is seen
@@ -102,9 +102,9 @@ def test_occlusion_map(oc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     # Hiding something hurts on average, and where is not everywhere the same.
     assert errors.mean() > plain.mean() and errors.mean(0).std() > 0.1
     assert found["hurt_most"] in names and found["by_mm"] == pytest.approx((errors.mean((1, 2)) - plain).max())
-    from stages.pictures import read_picture
+    from stages.media.images import read_image
 
-    assert min(read_picture(out).size) > 100
+    assert min(read_image(out).size) > 100
 
 
 def test_wrong_words(oc: Path, capsys: pytest.CaptureFixture[str]) -> None:

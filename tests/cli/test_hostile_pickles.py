@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from stages.human.restricted_pickle import Refused, load_arrays, load_content
-from tests.cli.runner import hmr
-from tests.unit import body_files
+from stages.files.pickles import Refused, load_arrays, load_content
+from tests.helpers import body_files
+from tests.helpers.cli import hmr
 
 OBJECT_FIELDS = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)  # flags 0: numpy believes it holds no object
 
@@ -173,8 +173,10 @@ def survive(code: str, *args: Any) -> str:
 READ = """
 from pathlib import Path
 from stages.errors import HmrError
-from stages.human.restricted_pickle import Refused, load_arrays, load_content
-from stages.joblib_file import read_data
+from stages.files.pickles import Refused
+from stages.files.pickles import load_arrays
+from stages.files.pickles import load_content
+from stages.files.joblib import read_data
 read = 0
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:

@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artefact import Artefact, open_artefact
-from stages.frames import FrameSource
-from stages.human.joints import SETS
-from stages.import_ import Params, usable_boxes
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_USER, OK
+from stages.artefacts.table import Artefact
+from stages.engine.job import RunOptions
+from stages.formats.boxes import read_boxes
+from stages.formats.coco import read_coco
+from stages.formats.openpose import read_openpose
+from stages.formats.source import usable_boxes
 from stages.import_ import run as import_run
-from stages.import_formats import read_boxes, read_coco, read_openpose
-from stages.kinds import FAILED, K_USER, OK
-from stages.progress import Run
-from tests.cli.runner import hmr
-from tests.conftest import SHARED
+from stages.keypoints.joint_sets import SETS
+from stages.media.frames import FrameSource
+from stages.params import ImportParams
+from tests.helpers import fixtures
+from tests.helpers.cli import hmr
 
 COCO17 = list(SETS["coco17"])
 
@@ -75,8 +79,8 @@ def test_coco_annotations(tmp_path: Path, photos: Path) -> None:
     assert "up to date" in again.stderr
 
 
-def in_memory(source: Any, images: Path | None, params: Params = Params()) -> Artefact:
-    made = import_run(source, images, None, params, Run())
+def in_memory(source: Any, images: Path | None, params: ImportParams = ImportParams()) -> Artefact:
+    made = import_run(source, images, None, params, RunOptions())
     assert isinstance(made, Artefact)
     return made
 
@@ -87,17 +91,17 @@ def test_coco_results_find_their_pictures_by_number_or_annotations(tmp_path: Pat
         {"image_id": 1, "category_id": 1, "keypoints": person(30, 17, 0.6), "score": 0.2, "bbox": [1, 2, 3, 4]},
     ]
     path = dump(tmp_path / "r.json", results)
-    found = in_memory(read_coco(path, photos, Params()), photos)
+    found = in_memory(read_coco(path, photos, ImportParams()), photos)
     assert found.frames["name"].tolist() == ["000000000001.jpg", "000000000010.jpg"]
     assert np.allclose(found.rows["score"], [0.2, 0.9]) and found.rows["box"][0].tolist() == [1, 2, 4, 6]
     assert np.allclose(
         found.rows["box"][1], [20 - 1, 50 - 1, 28 + 1, 58 + 1]
     )  # around 9 joints, 10 % of 8 px, at least 1
     book = dump(tmp_path / "a.json", annotations())
-    params = Params(min_score=0.5)
+    params = ImportParams(min_score=0.5)
     named = in_memory(read_coco(path, None, params, book), None, params)
     assert named.n_frames == 3 and named.n_rows == 1 and named.frames["size"][0].tolist() == [200, 100]
-    params = Params(focal=150.0)
+    params = ImportParams(focal=150.0)
     assert in_memory(read_coco(path, None, params, book), None, params).frames["K_source"].tolist() == [K_USER] * 3
 
 
@@ -121,16 +125,16 @@ def test_openpose_folder_and_video(tmp_path: Path, photos: Path) -> None:
         dump(
             folder / f"{name}_keypoints.json", {"people": [{"person_id": [3], "pose_keypoints_2d": p} for p in people]}
         )
-    a = in_memory(read_openpose(folder, Params()), photos)
+    a = in_memory(read_openpose(folder, ImportParams()), photos)
     assert a.n_frames == 2 and a.n_rows == 2 and a.frames["name"][0] == "000000000001.jpg"
     assert a.group_attrs("keypoints")["joint_set"] == "body25" and a.read("keypoints/score")[0, 8] == 0
     assert np.allclose(a.rows["score"], 0.5) and a.rows["track"].tolist() == [3, 3]
-    sized = in_memory(read_openpose(folder, Params()), None, Params(size="640x480"))
+    sized = in_memory(read_openpose(folder, ImportParams()), None, ImportParams(size="640x480"))
     assert sized.frames["size"].tolist() == [[640, 480]] * 2
 
-    from tests.unit.test_frames_video import make, number
+    from tests.helpers.coded_video import number_of, write_coded_video
 
-    video = make(tmp_path / "v.mp4", list(range(0, 4000, 40)))
+    video = write_coded_video(tmp_path / "v.mp4", list(range(0, 4000, 40)))
     clip = tmp_path / "clip"
     clip.mkdir()
     for i in (7, 3, 50):
@@ -142,7 +146,7 @@ def test_openpose_folder_and_video(tmp_path: Path, photos: Path) -> None:
     with open_artefact(out) as a:
         assert a.frames["name"].tolist() == ["v.mp4#000003", "v.mp4#000007", "v.mp4#000050"]
         assert np.allclose(a.frames["time"], [0.12, 0.28, 2.0])
-        assert [number(FrameSource(a)(i)) for i in range(3)] == [
+        assert [number_of(FrameSource(a)(i)) for i in range(3)] == [
             3,
             7,
             50,
@@ -161,7 +165,7 @@ def test_openpose_folder_and_video(tmp_path: Path, photos: Path) -> None:
 )  # fmt: skip
 def test_boxes(tmp_path: Path, photos: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    a = in_memory(read_boxes(tmp_path / name, Params()), photos)
+    a = in_memory(read_boxes(tmp_path / name, ImportParams()), photos)
     assert a.rows["box"].tolist() == [[5, 6, 70, 80], [1, 2, 30, 40]]
     assert a.rows["score"].tolist() == [1, 0.5] and a.rows["track"].tolist() == [-1, 7]
     assert a.shape("keypoints/xy") == (2, 0, 2)
@@ -210,7 +214,7 @@ def test_files_that_are_not_coco(tmp_path: Path, photos: Path, value: Any, messa
     from stages.errors import InputError
 
     with pytest.raises(InputError, match=message) as caught:
-        read_coco(path, photos, Params())
+        read_coco(path, photos, ImportParams())
     assert "\n" not in caught.value.message and caught.value.exit_code == 3
 
 
@@ -222,12 +226,11 @@ def test_wrong_joint_sets_are_named(tmp_path: Path, photos: Path) -> None:
     assert not (tmp_path / "x.h5").exists()
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="../shared is not here")
 @pytest.mark.parametrize("folder", ["free", "non_commercial", "research_only/crowdpose", "research_only/ochuman"])
 def test_real_annotations(folder: str) -> None:
-    photos = SHARED / "testdata" / "photos" / folder
+    photos = fixtures.find(f"photos/{folder}")
     path = next(p for name in ("person_keypoints.json", "annotations.json") if (p := photos / name).exists())
-    params = Params(min_keypoints=9)
+    params = ImportParams(min_keypoints=9)
     a = in_memory(read_coco(path, photos, params), photos, params)
     assert (a.frames["status"] == OK).all() and (a.rows["status"] == OK).all() and a.n_rows >= 3
     assert ((a.read("keypoints/score") > 0).sum(1) >= 9).all()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stages.progress import Run, run_rows
-from tests.cli.runner import hmr
-from tests.tables import detections, recover_job, recover_load
+from stages.engine.job import RunOptions
+from stages.engine.runner import run_rows
+from tests.helpers.cli import hmr
+from tests.helpers.small_artefacts import detections, recover_job, recover_load
 
 
 def test_info(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_info(tmp_path: Path) -> None:
         compute = recover_load(table)()
         return lambda rows: {**compute(rows), "error": ["dark" if r == 2 else "" for r in rows]}
 
-    out = run_rows(recover_job(table, 2.0), load, tmp_path / "a.meshes.h5", Run())
+    out = run_rows(recover_job(table, 2.0), load, tmp_path / "a.meshes.h5", RunOptions())
     done = hmr("info", out)
     assert done.returncode == 0
     for words in (

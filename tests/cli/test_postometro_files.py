@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from stages.artefact import open_artefact
-from tests.cli.runner import hmr
-from tests.parity.conftest import SHARED
+from stages.artefacts.hdf5 import open_artefact
+from tests.helpers.cli import hmr_ok
+from tests.helpers.fixtures import PHOTOS
+from tests.helpers.postometro_standin import standin
 
-FREE = Path(__file__).resolve().parents[3] / "shared" / "testdata" / "photos" / "free"
+FREE = PHOTOS / "free"
 MESH = {
     "fastmetro_s_r50": "FastMETRO-S, ResNet-50",
     "fastmetro_l_h64": "FastMETRO-L, HRNet-W64",
@@ -31,34 +29,10 @@ def checkpoint(name: str, tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "file.pth").unlink()  # gigabytes
 
 
-def standin(name: str, out: Path) -> Path:
-    """What `weights.py` writes of a manifest; a camera's scale that shows people, as a trained network's does."""
-    manifest = SHARED / "postometro" / f"manifest_{name}.json"
-    if not manifest.is_file():
-        pytest.skip("no ../shared/parity/postometro")
-    listed = json.loads(manifest.read_text())
-    if "huge" in name:  # 2.6 GB are enough
-        listed = {key: value for key, value in listed.items() if not key.startswith("extra_backbone.")}
-    made = runpy.run_path(str(SHARED / "weights.py"))["state_dict"](listed)
-    tensors = {key: torch.from_numpy(np.asarray(value)) for key, value in made.items()}
-    if "cam_predictor.bias" in tensors:
-        tensors["cam_predictor.bias"][0] += 1
-    torch.save({"state_dict": tensors}, out)
-    return out
-
-
-def done(*args: object, **kwargs: object) -> str:
-    """stderr of an `hmr` that must succeed."""
-    found = hmr(*args, timeout=900, **kwargs)  # type: ignore[arg-type]
-    assert found.returncode == 0, found.stderr
-    assert "Traceback" not in found.stderr and "UserWarning" not in found.stderr
-    return found.stderr
-
-
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "oc.detections.h5"
-    done("synth", "synth-oc", "--pictures", 3, "-o", out)
+    hmr_ok("synth", "synth-oc", "--pictures", 3, "-o", out)
     return out
 
 
@@ -66,10 +40,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", MESH)
 def test_every_mesh_network_goes_the_whole_way(name: str, checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
     meshes, refined = tmp_path / "a.meshes.h5", tmp_path / "b.meshes.h5"
-    told = done("recover", scenes, "--ckpt", checkpoint, "-o", meshes)
+    told = hmr_ok("recover", scenes, "--ckpt", checkpoint, "-o", meshes)
     assert f"file.pth: {MESH[name]}" in told and "mesh_downsampling.npz" in told
-    done("eval", scenes, "--meshes", meshes, "-o", tmp_path / "a.scores.h5")
-    done("refine", meshes, "--detections", scenes, "-o", refined)
+    hmr_ok("eval", scenes, "--meshes", meshes, "-o", tmp_path / "a.scores.h5")
+    hmr_ok("refine", meshes, "--detections", scenes, "-o", refined)
     with open_artefact(meshes) as first, open_artefact(refined) as second:
         assert first.attrs["model"]["name"] == MESH[name]
         assert (first.rows["status"] == 0).all() and (second.rows["status"] == 0).all()
@@ -79,8 +53,8 @@ def test_every_mesh_network_goes_the_whole_way(name: str, checkpoint: Path, scen
         assert np.isfinite(scores.read("errors/pa_mpjpe")).all()
     if name.startswith("postometro"):  # pose tokens computed once are the same pose tokens
         tokens, again = tmp_path / "a.features.h5", tmp_path / "c.meshes.h5"
-        done("features", scenes, "--model", "pct", "--ckpt", checkpoint, "-o", tokens)
-        done("recover", scenes, "--features", tokens, "--ckpt", checkpoint, "-o", again)
+        hmr_ok("features", scenes, "--model", "pct", "--ckpt", checkpoint, "-o", tokens)
+        hmr_ok("recover", scenes, "--features", tokens, "--ckpt", checkpoint, "-o", again)
         with open_artefact(meshes) as first, open_artefact(again) as second:
             np.testing.assert_allclose(second.read("vertices/xyz"), first.read("vertices/xyz"), rtol=0, atol=1e-4)
 
@@ -90,12 +64,10 @@ def test_every_mesh_network_goes_the_whole_way(name: str, checkpoint: Path, scen
     "name", ["pct_base_classifier", "pct_base_woimgguide_classifier", "pct_large_classifier", "pct_huge_classifier"]
 )
 def test_every_pct_file_finds_joints_in_a_photo(name: str, checkpoint: Path, tmp_path: Path) -> None:
-    if not FREE.is_dir():
-        pytest.skip("no ../shared/testdata/photos")
     boxes, out = tmp_path / "boxes.h5", tmp_path / "photo.detections.h5"
     (tmp_path / "boxes.csv").write_text("name,x1,y1,x2,y2\n000000000785.jpg,280,44,499,387\n")
-    done("import", "boxes", tmp_path / "boxes.csv", "--images", FREE, "-o", boxes)
-    done("detect", "--boxes", boxes, "--detector", "pct", "--detector-path", checkpoint, "-o", out, "--root", FREE)
+    hmr_ok("import", "boxes", tmp_path / "boxes.csv", "--images", FREE, "-o", boxes)
+    hmr_ok("detect", "--boxes", boxes, "--detector", "pct", "--detector-path", checkpoint, "-o", out, "--root", FREE)
     with open_artefact(out) as found:
         assert found.n_rows == 1 and np.isfinite(found.read("keypoints/xy")).all()
         assert (found.read("keypoints/score") > 0).all() and found.attrs["model"]["name"] == "pct"

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.artefact import open_artefact
-from tests.cli.runner import hmr
-from tests.stages.test_recover import scene
+from stages.artefacts.hdf5 import open_artefact
+from tests.helpers.cli import hmr
+from tests.helpers.people import standing_people
 
 
 @pytest.fixture(scope="module")
 def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three people of a picture that is nowhere, imported from COCO results."""
     folder = tmp_path_factory.mktemp("recover")
-    keypoints, _ = scene(3)
+    keypoints, _ = standing_people(3)
     book = {
         "images": [{"id": 1, "file_name": "nowhere.jpg", "width": 640, "height": 480}],
         "annotations": [

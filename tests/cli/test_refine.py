@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.refiner import EMBEDDED
-from tests.cli.runner import hmr
-from tests.stages.people_world import crowd, save
+from tests.helpers.cli import hmr
+from tests.helpers.people_world import crowd, save
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
 
@@ -73,17 +73,18 @@ def test_published_weights_want_their_features(tmp_path: Path) -> None:
     bare = hmr(*command, "-o", tmp_path / "b.meshes.h5")
     assert bare.returncode == 4 and "pare features" in bare.stderr
 
-    from stages.artefact import memory
-    from stages.columns import Column
-    from stages.progress import Job, Run, run_whole
+    from stages.artefacts.kinds import Column
+    from stages.artefacts.table import in_memory
+    from stages.engine.job import Job, RunOptions
+    from stages.engine.runner import run_whole
 
     d = world.detections
     column = Column("features/pare", "f4", ("R", width))
-    table = memory(
+    table = in_memory(
         "features", frames=d.frames, rows=d.rows, columns={"features/pare": np.zeros((4, width), np.float32)}
     )
     job = Job(stage="test", kind="features", params=None, inputs={}, columns=(column,), group_attrs={"features": {}})
-    run_whole(job, lambda: table, tmp_path / "a.features.h5", Run())
+    run_whole(job, lambda: table, tmp_path / "a.features.h5", RunOptions())
     done = hmr(*command, "--features", tmp_path / "a.features.h5", "-o", tmp_path / "b.meshes.h5")
     assert done.returncode == 0, done.stderr
     (tmp_path / "pare_feat_stats.npz").unlink()

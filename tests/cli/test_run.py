@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import open_artefact
-from stages.assets import find
-from stages.human.body import load_body
-from stages.human.cameras import project
-from stages.pictures import write_image
-from stages.synth import build
-from tests.cli.runner import hmr
+from stages.artefacts.hdf5 import open_artefact
+from stages.geometry.cameras import project
+from stages.media.images import write_image
+from stages.smpl.body import load_body
+from stages.synthetic import examples
+from tests.helpers import fetched
+from tests.helpers.cli import hmr
+from tests.helpers.fixtures import PHOTOS
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,8 @@ def test_the_same_as_stage_by_stage(scenes: Path, tmp_path: Path) -> None:
             assert a.read(name).tobytes() == b.read(name).tobytes()
 
 
-@pytest.mark.skipif(find("blazepose") is None, reason="the detector is not on this machine: hmr assets get blazepose")
 def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
+    fetched.blazepose()
     write_image(tmp_path / "wall.jpg", np.full((240, 320, 3), 130, np.uint8))
     done = hmr("run", tmp_path / "wall.jpg", "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
@@ -60,9 +61,9 @@ def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
         assert meshes.n_rows == 0
 
 
-@pytest.mark.skipif(find("blazepose") is None, reason="the detector is not on this machine: hmr assets get blazepose")
 def test_a_rendered_photo_from_pixels_to_a_body(tmp_path: Path) -> None:
-    write_image(tmp_path / "scene.jpg", build.draw("synth", 0))
+    fetched.blazepose()
+    write_image(tmp_path / "scene.jpg", examples.draw_example("synth", 0))
     done = hmr("run", tmp_path / "scene.jpg", "-o", tmp_path / "out", "--json", "--focal", 700)
     assert done.returncode == 0, done.stderr
     with open_artefact(json.loads(done.stdout)["meshes"]) as meshes:
@@ -83,11 +84,7 @@ def test_what_cannot_be_run_is_one_line(args: list[str], code: int, says: str, t
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "testdata" / "photos"
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photos are not here")
 def test_every_free_photo_goes_through(tmp_path: Path) -> None:
     """With the detector, and with the annotated keypoints, whose joints the bodies meet within 6 % of the box."""
     found = hmr("run", PHOTOS / "free", PHOTOS / "free_unannotated", "-o", tmp_path / "found")

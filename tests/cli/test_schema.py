@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from stages.kinds import KINDS
-from tests.cli.runner import hmr
+from stages.artefacts.kinds import KINDS
+from tests.helpers.cli import hmr
 
 
 def test_all_kinds_are_listed() -> None:

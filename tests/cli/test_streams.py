@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tables import detections, save
+from tests.helpers.small_artefacts import detections, save
 
 ROOT = Path(__file__).parents[2]
 HMR = f"{sys.executable} -m hmr_cli.app"

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.checkpoints import read_checkpoint
 from stages.errors import ArtefactError, UsageError
-from stages.human.body import load_body
-from stages.recover import Params as RecoverParams
+from stages.files.checkpoints import read_checkpoint
+from stages.params import RecoverParams
 from stages.recover import load
+from stages.smpl.body import load_body
+from stages.synthetic.mocap import load_poses
 from stages.training import loop
-from stages.training.data import load_poses
-from stages.training.embedded import Params, Trainer, run
-from tests.cli.runner import hmr
-from tests.unit.test_training_people import motion_file
+from stages.training.embedded import EmbeddedTrainer, Params, run
+from tests.helpers.cli import hmr
+from tests.helpers.motion_files import motion_file
 
 SMALL = ("--width", "96", "--blocks", "1", "--blocks", "1", "--batch", "256")
 
@@ -46,13 +46,13 @@ def test_a_short_training_lowers_the_loss_and_is_resumed(tmp_path: Path) -> None
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     bank = load_poses(motion_file(tmp_path / "motion.npz", 30))
     params = Params(samples=6 * 64, batch=64, width=32, blocks=(1, 1))
-    whole, first = (Trainer(load_body("embedded"), bank, params) for _ in range(2))
+    whole, first = (EmbeddedTrainer(load_body("embedded"), bank, params) for _ in range(2))
     for _ in range(6):
         whole.step()
     for _ in range(3):
         first.step()
     loop.save(first, tmp_path / "state")
-    second = Trainer(load_body("embedded"), bank, params)
+    second = EmbeddedTrainer(load_body("embedded"), bank, params)
     loop.load(second, tmp_path / "state")
     for _ in range(3):
         second.step()

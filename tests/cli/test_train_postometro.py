@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.artefact import open_artefact
-from stages.checkpoints import read_checkpoint
-from tests.cli.runner import hmr
-from tests.cli.test_postometro_files import done, standin
-from tests.unit.test_training_people import motion_file
+from stages.artefacts.hdf5 import open_artefact
+from stages.files.checkpoints import read_checkpoint
+from tests.helpers.cli import hmr, hmr_ok
+from tests.helpers.motion_files import motion_file
+from tests.helpers.postometro_standin import standin
 
 QUICK = ("--rate", "1e-3", "--batch", "2")
 
@@ -52,16 +52,16 @@ def test_a_stopped_tokenizer_is_resumed(tmp_path: Path) -> None:
 def test_published_files_begin_a_mesh_network(tokens: str, recipe: str, tmp_path: Path) -> None:
     """A step at the published sizes from stand-ins of FastMETRO-S and PCT; the result recovers people."""
     scenes, out, meshes = tmp_path / "oc.detections.h5", tmp_path / "mesh.safetensors", tmp_path / "a.meshes.h5"
-    done("synth", "synth-oc", "--pictures", 3, "-o", scenes)
+    hmr_ok("synth", "synth-oc", "--pictures", 3, "-o", scenes)
     fast, pose = standin("fastmetro_s_r50", tmp_path / "f.bin"), standin("pct_base_classifier", tmp_path / "p.pth")
     init = ["--init", fast] if tokens == "none" else ["--init", fast, "--init", pose]
     settings = ["--size", "S", "--steps", 1, "--batch", 2, "--tokens", tokens, "--recipe", recipe]
-    done("train", "postometro", "--data", scenes, *init, *settings, "-o", out)
+    hmr_ok("train", "postometro", "--data", scenes, *init, *settings, "-o", out)
     before, after = read_checkpoint(fast).tensors, read_checkpoint(out).tensors
     name = "transformer_1.encoder.layers.0.linear1.weight"
     moved = (after[name] - before[f"state_dict.{name}"]).abs().max()
     assert 0 < moved < 1e-3  # it began at the published weights
-    assert "wrote" not in done("recover", scenes, "--ckpt", out, "-o", meshes)
+    assert "wrote" not in hmr_ok("recover", scenes, "--ckpt", out, "-o", meshes)
     with open_artefact(meshes) as found:
         assert (found.rows["status"] == 0).all()
         assert ("keypoints" in found.attrs["model"]["name"]) == (tokens == "keypoints")
@@ -72,9 +72,9 @@ def test_published_files_begin_a_mesh_network(tokens: str, recipe: str, tmp_path
 @pytest.mark.slow
 def test_a_classifier_learns_from_a_published_file_and_detects(tmp_path: Path) -> None:
     scenes, out = tmp_path / "oc.detections.h5", tmp_path / "pct.safetensors"
-    done("synth", "synth-oc", "--pictures", 3, "-o", scenes)
+    hmr_ok("synth", "synth-oc", "--pictures", 3, "-o", scenes)
     pose = standin("pct_base_woimgguide_classifier", tmp_path / "p.pth")
-    done("train", "postometro", "--part", "classifier", "--data", scenes, "--init", pose, "--steps", 2, "-o", out)
+    hmr_ok("train", "postometro", "--part", "classifier", "--data", scenes, "--init", pose, "--steps", 2, "-o", out)
     old, new = read_checkpoint(pose).tensors, read_checkpoint(out).tensors
     for name, tensor in new.items():
         same = torch.equal(tensor, old.get(f"state_dict.{name}", tensor))
@@ -83,6 +83,6 @@ def test_a_classifier_learns_from_a_published_file_and_detects(tmp_path: Path) -
         new["keypoint_head.cls_pred_layer.weight"], old["state_dict.keypoint_head.cls_pred_layer.weight"]
     )
     found = tmp_path / "found.detections.h5"
-    done("detect", "--boxes", scenes, "--detector", "pct", "--detector-path", out, "-o", found, "--root", tmp_path)
+    hmr_ok("detect", "--boxes", scenes, "--detector", "pct", "--detector-path", out, "-o", found, "--root", tmp_path)
     for file in (pose, out):
         file.unlink()

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.checkpoints import read_checkpoint
 from stages.errors import ArtefactError, UsageError
-from stages.human.body import load_body
+from stages.files.checkpoints import read_checkpoint
 from stages.models.scorehmr.refiner import ScoreHmrRefiner
+from stages.smpl.body import load_body
+from stages.synthetic.mocap import load_poses
 from stages.training import loop
-from stages.training.data import load_poses
-from stages.training.prior import Params, Trainer, run
-from tests.cli.runner import hmr
-from tests.unit.test_training_people import motion_file
+from stages.training.prior import Params, PriorTrainer, run
+from tests.helpers.cli import hmr
+from tests.helpers.motion_files import motion_file
 
 SMALL = ("--hidden", "32", "--blocks", "1", "--batch", "64", "--people", "600")
 
@@ -66,13 +66,13 @@ def test_a_stopped_training_goes_on_and_its_file_refines(tmp_path: Path) -> None
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     bank = load_poses(motion_file(tmp_path / "motion.npz", 30))
     params = Params(steps=6, batch=64, hidden=16, blocks=1)
-    whole, first = (Trainer(bank, params) for _ in range(2))
+    whole, first = (PriorTrainer(bank, params) for _ in range(2))
     for _ in range(6):
         whole.step()
     for _ in range(3):
         first.step()
     loop.save(first, tmp_path / "state")
-    second = Trainer(bank, params)
+    second = PriorTrainer(bank, params)
     loop.load(second, tmp_path / "state")
     for _ in range(3):
         second.step()

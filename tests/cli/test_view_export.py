@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from stages.progress import Job, Run, run_whole
-from stages.schema import find_column
-from tests.cli.runner import hmr
-from tests.stages.test_view import people
+from stages.artefacts.schema import find_column
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_whole
+from tests.helpers.cli import hmr
+from tests.helpers.people import images_with_people
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two photos with two people each: photos, d.h5, m.h5."""
     folder = tmp_path_factory.mktemp("artefacts")
-    meshes, detections = people(folder, 2, frames=2)
+    meshes, detections = images_with_people(folder, 2, frames=2)
     meshes.attrs["root"] = detections.attrs["root"] = "."
     for name, table in (("d.h5", detections), ("m.h5", meshes)):
         groups = {g: table.group_attrs(g) for g in ("keypoints", "smpl", "joints") if table.group_attrs(g)}
@@ -25,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stage="import", kind=table.kind, params={}, inputs={}, group_attrs=groups, attrs={"root": "."},
             columns=tuple(find_column(table.kind, c) for c in table.columns()),
         )  # fmt: skip
-        run_whole(job, lambda table=table: table, folder / name, Run())
+        run_whole(job, lambda table=table: table, folder / name, RunOptions())
     return folder
 
 

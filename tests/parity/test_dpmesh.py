@@ -1,4 +1,4 @@
-"""Every case of shared/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
+"""Every case of fixtures/parity/dpmesh (or of --fixtures DIR) against the recorded outputs of the official modules.
 
 The cases are read from fixtures.json; a new case runs by the longest of RUNNERS' names that begins its own
 (full_small_2 -> full). Batch sizes, numbers of rows, formulas and weights are what the folder says. Outputs are the
@@ -17,21 +17,22 @@ import numpy as np
 import pytest
 import torch
 
-from stages.human import crops, metrics
-from stages.human.body import Body
-from stages.human.heatmap import condition, dpmesh_keypoints, gaussian_heatmaps
-from stages.human.joints import SETS, index
-from stages.human.rotations import about, axis_angle_to_matrix
-from stages.models.dpmesh import losses
-from stages.models.dpmesh.fast import prepare
-from stages.models.dpmesh.names import body_arrays
+from stages.evaluation import metrics
+from stages.geometry import crops
+from stages.geometry.heatmaps import dpmesh_keypoints, gaussian_heatmaps, joints_in_crop
+from stages.geometry.rotations import about, axis_angle_to_matrix
+from stages.keypoints.joint_sets import SETS, index
+from stages.models.dpmesh.checkpoint_names import body_arrays
+from stages.models.dpmesh.cpu_inference import prepare
+from stages.models.dpmesh.inputs import crop_images
 from stages.models.dpmesh.network import HEAT, SIGMA, DPMesh, camera_translation, focal_of
 from stages.models.dpmesh.outputs import JointRegressor, body_outputs, reference_outputs
-from stages.models.dpmesh.pose import PoseCodebook, gram_schmidt, matrix_to_axis_angle
+from stages.models.dpmesh.pose_decoder import PoseCodebook, gram_schmidt, matrix_to_axis_angle
 from stages.models.dpmesh.regressor import sine_position
-from stages.models.dpmesh.rows import crop_images
-from tests.parity.conftest import Fixtures, fixtures_of
-from tests.parity.dpmesh_inputs import Case, evaluate, sibling_of
+from stages.smpl.body import Body
+from stages.training.dpmesh import losses
+from tests.helpers.dpmesh_parity import Case, evaluate, sibling_of
+from tests.helpers.fixtures import Fixtures, fixtures_of
 
 BODY = "human_model_layer."
 
@@ -227,7 +228,7 @@ def prep(case: Case) -> dict[str, Any]:
     said = re.search(r"annotations? ([\d, and]+)", case.spec["inputs"].get("hhrnet_coco", ""))
     which = [int(n) for n in re.findall(r"\d+", said[1])] if said else range(len(hhrnet))
     crowd[which] = dpmesh_keypoints(hhrnet, SETS["coco17"])
-    made, crowd_made = condition(own, size), condition(crowd, size)
+    made, crowd_made = joints_in_crop(own, size), joints_in_crop(crowd, size)
     affine = crops.scaled(made.affine, 256 / HEAT)
     images = [case.stored[f"image{i}"] for i in range(len(size))]
     crop = crop_images(images, np.arange(len(size)), affine)

@@ -1,5 +1,5 @@
-"""--fixtures works on any folder in the format of ../shared/parity/dpmesh: cases with other names, fewer rows, other
-formulas, with and without an index of their own. Made here of parts of the shared cases."""
+"""--fixtures works on any folder in the format of fixtures/parity/dpmesh: cases with other names, fewer rows, other
+formulas, with and without an index of their own. Made here of parts of the cases there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.conftest import SHARED, Fixtures
-from tests.parity.dpmesh_inputs import Case, evaluate
+from tests.helpers.dpmesh_parity import Case, evaluate
+from tests.helpers.fixtures import PARITY, Fixtures
 from tests.parity.test_dpmesh import RUNNERS, cases_of, runner_of
 
-OURS = SHARED / "dpmesh"
+OURS = PARITY / "dpmesh"
 
 
 def part_of(stored: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
@@ -35,8 +35,6 @@ def part_of(stored: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not OURS.exists():
-        pytest.skip("no ../shared here")
     root = tmp_path_factory.mktemp("new") / "dpmesh"
     root.mkdir()
     index = json.loads((OURS / "fixtures.json").read_text())
@@ -60,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = part_of(stored, 1)
     for name in ("pose", "shape", "trans"):  # inputs that are stored count before those that are described
         described = index["cases"]["smpl"]["inputs"][name]
-        fixtures = Fixtures("dpmesh", SHARED)
+        fixtures = Fixtures("dpmesh")
         drawn = torch.from_numpy(fixtures.weights.array(described["array"], tuple(described["shape"]))).numpy()
         kept[f"in.{name}"] = np.float32(evaluate(described.get("then", "x"), {"x": drawn}))[:1]
     np.savez(root / "smpl_one.npz", **kept)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.human import metrics
-from tests.parity.conftest import fixtures_of
+from stages.evaluation import metrics
+from tests.helpers.fixtures import fixtures_of
 
 # Rows of the H36M regressor that the papers keep: all but pelvis, torso and nose.
 H36M14 = [1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16]

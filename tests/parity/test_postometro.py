@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from stages.human import crops, mesh_levels
-from stages.human.rotations import axis_angle_to_matrix
-from stages.models import pct
-from stages.models.postometro import loading
+from stages.geometry import crops
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.models.pct import network as pct
+from stages.models.postometro import weights as loading
 from stages.models.postometro.network import FastMetro, PostoMetro
-from stages.training import postometro_losses as losses
-from tests.parity.conftest import Fixtures, fixtures_of
+from stages.smpl import mesh_sampling
+from stages.training.postometro import losses
+from tests.helpers.fixtures import Fixtures, fixtures_of
+from tests.helpers.parity_limits import limit
 
 REL, WORST = 2e-5, 2e-4  # relative error of an array; worst entry over RMS
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -55,6 +57,7 @@ class Case:
     """One .npz: `agree` compares an array, sampled or whole, within the family's tolerance."""
 
     def __init__(self, path: Path) -> None:
+        self.stem = path.stem
         with np.load(path) as stored:
             self.arrays = dict(stored)
         self.worst = 0.0
@@ -76,8 +79,9 @@ class Case:
         assert got.shape == expected.shape, (name, got.shape, expected.shape)
         error = np.abs(got - expected)
         relative = np.linalg.norm(error) / np.linalg.norm(expected)
-        assert relative <= REL, f"{name}: relative error {relative:.2e}"
-        assert error.max() <= WORST * np.sqrt(np.mean(expected**2)), f"{name}: worst entry off by {error.max():.2e}"
+        rel, worst = limit("postometro", self.stem, name, REL), limit("postometro", self.stem, f"{name}, worst", WORST)
+        assert relative <= rel, f"{name}: relative error {relative:.2e}"
+        assert error.max() <= worst * np.sqrt(np.mean(expected**2)), f"{name}: worst entry off by {error.max():.2e}"
 
     def images(self, name: str = "image_u8") -> torch.Tensor:
         """The crops, normalised: (n, 3, H, W)."""
@@ -347,7 +351,7 @@ def test_crop(crop: Path) -> None:
 
 def test_mesh_levels(mesh_levels_synthetic: Path) -> None:
     case = Case(mesh_levels_synthetic)
-    levels = mesh_levels.build(case["vertices"], case["faces"])
+    levels = mesh_sampling.build(case["vertices"], case["faces"])
     for k in (1, 2):
         assert np.array_equal(levels.keep[k - 1], case[f"keep{k}"])
         assert np.array_equal(levels.faces[k], case[f"faces{k}"])

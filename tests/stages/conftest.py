@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import dpmesh_standin as standin
+from tests.helpers import dpmesh_standin as standin
 
 
 @pytest.fixture(scope="session")

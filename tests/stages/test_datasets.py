@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from hmr_cli.app import main
-from stages.artefact import open_artefact
-from stages.datasets import open_dataset
+from stages.artefacts.hdf5 import open_artefact
 from stages.datasets.protocols import protocol_of
 from stages.errors import AssetError
-from stages.human import body, joints
-from tests.stages import trees
-from tests.stages.layouts import LAYOUTS, Tree
-from tests.stages.trees import SCALE
+from stages.keypoints import joint_sets
+from stages.pipeline import open_dataset
+from stages.smpl import body
+from tests.helpers import dataset_world
+from tests.helpers.dataset_layouts import LAYOUTS, Tree
+from tests.helpers.dataset_world import SCALE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +31,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HMR_CACHE", str(folder))
         body._cached.cache_clear()
-        trees.add_bodies(folder)
+        dataset_world.add_bodies(folder)
         yield
     body._cached.cache_clear()
 
@@ -72,8 +73,8 @@ def expected(tree: Tree, vertices: np.ndarray) -> tuple[float, float]:
     folder = tree.data if tree.data.is_dir() else tree.data.parent
     folder = folder if (folder / "SMPL_to_J19.pkl").exists() else folder.parent
     smpl = body.load_body("smpl").J_regressor.numpy().astype(float)
-    matrix = smpl if protocol.joint_set == "smpl24" else trees.matrix(folder, protocol.joint_set)
-    names = joints.get(protocol.joint_set)
+    matrix = smpl if protocol.joint_set == "smpl24" else dataset_world.matrix(folder, protocol.joint_set)
+    names = joint_sets.get(protocol.joint_set)
     points = matrix @ vertices
     root = points[:, [names.index(n) for n in protocol.root]].mean(1, keepdims=True)
     wanted = [n for n in protocol.joints if not tree.annotated or n in tree.annotated]
@@ -93,7 +94,7 @@ def test_the_error_is_the_one_it_was_made_with(
 ) -> None:
     tree = tree_of(layout, made, tmp_path_factory)
     rows, vertices = people(tree)
-    meshes = trees.estimate(rows, vertices, tmp_path / "test.meshes.h5")
+    meshes = dataset_world.estimate(rows, vertices, tmp_path / "test.meshes.h5")
     flags = ["--partial"] * tree.partial
     code, out, err = hmr(capsys, "eval", tree.name, "--data", tree.data, "--meshes", meshes, "--json", *flags)
     assert code == 0, err
@@ -209,24 +210,24 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, capsys: py
 
 
 def test_regressors_are_checked_and_their_name_clash_settled(tmp_path: Path) -> None:
-    from stages.datasets import regressors
+    from stages.datasets import joint_regressors
 
     smpl = body.load_body("smpl")
     with pytest.raises(AssetError, match="J_regressor_h36m_correct") as error:
-        regressors.find(smpl, "h36m17", tmp_path)
+        joint_regressors.find(smpl, "h36m17", tmp_path)
     assert "I2L-MeshNet" in error.value.hint
-    trees.add_regressors(tmp_path)
-    found = regressors.find(smpl, "h36m17", tmp_path)
+    dataset_world.add_regressors(tmp_path)
+    found = joint_regressors.find(smpl, "h36m17", tmp_path)
     assert "not the published file" in found.about and found.matrix.shape == (17, 6890)
     rows = np.random.default_rng(0).random((14, 6890))
     rows /= rows.sum(1, keepdims=True)
     for count, kept in ((14, rows[5:]), (9, rows[:9])):
         np.save(tmp_path / f"{count}.npy", rows[:count])
-        np.testing.assert_allclose(regressors.read(tmp_path / f"{count}.npy", "extra9").matrix, kept, rtol=1e-5)
+        np.testing.assert_allclose(joint_regressors.read(tmp_path / f"{count}.npy", "extra9").matrix, kept, rtol=1e-5)
     for wrong, why in ((rows[:5], "shape"), (rows[:9] * 2, "sum to one")):
         np.save(tmp_path / f"{why[:3]}.npy", wrong)
         with pytest.raises(AssetError, match=why):
-            regressors.read(tmp_path / f"{why[:3]}.npy", "extra9")
+            joint_regressors.read(tmp_path / f"{why[:3]}.npy", "extra9")
 
 
 def test_rows_of_a_data_set_as_a_file(
@@ -235,7 +236,7 @@ def test_rows_of_a_data_set_as_a_file(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    from stages.frames import FrameSource
+    from stages.media.frames import FrameSource
 
     tree = tree_of("3dpw", made, tmp_path_factory)
     out = tmp_path / "3dpw.detections.h5"
@@ -251,15 +252,21 @@ def test_men_are_compared_with_men(
     made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """The neutral protocol is another number: the stand-ins differ by five per cent."""
-    from stages.evaluate import Params, run
-    from stages.progress import Run
+    from stages.engine.job import RunOptions
+    from stages.evaluate import run
+    from stages.params import EvaluateParams
 
     tree = tree_of("3dpw-oc", made, tmp_path_factory)
     rows, vertices = people(tree)
     data = open_dataset(tree.name, tree.data, partial=True)
-    meshes = trees.estimate(rows, vertices, tmp_path / "test.meshes.h5")
-    found = [run(meshes, data, None, Params(protocol=p), Run()).attrs["summary"]["mpve"] for p in ("dpmesh", "neutral")]
-    again = [run(meshes, data, None, Params(), Run(batch_size=n)).attrs["summary"]["mpve"] for n in (1, 5)]
+    meshes = dataset_world.estimate(rows, vertices, tmp_path / "test.meshes.h5")
+    found = [
+        run(meshes, data, None, EvaluateParams(protocol=p), RunOptions()).attrs["summary"]["mpve"]
+        for p in ("dpmesh", "neutral")
+    ]
+    again = [
+        run(meshes, data, None, EvaluateParams(), RunOptions(batch_size=n)).attrs["summary"]["mpve"] for n in (1, 5)
+    ]
     assert again == [found[0]] * 2  # to the last digit, men and women in one batch or apart
     assert abs(found[0] - found[1]) > 3
 
@@ -270,9 +277,10 @@ def test_emdb_scores_the_joints_of_the_kinematic_tree(
     """A known turn of one elbow, in SMPL parameters: the hand's way is known, everything else stays."""
     import torch
 
-    from stages.artefact import memory
-    from stages.evaluate import Params, run
-    from stages.progress import Run
+    from stages.artefacts.table import in_memory
+    from stages.engine.job import RunOptions
+    from stages.evaluate import run
+    from stages.params import EvaluateParams
 
     tree = tree_of("emdb", made, tmp_path_factory)
     data = open_dataset(tree.name, tree.data, partial=True)
@@ -285,14 +293,14 @@ def test_emdb_scores_the_joints_of_the_kinematic_tree(
     woman = body.load_body("smpl", "female")
     a, b = (woman(torch.tensor(x[:, 0]), torch.tensor(x[:, 1:]), betas).joints.numpy() for x in (true, bent))
     smpl = {"global_orient": bent[:, 0], "body_pose": bent[:, 1:], "betas": betas.numpy(), "transl": np.ones((3, 3))}
-    meshes = memory(
+    meshes = in_memory(
         "meshes",
         frames=rows.frames,
         rows=rows.rows,
         columns={f"smpl/{k}": v for k, v in smpl.items()},
         group_attrs={"smpl": {"body_model": "smpl", "gender": "female"}},
     )
-    scores = run(meshes, data, None, Params(), Run())
+    scores = run(meshes, data, None, EvaluateParams(), RunOptions())
     gaps = np.linalg.norm(a - b, axis=-1)
     assert (gaps > 1e-4).sum(1).tolist() == [2, 2, 2]
     np.testing.assert_allclose(scores.read("errors/mpjpe"), 1000 * gaps.mean(1), atol=1e-2)
@@ -330,8 +338,9 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
     made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     """Two people's bodies exchanged: nothing changes there, everything where rows are compared with rows."""
-    from stages.evaluate import Params, run
-    from stages.progress import Run
+    from stages.engine.job import RunOptions
+    from stages.evaluate import run
+    from stages.params import EvaluateParams
 
     found = {}
     for layout in ("panoptic", "3dpw json"):
@@ -340,8 +349,8 @@ def test_panoptic_takes_the_nearest_body_of_the_picture(
         data = open_dataset(tree.name, tree.data, partial=tree.partial)
         assert rows.rows["frame"].tolist() == [0, 0, 1, 1, 2, 2]
         for name, order in (("right", [0, 1, 2, 3, 4, 5]), ("swapped", [1, 0, 3, 2, 5, 4])):
-            meshes = trees.estimate(rows, vertices[order], tmp_path / f"{layout}{name}.meshes.h5")
-            found[layout, name] = run(meshes, data, None, Params(), Run()).attrs["summary"]["mpjpe"]
+            meshes = dataset_world.estimate(rows, vertices[order], tmp_path / f"{layout}{name}.meshes.h5")
+            found[layout, name] = run(meshes, data, None, EvaluateParams(), RunOptions()).attrs["summary"]["mpjpe"]
     assert found["panoptic", "swapped"] == pytest.approx(found["panoptic", "right"], abs=1e-3)
     assert found["3dpw json", "swapped"] > 2 * found["3dpw json", "right"]
 
@@ -351,14 +360,14 @@ def test_how_rows_can_be_refined_together(
     layout: str, mode: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from stages.refine import mode_of
-    from stages.units import view_units
+    from stages.refinement.windows import view_windows
 
     tree = tree_of(layout, made, tmp_path_factory)
     rows = open_dataset(tree.name, tree.data, partial=tree.partial).detections
     assert mode_of(rows) == mode
     if mode == "views":
         frame, track, status = (rows.rows[name] for name in ("frame", "track", "status"))
-        units = view_units(frame, track, rows.frames["view"], rows.frames["time"], status)
+        units = view_windows(frame, track, rows.frames["view"], rows.frames["time"], status)
         assert all(len(unit) > 1 for unit in units)
 
 
@@ -366,8 +375,9 @@ def test_how_rows_can_be_refined_together(
 def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     layout: str, made: dict[str, Tree], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    from stages.evaluate import Params, run
-    from stages.progress import Run
+    from stages.engine.job import RunOptions
+    from stages.evaluate import run
+    from stages.params import EvaluateParams
 
     tree = tree_of(layout, made, tmp_path_factory)
     rows, vertices = people(tree)
@@ -375,7 +385,9 @@ def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     names = list(rows.group_attrs("keypoints")["joints"])
     data.table.keypoints = data.table.keypoints.copy()
     data.table.keypoints[0, names.index("left_knee"), 2] = 0.04
-    scores = run(trees.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, Params(), Run())
+    scores = run(
+        dataset_world.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, EvaluateParams(), RunOptions()
+    )
     scored = protocol_of("dpmesh").joints
     seen = scores.read("errors/visible").astype(bool)
     head, knee = scored.index("head_top"), scored.index("left_knee")  # no detector gives the top of the head

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from stages import detect
-from stages.artefact import Artefact, memory, open_artefact
-from stages.detect import Params
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, K_DEFAULT, K_USER, OK
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import RunOptions
+from stages.engine.runner import merge
 from stages.errors import ArtefactError, AssetError, InputError, RowsFailed, UsageError
-from stages.frames import write_image, write_video
-from stages.kinds import FAILED, K_DEFAULT, K_USER, OK
-from stages.progress import Run, merge
-from tests import real
-from tests.stages import rectangles
+from stages.media.frames import write_image, write_video
+from stages.params import DetectParams
+from tests.helpers import fetched, fixtures, rectangle_detector
 
-WHITE = "tests.stages.rectangles:Rectangles"
-PARAMS = Params(detector=WHITE)
+WHITE = "tests.helpers.rectangle_detector:Rectangles"
+PARAMS = DetectParams(detector=WHITE)
 
 
 def picture(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (320, 240)) -> np.ndarray:
@@ -54,7 +55,7 @@ def test_people_become_rows_in_frame_order(tmp_path: Path) -> None:
         assert table.rows["frame"].tolist() == [0, 0, 2]
         boxes = sorted(table.rows["box"].tolist())
         assert boxes == [[5, 5, 40, 90], [10, 20, 50, 100], [100, 30, 160, 200]]
-        expected = table.rows["box"][:, None, :2] + rectangles.SPREAD * (
+        expected = table.rows["box"][:, None, :2] + rectangle_detector.SPREAD * (
             table.rows["box"][:, None, 2:] - table.rows["box"][:, None, :2]
         )
         np.testing.assert_allclose(table.read("keypoints/xy"), expected, atol=1e-4)
@@ -84,7 +85,7 @@ def test_unreadable_pictures_fail_and_the_others_are_done(tmp_path: Path) -> Non
     assert table.frames["status"].tolist() == [OK, FAILED, FAILED, FAILED, OK]
     assert all(table.frames["error"][1:4]) and table.rows["frame"].tolist() == [0, 4]
     with pytest.raises(RowsFailed):
-        detect.run([photos], tmp_path / "s.h5", PARAMS, Run(strict=True))
+        detect.run([photos], tmp_path / "s.h5", PARAMS, RunOptions(strict=True))
     with pytest.raises(InputError, match="every frame failed"):
         detect.run([photos / "b.jpg", photos / "c.jpg"], None, PARAMS)
 
@@ -109,7 +110,7 @@ def test_scores_choose_and_order_people(tmp_path: Path) -> None:
     assert best.rows["box"][:, 0].tolist() == [10] and (np.diff(table.rows["score"]) <= 0).all()
 
 
-class Wild(rectangles.Rectangles):
+class Wild(rectangle_detector.Rectangles):
     """Boxes as a bad detector gives them."""
 
     def _one(self, image, box):
@@ -119,7 +120,7 @@ class Wild(rectangles.Rectangles):
 
 def test_boxes_are_clipped_or_left_out(tmp_path: Path) -> None:
     photos = folder(tmp_path / "in", a=picture())
-    table = found([photos], None, Params(detector="tests.stages.test_detect:Wild"))
+    table = found([photos], None, DetectParams(detector="tests.stages.test_detect:Wild"))
     assert table.rows["box"].tolist() == [[0, 0, 100, 100], [0, 0, 319, 239]]
 
 
@@ -160,21 +161,21 @@ def test_tracks_follow_people_through_a_film(film: Path, tmp_path: Path) -> None
 def test_batches_shards_and_resumption_change_nothing(film: Path, tmp_path: Path) -> None:
     whole = values(detect.run([film], tmp_path / "whole.h5", PARAMS))
     for batch in (1, 7, 64):
-        other = values(detect.run([film], tmp_path / f"b{batch}.h5", PARAMS, Run(batch_size=batch)))
+        other = values(detect.run([film], tmp_path / f"b{batch}.h5", PARAMS, RunOptions(batch_size=batch)))
         assert other.keys() == whole.keys()
         for name in whole:
             np.testing.assert_array_equal(other[name], whole[name], err_msg=name)
     out = tmp_path / "shards.h5"
     for shard in (2, 0, 1):
-        detect.run([film], out, PARAMS, Run(shard=(shard, 3)))
+        detect.run([film], out, PARAMS, RunOptions(shard=(shard, 3)))
     if not out.exists():
         merge(out)
     again = values(out)
     for name in whole:
         np.testing.assert_array_equal(again[name], whole[name], err_msg=name)
-    rectangles.calls.clear()
+    rectangle_detector.calls.clear()
     detect.run([film], out, PARAMS)
-    assert not rectangles.calls  # up to date: nothing is looked at again
+    assert not rectangle_detector.calls  # up to date: nothing is looked at again
 
 
 def test_photos_can_be_tracked_as_a_sequence(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def boxes_only(photos: Path, boxes: list[list[float]], frame: list[int], names: 
     rows = {"frame": np.array(frame), "box": np.array(boxes, float)}
     nothing = {"keypoints/xy": np.zeros((len(boxes), 0, 2)), "keypoints/score": np.zeros((len(boxes), 0))}
     attrs = {"keypoints": {"joints": [], "joint_set": "", "score_definition": "no keypoints"}}
-    return memory(
+    return in_memory(
         "detections", frames=frames, rows=rows, columns=nothing, group_attrs=attrs, attrs={"root": str(photos)}
     )
 
@@ -278,7 +279,7 @@ def test_given_boxes_get_keypoints_and_keep_their_rows(tmp_path: Path) -> None:
     xy = result.read("keypoints/xy")
     box = table.rows["box"][[0, 1, 6]]
     np.testing.assert_allclose(
-        xy[[0, 1, 6]], box[:, None, :2] + rectangles.SPREAD * (box[:, None, 2:] - box[:, None, :2])
+        xy[[0, 1, 6]], box[:, None, :2] + rectangle_detector.SPREAD * (box[:, None, 2:] - box[:, None, :2])
     )
     assert np.isnan(xy[2:6]).all()
     np.testing.assert_array_equal(result.frames["K"], table.frames["K"])
@@ -294,8 +295,8 @@ def test_pictures_of_given_boxes_that_have_moved(tmp_path: Path) -> None:
 
 def test_a_detector_without_people_takes_them_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = folder(tmp_path / "in", a=picture((10, 20, 50, 100)), b=picture())
-    monkeypatch.setattr(detect, "_best", lambda device: rectangles.Rectangles())
-    table = found([photos], None, Params(detector="tests.stages.rectangles:OnlyJoints"))
+    monkeypatch.setattr(detect, "_best", lambda device: rectangle_detector.Rectangles())
+    table = found([photos], None, DetectParams(detector="tests.helpers.rectangle_detector:OnlyJoints"))
     assert table.n_rows == 1 and table.attrs["model"]["name"] == "onlyjoints+rectangles"
 
 
@@ -306,17 +307,17 @@ def test_auto_takes_what_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HMR_CACHE", str(tmp_path))
     monkeypatch.setattr("stages.models.detectors.vitpose.VitPose.missing", classmethod(lambda cls, path: "no"))
     with pytest.raises(AssetError, match="no detector is ready") as caught:
-        detect.choose(Params(), None, "cpu", alone=True)
+        detect.choose(DetectParams(), None, "cpu", alone=True)
     assert "hmr assets get blazepose" in caught.value.hint
     (tmp_path / "blazepose").mkdir()
     for name in ("pose_detection.tflite", "pose_landmark_full.tflite"):
         (tmp_path / "blazepose" / name).write_bytes(b"x")
-    assert detect.choose(Params(), None, "cpu", alone=True)[0].name == "blazepose"
+    assert detect.choose(DetectParams(), None, "cpu", alone=True)[0].name == "blazepose"
     pytest.importorskip("onnxruntime")
     (tmp_path / "rtmpose").mkdir()
     for name in ("detector.onnx", "pose.onnx"):
         (tmp_path / "rtmpose" / name).write_bytes(b"x")
-    assert detect.choose(Params(), None, "cpu", alone=True)[0].name == "rtmpose"
+    assert detect.choose(DetectParams(), None, "cpu", alone=True)[0].name == "rtmpose"
 
 
 @pytest.mark.parametrize(
@@ -338,7 +339,7 @@ def test_conflicting_inputs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to look at"):
         detect.run([], None, PARAMS)
     with pytest.raises(UsageError, match="belongs to one detector"):
-        detect.run([tmp_path], None, Params(), detector_path=tmp_path)
+        detect.run([tmp_path], None, DetectParams(), detector_path=tmp_path)
 
 
 def test_other_settings_do_not_replace_a_finished_file(tmp_path: Path) -> None:
@@ -352,9 +353,9 @@ def test_other_settings_do_not_replace_a_finished_file(tmp_path: Path) -> None:
 
 
 def test_the_chain_on_real_photos_with_the_default_detector(tmp_path: Path) -> None:
-    real.blazepose()
-    photos = sorted(real.shared("photos/free").glob("*.jpg"))[:2]
-    path = detect.run(photos, tmp_path / "x.h5", Params(detector="blazepose"))
+    fetched.blazepose()
+    photos = sorted(fixtures.find("photos/free").glob("*.jpg"))[:2]
+    path = detect.run(photos, tmp_path / "x.h5", DetectParams(detector="blazepose"))
     with open_artefact(path, "detections") as table:
         assert table.n_rows >= 2 and (table.rows["score"] >= 0.72).all()
         score = table.read("keypoints/score")

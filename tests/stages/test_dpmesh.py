@@ -10,21 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from stages import attention, convert, features
-from stages.artefact import memory, open_artefact
-from stages.checkpoints import Checkpoint, read_checkpoint
+from stages import convert, features
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, OK
+from stages.artefacts.table import in_memory as memory
+from stages.engine.job import RunOptions
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
-from stages.human.cameras import project
-from stages.human.joints import SETS
-from stages.kinds import FAILED, OK
+from stages.files.checkpoints import Checkpoint, read_checkpoint
+from stages.geometry.cameras import project
+from stages.keypoints.joint_sets import SETS
 from stages.models.dpmesh import DPMeshExtractor, DPMeshRecoverer
+from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
+from stages.models.dpmesh.inputs import crops_of
 from stages.models.dpmesh.network import camera_translation, focal_of
 from stages.models.dpmesh.outputs import full_translation
-from stages.models.dpmesh.rows import condition_of
-from stages.models.dpmesh.start import from_stable_diffusion
 from stages.models.dpmesh.weights import load, own_names
-from stages.progress import Run
-from tests import dpmesh_standin as standin
+from stages.params import ConvertParams, FeaturesParams
+from stages.visualization import attention
+from tests.helpers import dpmesh_standin as standin
 
 Tensors = dict[str, torch.Tensor]
 
@@ -64,7 +67,7 @@ def numpy(out: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def run(detections: Any, out: Path | None = None, batch: int = 4, **options: Any) -> Any:
-    return features.run(detections, out, run=Run(batch_size=batch, device="cpu"), root=standin.PHOTOS, **options)
+    return features.run(detections, out, run=RunOptions(batch_size=batch, device="cpu"), root=standin.PHOTOS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_features_in_memory_and_in_file_are_the_same_bits(direct: Path, publishe
 
 
 def test_latents_stand_for_the_pictures(direct: Path, published: Path, detections: Path, folder: Path) -> None:
-    latents = run(detections, folder / "latents.features.h5", ckpt=published, params=features.Params("dpmesh-latents"))
+    latents = run(detections, folder / "latents.features.h5", ckpt=published, params=FeaturesParams("dpmesh-latents"))
     again = features.run(detections, None, ckpt=published, latents=latents, root=folder / "no pictures here")
     with open_artefact(direct) as file:
         np.testing.assert_array_equal(file.read("features/dpmesh"), again.read("features/dpmesh"))
@@ -142,7 +145,7 @@ def test_attention_maps_for_the_viewer(recoverer: DPMeshRecoverer, detections: P
 
 @pytest.mark.slow
 def test_attention_pictures(published: Path, detections: Path, folder: Path) -> None:
-    made = attention.run(detections, folder / "attention", published, root=standin.PHOTOS, run=Run(device="cpu"))
+    made = attention.run(detections, folder / "attention", published, root=standin.PHOTOS, run=RunOptions(device="cpu"))
     assert len(made) == 2 and all(p.stat().st_size > 10_000 for p in made)
 
 
@@ -152,9 +155,9 @@ def test_attention_pictures(published: Path, detections: Path, folder: Path) -> 
 def forms(published: Path, folder: Path) -> dict[str, Path]:
     made = {}
     for name, params in {
-        "separate": convert.Params(fold=False),
-        "folded": convert.Params(),
-        "bf16": convert.Params(dtype="bfloat16"),
+        "separate": ConvertParams(fold=False),
+        "folded": ConvertParams(),
+        "bf16": ConvertParams(dtype="bfloat16"),
     }.items():
         made[name] = convert.convert(published, folder / f"{name}.safetensors", params)
     return made
@@ -172,17 +175,17 @@ def test_converted_checkpoints(published: Path, folder: Path, recoverer: DPMeshR
         loaded = DPMeshRecoverer.load(checkpoint, body=recoverer.body)
         out = numpy(loaded(people))
         if name == "bf16":  # bodies of random weights are not close: compare what the networks see
-            mine, own = (r.diffusion(people, condition_of(people))["merged"].float() for r in (loaded, recoverer))
+            mine, own = (r.diffusion(people, crops_of(people))["merged"].float() for r in (loaded, recoverer))
             assert float((mine - own).norm() / own.norm()) < 0.05
             continue
         for key, value in wanted.items():
             # Not the same bits: where weights lie in the file decides how they are aligned in memory.
             np.testing.assert_allclose(out[key], value, atol=1e-5 * max(1, np.abs(value).max()), err_msg=key)
-    assert convert.convert(published, folder / "folded.safetensors", convert.Params()).exists()
+    assert convert.convert(published, folder / "folded.safetensors", ConvertParams()).exists()
     with pytest.raises(InputError, match="made from another file or otherwise"):
-        convert.convert(published, folder / "folded.safetensors", convert.Params(fold=False))
+        convert.convert(published, folder / "folded.safetensors", ConvertParams(fold=False))
     with pytest.raises(UsageError, match="int8"):
-        convert.convert(published, folder / "x.safetensors", convert.Params(dtype="int8"))
+        convert.convert(published, folder / "x.safetensors", ConvertParams(dtype="int8"))
 
 
 @torch.no_grad()
@@ -196,7 +199,7 @@ def test_a_whole_file_in_half_precision(
     assert loaded.model.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     assert next(loaded.model.regressor.parameters()).dtype == torch.float32
     people = standin.people(detections, [0])
-    mine, own = (r.diffusion(people, condition_of(people))["merged"].float() for r in (loaded, recoverer))
+    mine, own = (r.diffusion(people, crops_of(people))["merged"].float() for r in (loaded, recoverer))
     assert float((mine - own).norm() / own.norm()) < 0.05
     out = numpy(loaded(people))
     assert loaded.body.name == "smpl" and all(np.isfinite(v).all() for v in out.values())
@@ -208,7 +211,7 @@ def test_converted_file_says_what_it_is(published: Path, folder: Path) -> None:
     assert header["dtype"] == "float32" and '"width": 64' in header["architecture"]
     found = convert.describe(folder / "said.safetensors")["dpmesh"]
     assert found["lora"] == "folded (rank 64, 144 layers)" and found["precision"] == "float32"
-    small = convert.convert(folder / "said.safetensors", folder / "small.safetensors", convert.Params(dtype="float16"))
+    small = convert.convert(folder / "said.safetensors", folder / "small.safetensors", ConvertParams(dtype="float16"))
     again = read_checkpoint(small).metadata  # a copy of a copy knows where it comes from
     assert again["source_sha256"] == header["source_sha256"] and again["lora_layers"] == "144"
 

@@ -14,16 +14,17 @@ import pytest
 import torch
 
 from stages import features, heatmaps, recover
-from stages.artefact import Artefact, memory, open_artefact
-from stages.checkpoints import read_checkpoint, write_checkpoint
-from stages.convert import Params as ConvertParams
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact, in_memory
 from stages.convert import convert
+from stages.engine.job import SILENT, RunOptions
 from stages.errors import InputError, UsageError
+from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.models.dpmesh import DPMeshRecoverer
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import own_names
-from stages.progress import SILENT, Run
-from tests import dpmesh_standin as standin
+from stages.params import ConvertParams, FeaturesParams, HeatmapsParams, RecoverParams
+from tests.helpers import dpmesh_standin as standin
 
 NAMES = ("smpl/global_orient", "smpl/body_pose", "smpl/betas", "smpl/transl", "joints/xyz", "joints/confidence")
 PHOTOS = ("000000214753.jpg", "000000397133.jpg", "000000165518.jpg")  # 2, 2 and 1 person (too few keypoints: fails)
@@ -40,8 +41,8 @@ def recoverer(dpmesh_checkpoint: Path) -> tuple[DPMeshRecoverer, str]:
     return DPMeshRecoverer.load(checkpoint), checkpoint.sha256
 
 
-def run(batch: int = 3, **options: Any) -> Run:
-    return Run(batch_size=batch, device="cpu", **options)
+def run(batch: int = 3, **options: Any) -> RunOptions:
+    return RunOptions(batch_size=batch, device="cpu", **options)
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def maps(detections: Path) -> Path:
 def exact(detections: Path, maps: Path, dpmesh_checkpoint: Path) -> Path:
     """float32 features, made by way of a heatmaps file."""
     made = features.run(
-        detections, detections.with_name("exact.features.h5"), features.Params(precision="float32"), run(),
+        detections, detections.with_name("exact.features.h5"), FeaturesParams(precision="float32"), run(),
         ckpt=dpmesh_checkpoint, heatmaps=maps, root=standin.PHOTOS,
     )  # fmt: skip
     assert isinstance(made, Path)
@@ -116,7 +117,7 @@ def test_batch_size_changes_no_bit_of_the_network(bodies: Any, direct: dict[str,
 
 def test_features_are_no_latents(detections: Path, exact: Path, dpmesh_checkpoint: Path) -> None:
     with pytest.raises(InputError, match="features of dpmesh, not latents"):
-        features.run(detections, None, features.Params(), run(), ckpt=dpmesh_checkpoint, latents=exact)
+        features.run(detections, None, FeaturesParams(), run(), ckpt=dpmesh_checkpoint, latents=exact)
 
 
 def test_heatmaps_of_other_keypoints_are_used_as_they_are(bodies: Any, direct: Any, maps: Path) -> None:
@@ -124,13 +125,13 @@ def test_heatmaps_of_other_keypoints_are_used_as_they_are(bodies: Any, direct: A
         columns = {n: made.read(n) for n in made.columns()}
         columns["heatmaps/value"] = columns["heatmaps/value"][:, ::-1]
         groups = {"heatmaps": made.group_attrs("heatmaps")}
-        other = memory("heatmaps", frames=made.frames, rows=made.rows, columns=columns, group_attrs=groups)
+        other = in_memory("heatmaps", frames=made.frames, rows=made.rows, columns=columns, group_attrs=groups)
     assert np.nanmax(np.abs(bodies(heatmaps=other)["smpl/body_pose"] - direct["smpl/body_pose"])) > 1e-2
 
 
 @pytest.mark.parametrize("setting", [{"sigma": 2.0}, {"threshold": 0.3}, {"size": 64}, {"joint_set": "coco17"}])
 def test_heatmaps_made_otherwise_are_refused(bodies: Any, detections: Path, setting: dict[str, Any]) -> None:
-    other = heatmaps.run(detections, None, heatmaps.Params(**setting))
+    other = heatmaps.run(detections, None, HeatmapsParams(**setting))
     with pytest.raises(InputError, match=f"{next(iter(setting))} {next(iter(setting.values()))}, not") as caught:
         bodies(heatmaps=other)
     assert caught.value.hint and "\n" not in caught.value.message
@@ -153,7 +154,7 @@ def test_latents_of_another_autoencoder_are_refused(
     detections: Path, dpmesh_checkpoint: Path, dpmesh_tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     latents = tmp_path / "l.features.h5"
-    params = features.Params("dpmesh-latents")
+    params = FeaturesParams("dpmesh-latents")
     features.run(detections, latents, params, run(), ckpt=dpmesh_checkpoint, root=standin.PHOTOS)
     second = dict(dpmesh_tensors)  # another checkpoint on the same autoencoder: what latents are for
     second["module.kp_lifting.weight"] = second["module.kp_lifting.weight"] + 0.1
@@ -189,11 +190,11 @@ def test_focal_length_of_the_first_picture_is_a_choice(
 
 def test_choices_that_a_network_does_not_have(detections: Path, dpmesh_checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="embedded has no choice of focal"):
-        recover.run(detections, None, recover.Params(focal="first"))
+        recover.run(detections, None, RecoverParams(focal="first"))
     with pytest.raises(UsageError, match="focal mean: no such choice"):
-        recover.run(detections, None, recover.Params(focal="mean"))
+        recover.run(detections, None, RecoverParams(focal="mean"))
     with pytest.raises(UsageError, match="precision int8: no such choice"):
-        features.run(detections, None, features.Params(precision="int8"), run(), ckpt=dpmesh_checkpoint)
+        features.run(detections, None, FeaturesParams(precision="int8"), run(), ckpt=dpmesh_checkpoint)
 
 
 def test_a_converted_file_says_that_its_body_is_another(
@@ -208,12 +209,16 @@ def test_a_converted_file_says_that_its_body_is_another(
 
     small = convert(dpmesh_checkpoint, tmp_path / "d.safetensors", ConvertParams())
     told = Told()
-    params = recover.Params()
+    params = RecoverParams()
     recover.run(detections, tmp_path / "m.h5", params, run(report=told, dry_run=True), ckpt=small, root=standin.PHOTOS)
     assert [w for w in told.warnings if "--body smpl" in w and "embedded body" in w]
     quiet = Told()
     recover.run(
-        detections, tmp_path / "m.h5", recover.Params(body="embedded"), run(report=quiet, dry_run=True), ckpt=small
+        detections,
+        tmp_path / "m.h5",
+        RecoverParams(body="embedded"),
+        run(report=quiet, dry_run=True),
+        ckpt=small,
     )
     assert not quiet.warnings
 
@@ -226,9 +231,11 @@ from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
 from stages import features
-from stages.artefact import memory, open_artefact
+from stages.params import FeaturesParams
+from stages.artefacts.table import in_memory
+from stages.artefacts.hdf5 import open_artefact
 from stages.models.dpmesh.network import DPMesh
-from stages.progress import Run
+from stages.engine.job import RunOptions
 if sys.argv[3] == "stand-in":
     features_of = lambda self, latent, *_: {"merged": torch.rand(len(latent), 2048, 8, 8)}
     DPMesh.features = features_of
@@ -237,12 +244,12 @@ for n in (64, 384):
     index = np.arange(n) % 2
     frames, rows = table.frames, {k: v[index] for k, v in table.rows.items()}
     given = {k: table.read(k)[index] for k in table.columns()}
-    people = memory("detections", frames=frames, rows=rows, columns=given, group_attrs={"keypoints": table.group_attrs("keypoints")})
+    people = in_memory("detections", frames=frames, rows=rows, columns=given, group_attrs={"keypoints": table.group_attrs("keypoints")})
     crop = np.tile(np.float32([[1, 0, 0], [0, 1, 0]]), (n, 1, 1))
     columns = {"features/latent": np.ones((n, 4, 32, 32), np.float32), "features/crop": crop}
-    latents = memory("features", frames=frames, rows=rows, columns=columns)
+    latents = in_memory("features", frames=frames, rows=rows, columns=columns)
     out = Path(sys.argv[2]).with_name(f"{n}.features.h5")
-    features.run(people, out, features.Params(precision="float32"), Run(device="cpu"), ckpt=Path(sys.argv[2]), latents=latents)
+    features.run(people, out, FeaturesParams(precision="float32"), RunOptions(device="cpu"), ckpt=Path(sys.argv[2]), latents=latents)
     print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, out.stat().st_size >> 20)
 """  # noqa: E501
 

@@ -11,23 +11,24 @@ import torch
 import trimesh
 
 from stages import export
-from stages.artefact import Artefact, memory
+from stages.artefacts.kinds import FAILED
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, InputError, UsageError
-from stages.export_npz import from_amass
-from stages.human.body import Body, load_body
-from stages.kinds import FAILED
-from stages.mesh_rows import MeshRows
-from stages.progress import Run
-from tests.stages.gltf_reader import Gltf
-from tests.stages.test_view import people
+from stages.formats.amass import from_amass
+from stages.loaders.bodies import BodyLoader
+from stages.params import ExportParams
+from stages.smpl.body import Body, load_body
+from tests.helpers.gltf_reader import Gltf
+from tests.helpers.people import images_with_people
 
-CPU = Run(device="cpu")
+CPU = RunOptions(device="cpu")
 TO_GLTF = np.array([1.0, -1.0, -1.0])
 TENTH = 1e-4  # metres
 
 
 def meshes(folder: Path, n: int, frames: int = 1, seed: int = 0) -> Artefact:
-    return people(folder, n, frames, seed)[0]
+    return images_with_people(folder, n, frames, seed)[0]
 
 
 def walk(folder: Path, frames: int = 12, fps: float = 10.0) -> Artefact:
@@ -44,10 +45,10 @@ def walk(folder: Path, frames: int = 12, fps: float = 10.0) -> Artefact:
 
 def test_photo_glb_opens_in_trimesh_with_the_posed_vertices(tmp_path: Path) -> None:
     table = meshes(tmp_path, 3)
-    made = export.run(table, tmp_path / "out", export.Params(), CPU)
+    made = export.run(table, tmp_path / "out", ExportParams(), CPU)
     assert [Path(f).name for f in made["files"]] == ["picture 0.glb"]
     scene = trimesh.load(made["files"][0])
-    expected = MeshRows(table).vertices(np.arange(3)).numpy() * TO_GLTF
+    expected = BodyLoader(table).vertices(np.arange(3)).numpy() * TO_GLTF
     assert len(scene.geometry) == 3
     for row in range(3):
         transform, geometry = scene.graph[f"person{row}_body"]
@@ -62,9 +63,9 @@ def test_photo_glb_opens_in_trimesh_with_the_posed_vertices(tmp_path: Path) -> N
 def test_skinning_by_the_file_alone_gives_the_body(tmp_path: Path, bind: str) -> None:
     table = meshes(tmp_path, 2)
     path = tmp_path / "one.glb"
-    export.run(table, path, export.Params(bind=bind), CPU)
+    export.run(table, path, ExportParams(bind=bind), CPU)
     gltf = Gltf(path)
-    expected = MeshRows(table).vertices(np.arange(2)).numpy() * TO_GLTF
+    expected = BodyLoader(table).vertices(np.arange(2)).numpy() * TO_GLTF
     for row in range(2):
         np.testing.assert_allclose(gltf.skinned(f"person{row}"), expected[row], atol=TENTH)
         position = gltf.array(gltf.primitive(f"person{row}")["attributes"]["POSITION"])
@@ -80,7 +81,7 @@ def test_skinning_by_the_file_alone_gives_the_body(tmp_path: Path, bind: str) ->
 def test_video_glb_is_animated_and_right_at_every_keyframe(tmp_path: Path) -> None:
     table = walk(tmp_path)
     path = tmp_path / "walk.glb"
-    export.run(table, path, export.Params(), CPU)
+    export.run(table, path, ExportParams(), CPU)
     gltf = Gltf(path)
     assert sorted(a["name"] for a in gltf.json["animations"]) == ["track5", "track9"]
     body = load_body()
@@ -89,7 +90,7 @@ def test_video_glb_is_animated_and_right_at_every_keyframe(tmp_path: Path) -> No
         times = gltf.times(f"track{track}")
         np.testing.assert_allclose(times, table.frames["time"][table.rows["frame"][rows]], atol=1e-6)
         assert len(times) == count
-        smpl = MeshRows(table).smpl(rows)
+        smpl = BodyLoader(table).smpl(rows)
         mean = smpl["betas"].mean(0, keepdim=True).expand(count, -1)
         with torch.no_grad():
             pelvis = body.rest_joints(smpl["betas"])[:, 0] - body.rest_joints(mean)[:, 0]
@@ -113,7 +114,7 @@ def test_video_glb_is_animated_and_right_at_every_keyframe(tmp_path: Path) -> No
 def test_camera_of_the_glb_sees_what_the_photo_shows(tmp_path: Path) -> None:
     table = meshes(tmp_path, 1)
     path = tmp_path / "one.glb"
-    export.run(table, path, export.Params(), CPU)
+    export.run(table, path, ExportParams(), CPU)
     gltf = Gltf(path)
     camera = gltf.json["cameras"][0]["perspective"]
     vertices = gltf.skinned("person0")
@@ -132,7 +133,7 @@ def test_camera_of_the_glb_sees_what_the_photo_shows(tmp_path: Path) -> None:
 
 def test_amass_round_trip(tmp_path: Path) -> None:
     table = meshes(tmp_path, 3, frames=2)
-    made = export.run(table, tmp_path / "out", export.Params(format="npz"), CPU)
+    made = export.run(table, tmp_path / "out", ExportParams(format="npz"), CPU)
     assert len(made["files"]) == 6
     for file in made["files"]:
         arrays = dict(np.load(file, allow_pickle=False))
@@ -142,7 +143,7 @@ def test_amass_round_trip(tmp_path: Path) -> None:
         body = load_body()
         with torch.no_grad():
             again = body(**{k: torch.from_numpy(v) for k, v in back.items()}).vertices[0].numpy()
-        np.testing.assert_allclose(again, MeshRows(table).vertices(np.array([row]))[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(again, BodyLoader(table).vertices(np.array([row]))[0].numpy(), atol=1e-5)
         for name in ("body_pose", "betas", "transl"):
             np.testing.assert_allclose(back[name][0], table.read(f"smpl/{name}")[row], atol=1e-5)
 
@@ -150,7 +151,7 @@ def test_amass_round_trip(tmp_path: Path) -> None:
 def test_amass_world_is_upright(tmp_path: Path) -> None:
     """As a reader of AMASS uses the file: z up, the head over the feet, away from the camera along y."""
     table = meshes(tmp_path, 1)
-    made = export.run(table, tmp_path / "one.npz", export.Params(), CPU)
+    made = export.run(table, tmp_path / "one.npz", ExportParams(), CPU)
     arrays = np.load(made["files"][0])
     pose = torch.tensor(arrays["poses"][:, :66].reshape(1, 22, 3))
     body_pose = torch.cat([pose[:, 1:], torch.zeros(1, 2, 3)], 1)
@@ -165,7 +166,7 @@ def test_amass_world_is_upright(tmp_path: Path) -> None:
 
 def test_tracks_become_one_even_sequence_or_are_cut_at_long_gaps(tmp_path: Path) -> None:
     table = walk(tmp_path)
-    made = export.run(table, tmp_path / "a", export.Params(format="npz"), CPU)
+    made = export.run(table, tmp_path / "a", ExportParams(format="npz"), CPU)
     assert [Path(f).name for f in made["files"]] == ["walk_track5.npz", "walk_track9.npz"]
     whole, gap = (np.load(f) for f in made["files"])
     assert whole["poses"].shape == (12, 156) and float(whole["mocap_framerate"]) == 10 and whole["observed"].all()
@@ -174,29 +175,29 @@ def test_tracks_become_one_even_sequence_or_are_cut_at_long_gaps(tmp_path: Path)
     # Filled places lie on the straight way between their neighbours.
     pelvis = gap["trans"]
     np.testing.assert_allclose(pelvis[5], (pelvis[3] + pelvis[7]) / 2, atol=0.02)
-    made = export.run(table, tmp_path / "b", export.Params(format="npz", max_gap=0.2), CPU)
+    made = export.run(table, tmp_path / "b", ExportParams(format="npz", max_gap=0.2), CPU)
     assert [Path(f).name for f in made["files"]] == ["walk_track5.npz", "walk_track9_0.npz", "walk_track9_1.npz"]
     assert [len(np.load(f)["poses"]) for f in made["files"]] == [12, 4, 5]
 
 
 def test_obj_is_the_posed_mesh(tmp_path: Path) -> None:
     table = meshes(tmp_path, 2)
-    made = export.run(table, tmp_path / "out", export.Params(format="obj"), CPU)
+    made = export.run(table, tmp_path / "out", ExportParams(format="obj"), CPU)
     assert [Path(f).name for f in made["files"]] == ["picture 0_person0.obj", "picture 0_person1.obj"]
     mesh = trimesh.load(made["files"][1], process=False)
-    np.testing.assert_allclose(mesh.vertices, MeshRows(table).vertices(np.array([1]))[0].numpy() * TO_GLTF, atol=2e-6)
+    np.testing.assert_allclose(mesh.vertices, BodyLoader(table).vertices(np.array([1]))[0].numpy() * TO_GLTF, atol=2e-6)
     assert mesh.is_watertight and mesh.volume > 0.02
 
 
 def test_failed_rows_are_left_out_and_nobody_is_fine(tmp_path: Path) -> None:
     table = meshes(tmp_path, 2)
     table.rows["status"][0] = FAILED
-    made = export.run(table, tmp_path / "a", export.Params(format="glb,npz,obj"), CPU)
+    made = export.run(table, tmp_path / "a", ExportParams(format="glb,npz,obj"), CPU)
     assert made["people"] == 1 and len(made["files"]) == 3
     for n, frames in ((0, 2), (0, 0)):
-        made = export.run(meshes(tmp_path, n, frames), tmp_path / f"b{frames}", export.Params(format="glb,npz"), CPU)
+        made = export.run(meshes(tmp_path, n, frames), tmp_path / f"b{frames}", ExportParams(format="glb,npz"), CPU)
         assert made["files"] == [] and made["people"] == 0
-    assert export.run(meshes(tmp_path, 0, 1), tmp_path / "nobody.glb", export.Params(), CPU)["files"] == []
+    assert export.run(meshes(tmp_path, 0, 1), tmp_path / "nobody.glb", ExportParams(), CPU)["files"] == []
 
 
 def body_of_smpl_licence() -> Body:
@@ -210,25 +211,25 @@ def body_of_smpl_licence() -> Body:
 
 
 def test_licensed_bodies_leave_only_on_purpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.mesh_rows.load_body", lambda *_: body_of_smpl_licence())
+    monkeypatch.setattr("stages.loaders.bodies.load_body", lambda *_: body_of_smpl_licence())
     table = meshes(tmp_path, 1)
     with pytest.raises(AssetError, match="standin"):
-        export.run(table, tmp_path / "x.glb", export.Params(), CPU)
+        export.run(table, tmp_path / "x.glb", ExportParams(), CPU)
     assert not (tmp_path / "x.glb").exists()
-    assert export.run(table, tmp_path / "x.npz", export.Params(), CPU)["note"] == ""
-    made = export.run(table, tmp_path / "x.glb", export.Params(licensed_body=True), CPU)
+    assert export.run(table, tmp_path / "x.npz", ExportParams(), CPU)["note"] == ""
+    made = export.run(table, tmp_path / "x.glb", ExportParams(licensed_body=True), CPU)
     assert "licence" in made["note"]
     gltf = Gltf(tmp_path / "x.glb")
     assert "standin" in gltf.json["asset"]["copyright"]
     # Bound in the pose, pose blend shapes are exact too.
-    expected = MeshRows(table).vertices(np.array([0]))[0].numpy() * TO_GLTF
+    expected = BodyLoader(table).vertices(np.array([0]))[0].numpy() * TO_GLTF
     np.testing.assert_allclose(gltf.skinned("person0"), expected, atol=TENTH)
 
 
 def test_vertices_without_parameters(tmp_path: Path) -> None:
     table = meshes(tmp_path, 2)
-    vertices = MeshRows(table).vertices(np.arange(2)).numpy()
-    bare = memory(
+    vertices = BodyLoader(table).vertices(np.arange(2)).numpy()
+    bare = in_memory(
         "meshes",
         frames=table.frames,
         rows=table.rows,
@@ -236,8 +237,8 @@ def test_vertices_without_parameters(tmp_path: Path) -> None:
         group_attrs={"vertices": {"body_model": "embedded"}},
     )
     with pytest.raises(InputError, match="npz"):
-        export.run(bare, tmp_path / "out", export.Params(format="npz"), CPU)
-    made = export.run(bare, tmp_path / "out", export.Params(format="glb,obj"), CPU)
+        export.run(bare, tmp_path / "out", ExportParams(format="npz"), CPU)
+    made = export.run(bare, tmp_path / "out", ExportParams(format="glb,obj"), CPU)
     scene = trimesh.load(made["files"][0])
     np.testing.assert_allclose(scene.geometry["person1"].vertices, vertices[1] * TO_GLTF, atol=TENTH)
 
@@ -245,13 +246,13 @@ def test_vertices_without_parameters(tmp_path: Path) -> None:
 def test_wrong_usage_is_named_before_anything_is_written(tmp_path: Path) -> None:
     table = meshes(tmp_path, 1, frames=2)
     for params, out in (
-        (export.Params(format="fbx"), tmp_path / "out"),
-        (export.Params(bind="a"), tmp_path / "out"),
-        (export.Params(axes="nasa"), tmp_path / "out"),
-        (export.Params(), tmp_path / "two.glb"),
+        (ExportParams(format="fbx"), tmp_path / "out"),
+        (ExportParams(bind="a"), tmp_path / "out"),
+        (ExportParams(axes="nasa"), tmp_path / "out"),
+        (ExportParams(), tmp_path / "two.glb"),
     ):
         with pytest.raises(UsageError):
             export.run(table, out, params, CPU)
         assert not out.exists()
     with pytest.raises(UsageError):
-        export.run(table, tmp_path / "out", export.Params(), dataclasses.replace(CPU, fresh=True))
+        export.run(table, tmp_path / "out", ExportParams(), dataclasses.replace(CPU, fresh=True))

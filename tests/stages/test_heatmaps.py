@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from stages import heatmaps
-from stages.artefact import memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, OK
+from stages.artefacts.table import in_memory
+from stages.engine.job import RunOptions
 from stages.errors import UsageError
-from stages.human import crops, heatmap, joints
-from stages.human.cameras import default_K
-from stages.kinds import FAILED, OK
-from stages.progress import Run
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "dpmesh"
+from stages.geometry import crops
+from stages.geometry import heatmaps as heatmap
+from stages.geometry.cameras import default_K
+from stages.keypoints import joint_sets
+from stages.params import HeatmapsParams
+from tests.helpers.fixtures import PARITY
 
 
 def detections(keypoints: np.ndarray, joint_set: str = "coco17", size: tuple[int, int] = (640, 480)):
@@ -23,8 +26,8 @@ def detections(keypoints: np.ndarray, joint_set: str = "coco17", size: tuple[int
     frames = {"name": ["a.jpg"], "size": np.array([size]), "K": default_K(np.array([size], float))}
     rows = {"frame": np.zeros(n, int), "box": np.tile([0.0, 0, *size], (n, 1))}
     columns = {"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]}
-    attrs = {"joints": list(joints.SETS[joint_set]), "joint_set": joint_set, "score_definition": "test"}
-    return memory("detections", frames=frames, rows=rows, columns=columns, group_attrs={"keypoints": attrs})
+    attrs = {"joints": list(joint_sets.SETS[joint_set]), "joint_set": joint_set, "score_definition": "test"}
+    return in_memory("detections", frames=frames, rows=rows, columns=columns, group_attrs={"keypoints": attrs})
 
 
 def people(n: int, count: int = 17, seed: int = 0) -> np.ndarray:
@@ -33,19 +36,17 @@ def people(n: int, count: int = 17, seed: int = 0) -> np.ndarray:
 
 
 def test_the_recorded_inputs_of_dpmesh() -> None:
-    if not SHARED.exists():
-        pytest.skip("no parity files here")
-    recorded = np.load(SHARED / "prep.npz")
+    recorded = np.load(PARITY / "dpmesh" / "prep.npz")
     size = recorded["image_hw"][:, ::-1]
-    keypoints = heatmap.dpmesh_keypoints(recorded["openpose"], joints.SETS["openpose18"])
+    keypoints = heatmap.dpmesh_keypoints(recorded["openpose"], joint_sets.SETS["openpose18"])
     np.testing.assert_array_equal(keypoints[..., 2], recorded["out.joints"][..., 2])
-    made = heatmap.condition(keypoints, size)
+    made = heatmap.joints_in_crop(keypoints, size)
     np.testing.assert_allclose(made.xy, recorded["out.joints"][..., :2], atol=2e-5)
     np.testing.assert_array_equal(made.visible, recorded["out.joints_mask"][..., 0] > 0)
     box = crops.dpmesh_boxes(keypoints, size)
     np.testing.assert_allclose(np.c_[box[:, :2], box[:, 2:] - box[:, :2]], recorded["out.bbox"], rtol=1e-5, atol=1e-4)
-    crowd = heatmap.dpmesh_keypoints(recorded["hhrnet_coco"], joints.SETS["coco17"])
-    made = heatmap.condition(crowd, size[:2])
+    crowd = heatmap.dpmesh_keypoints(recorded["hhrnet_coco"], joint_sets.SETS["coco17"])
+    made = heatmap.joints_in_crop(crowd, size[:2])
     np.testing.assert_allclose(made.xy, recorded["out.crowd_joints"][:2, :, :2], atol=2e-5)
     np.testing.assert_array_equal(made.visible, recorded["out.crowd_joints_mask"][:2, :, 0] > 0)
 
@@ -58,7 +59,7 @@ def test_maps_are_gaussians_where_the_crop_puts_the_joints(tmp_path: Path) -> No
         value, xy, mask = (made.read(f"heatmaps/{n}") for n in ("value", "xy", "mask"))
         assert value.shape == (5, 30, 32, 32) and made.group_attrs("heatmaps")["sigma"] == 2.5
         names = made.group_attrs("heatmaps")["joints"]
-        assert names == list(joints.SETS["dpmesh30"])
+        assert names == list(joint_sets.SETS["dpmesh30"])
         in_picture = crops.apply(made.read("heatmaps/crop").astype(float), table.read("keypoints/xy").astype(float))
     nose = names.index("nose")
     np.testing.assert_allclose(xy[:, nose], in_picture[:, 0], atol=1e-4)
@@ -71,14 +72,14 @@ def test_maps_are_gaussians_where_the_crop_puts_the_joints(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("joint_set", ["body25", "openpose18", "smpl24", "h36m17", "blazepose33"])
 def test_any_joint_set_is_taken_by_name(joint_set: str) -> None:
-    keypoints = people(2, len(joints.SETS[joint_set]))
+    keypoints = people(2, len(joint_sets.SETS[joint_set]))
     made = heatmaps.run(detections(keypoints, joint_set), None)
     mask = made.read("heatmaps/mask")
-    knee = joints.SETS["dpmesh30"].index("left_knee")
+    knee = joint_sets.SETS["dpmesh30"].index("left_knee")
     np.testing.assert_allclose(
         made.read("heatmaps/xy")[:, knee],
         crops.apply(
-            made.read("heatmaps/crop").astype(float), keypoints[:, [joints.SETS[joint_set].index("left_knee")], :2]
+            made.read("heatmaps/crop").astype(float), keypoints[:, [joint_sets.SETS[joint_set].index("left_knee")], :2]
         )[:, 0],
         atol=1e-3,
     )
@@ -101,7 +102,7 @@ def test_batch_size_and_parts_change_nothing(tmp_path: Path) -> None:
     table = detections(people(300))
     whole = heatmaps.run(table, None)
     for batch in (1, 7, 64):
-        made = heatmaps.run(table, None, run=Run(batch_size=batch))
+        made = heatmaps.run(table, None, run=RunOptions(batch_size=batch))
         for name in whole.columns():
             np.testing.assert_array_equal(made.read(name), whole.read(name))
 
@@ -112,7 +113,7 @@ def test_nobody() -> None:
 
 
 def test_other_sets_sizes_and_bad_settings() -> None:
-    params = heatmaps.Params(joint_set="coco17", size=64, sigma=4.0)
+    params = HeatmapsParams(joint_set="coco17", size=64, sigma=4.0)
     assert heatmaps.run(detections(people(2)), None, params).shape("heatmaps/value") == (2, 17, 64, 64)
     with pytest.raises(UsageError):
-        heatmaps.run(detections(people(1)), None, heatmaps.Params(sigma=0.0))
+        heatmaps.run(detections(people(1)), None, HeatmapsParams(sigma=0.0))

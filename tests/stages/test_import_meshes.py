@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import open_artefact
+from stages.artefacts.hdf5 import open_artefact
 from stages.errors import AssetError, HmrError, InputError, UsageError
-from stages.human import cameras
-from stages.human.body import load_body
-from stages.human.rotations import axis_angle_to_matrix
-from stages.import_meshes import Params, read_amass, read_phalp, read_predictions, run
-from stages.joblib_file import read_data
+from stages.files.joblib import read_data
+from stages.formats.amass import read_amass
+from stages.formats.bodies import Params
+from stages.formats.hmr2 import read_predictions
+from stages.formats.phalp import read_phalp
+from stages.geometry import cameras
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.import_ import run_bodies
+from stages.smpl.body import load_body
 
 EMBEDDED = Params(body="embedded", size="640x480")
 POSE = (0.3 * np.random.default_rng(0).standard_normal((6, 24, 3))).astype(np.float32)
@@ -52,7 +56,7 @@ def tracks() -> dict[str, Any]:
 def test_predictions_with_a_full_camera(tmp_path: Path) -> None:
     transl = np.tile([0.1, 0.2, 30.0], (6, 1)).astype(np.float32)
     np.savez(tmp_path / "p.npz", pred_pose=ROTMAT, pred_betas=np.zeros((6, 10)), pred_cam_t=transl)
-    meshes = run(read_predictions(tmp_path / "p.npz", EMBEDDED), tmp_path / "p.meshes.h5", EMBEDDED)
+    meshes = run_bodies(read_predictions(tmp_path / "p.npz", EMBEDDED), tmp_path / "p.meshes.h5", EMBEDDED)
     with open_artefact(meshes, "meshes") as table:
         assert table.n_rows == 6
         np.testing.assert_allclose(table.read("smpl/body_pose"), POSE[:, 1:], atol=1e-5)
@@ -88,7 +92,7 @@ def test_phalp(tmp_path: Path, how: str) -> None:
         pytest.importorskip("joblib").dump(tracks(), path, compress=3)
     bodies = read_phalp(path, EMBEDDED)
     boxes = tmp_path / "demo.detections.h5"
-    run(bodies, tmp_path / "demo.meshes.h5", EMBEDDED, boxes=boxes)
+    run_bodies(bodies, tmp_path / "demo.meshes.h5", EMBEDDED, boxes=boxes)
     with open_artefact(tmp_path / "demo.meshes.h5") as meshes, open_artefact(boxes, "detections") as detections:
         assert meshes.rows["track"].tolist() == [0, 1, 0, 0, 1]
         assert meshes.rows_fingerprint == detections.rows_fingerprint
@@ -98,7 +102,7 @@ def test_phalp(tmp_path: Path, how: str) -> None:
 
 
 def test_amass_round_trip(tmp_path: Path) -> None:
-    from stages.export_npz import TO_WORLD
+    from stages.formats.amass import TO_WORLD
 
     body = load_body("embedded")
     poses = np.concatenate([POSE[:, :22].reshape(6, 66), np.zeros((6, 90))], 1)
@@ -132,7 +136,7 @@ def test_bodies_that_are_not_finite_fail_alone(tmp_path: Path) -> None:
         ("walk", read_amass(tmp_path / "walk.npz", EMBEDDED)),
         ("p", read_predictions(tmp_path / "p.npz", EMBEDDED)),
     ):
-        run(bodies, tmp_path / f"{name}.meshes.h5", EMBEDDED, boxes=tmp_path / f"{name}.detections.h5")
+        run_bodies(bodies, tmp_path / f"{name}.meshes.h5", EMBEDDED, boxes=tmp_path / f"{name}.detections.h5")
         with open_artefact(tmp_path / f"{name}.meshes.h5", "meshes") as table:
             assert table.rows["status"].tolist() == [0, 0, 1, 0, 0, 0] and "finite" in table.rows["error"][2]
             assert np.isfinite(table.read("smpl/body_pose")[[0, 1, 3, 4, 5]]).all()

@@ -9,24 +9,25 @@ import pytest
 import torch
 
 from stages import recover
-from stages.artefact import memory
-from stages.checkpoints import find_loader, read_checkpoint, write_checkpoint
+from stages.artefacts.kinds import OK
+from stages.artefacts.table import in_memory
 from stages.errors import AssetError
-from stages.human import cameras, mesh_levels
-from stages.human.body import load_body
-from stages.human.joints import SETS
-from stages.kinds import OK
-from stages.models import RECOVERERS, People
-from stages.models.postometro import FastMetroRecoverer, PctExtractor, PostoMetroRecoverer, loading, rows
+from stages.files.checkpoints import read_checkpoint, write_checkpoint
+from stages.geometry import cameras
+from stages.keypoints.joint_sets import SETS
+from stages.models import find_loader
+from stages.models.base import PersonBatch
+from stages.models.postometro import FastMetroRecoverer, PctExtractor, PostoMetroRecoverer, recoverers, weights
 from stages.models.postometro.network import FastMetro, Mesh
-from tests.parity.conftest import SHARED, Fixtures
-from tests.tables import COCO
+from stages.models.tables import RECOVERERS
+from stages.smpl import mesh_sampling
+from stages.smpl.body import load_body
+from tests.helpers.fixtures import Fixtures
+from tests.helpers.small_artefacts import COCO
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    if not (SHARED / "postometro").is_dir():
-        pytest.skip("no ../shared/parity/postometro")
-    listed = Fixtures("postometro", SHARED).index(f"manifest_{name}.json")
+    listed = Fixtures("postometro").index(f"manifest_{name}.json")
     return {key: tuple(value["shape"]) for key, value in listed.items()}
 
 
@@ -46,10 +47,10 @@ def test_a_file_says_what_it_is(name: str, found: str) -> None:
     for names in (frozenset(shapes), aliases | {f"module.{n}" for n in shapes}):
         assert PostoMetroRecoverer.recognises(names) == found.startswith("Posto")
         assert FastMetroRecoverer.recognises(names) == found.startswith("Fast")
-    layout = loading.read_layout(shapes)
+    layout = weights.read_layout(shapes)
     assert layout.name == found
     # The network of that layout holds names of the file only, aliases, buffers and unused heads left out.
-    assert set(loading.bare_network(layout).state_dict()) <= set(loading.renamed(shapes))
+    assert set(weights.bare_network(layout).state_dict()) <= set(weights.renamed(shapes))
 
 
 @pytest.mark.parametrize("name", ["pct_base_classifier", "pct_large_classifier", "pct_huge_classifier"])
@@ -67,7 +68,7 @@ def test_a_mesh_lands_where_the_crop_shows_it() -> None:
     box = torch.tensor([[100.0, 40.0, 356.0, 296.0], [10.0, 20.0, 110.0, 120.0]])
     K = torch.tensor([[900.0, 0, 319.5], [0, 900.0, 239.5], [0, 0, 1]]).expand(2, 3, 3)
     mesh = Mesh(camera, fine, fine, fine, fine)
-    seen = cameras.project(fine + rows.place(mesh, box, K)[:, None], K)
+    seen = cameras.project(fine + recoverers.place(mesh, box, K)[:, None], K)
     in_crop = camera[:, :1, None] * (fine[..., :2] + camera[:, None, 1:])
     corner, side = box[:, None, :2], (box[:, 2] - box[:, 0])[:, None, None]
     assert torch.allclose(seen, corner + (in_crop + 1) / 2 * side, atol=0.01)
@@ -75,7 +76,7 @@ def test_a_mesh_lands_where_the_crop_shows_it() -> None:
 
 def test_the_crop_holds_the_person_and_empty_boxes_fail() -> None:
     box = np.array([[100.0, 50, 180, 250], [0, 0, 0, 0], [np.nan, 0, 5, 5]])
-    integer, errors = rows.metro_boxes(box, 256)
+    integer, errors = recoverers.metro_boxes(box, 256)
     assert errors[0] == "" and errors[1] and errors[2]
     assert integer.shape == (3, 4) and integer.dtype == np.int64
     assert (integer[0, :2] <= box[0, :2]).all() and (integer[0, 2:] >= box[0, 2:]).all()
@@ -102,7 +103,7 @@ def people_table(folder: Path) -> object:
 
     image = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
     cv2.imwrite(str(folder / "a.png"), image)
-    return memory(
+    return in_memory(
         "detections",
         frames={"name": ["a.png"], "size": [[160, 120]], "K": [[[200.0, 0, 79.5], [0, 200, 59.5], [0, 0, 1]]]},
         rows={"frame": [0, 0, 0], "box": [[20.0, 10, 60, 110], [90, 5, 150, 115], [5, 5, 5, 5]]},
@@ -141,7 +142,7 @@ def test_a_network_of_another_body_is_refused(tmp_path: Path, checkpoint: Path) 
 
 def test_a_network_of_another_selection_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     network, metadata = read_checkpoint(checkpoint).tensors, {"body": load_body().name}
-    kept = mesh_levels.selection(mesh_levels.of_body(load_body()))
+    kept = mesh_sampling.selection(mesh_sampling.of_body(load_body()))
     good = write_checkpoint(tmp_path / "good.safetensors", network, metadata | {"levels": kept})
     assert FastMetroRecoverer.load(read_checkpoint(good)).remark == ""
     bad = write_checkpoint(tmp_path / "bad.safetensors", network, metadata | {"levels": "0" * 16})
@@ -157,13 +158,13 @@ def test_no_checkpoint_is_an_asset_error() -> None:
 
 def test_given_pose_tokens_are_used() -> None:
     soft, scores = np.ones((2, 34, 512), np.float32), np.full((2, 34, 2), 0.5, np.float32)
-    people = People(
+    people = PersonBatch(
         *(np.zeros((2, k)) for k in (4, 3)),
         ("nose",),
         *(np.zeros(2) for _ in range(4)),
-        columns={rows.SOFT: soft, rows.SCORES: scores},
+        columns={recoverers.SOFT: soft, recoverers.SCORES: scores},
     )
-    pose = rows.given_tokens(people, "cpu")
+    pose = recoverers.given_tokens(people, "cpu")
     assert pose is not None and pose.soft.shape == (2, 34, 512) and pose.scores.shape == (2, 34, 1)
     people.columns = {}
-    assert rows.given_tokens(people, "cpu") is None
+    assert recoverers.given_tokens(people, "cpu") is None

@@ -10,43 +10,25 @@ import pytest
 import torch
 
 from stages import recover
-from stages.artefact import Artefact, memory, open_artefact
-from stages.columns import SMPL_COLUMNS
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.kinds import FAILED, OK, SMPL_COLUMNS
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, UsageError
-from stages.human import cameras, joints
-from stages.human.body import Body, load_body
-from stages.human.rotations import about, axis_angle_to_matrix
-from stages.kinds import FAILED, OK
-from stages.models import People
-from stages.progress import Run
-
-SMPL = joints.get("smpl24")
-PLACE = np.array([0.2, 0.1, 4.0])
+from stages.geometry import cameras
+from stages.geometry.rotations import about, axis_angle_to_matrix
+from stages.keypoints import joint_sets
+from stages.models.base import PersonBatch
+from stages.params import RecoverParams
+from stages.smpl.body import Body, load_body
+from tests.helpers.people import POSITION, SMPL, standing_people
 
 
-def scene(n: int, joint_set: str = "coco17", seed: int = 0, place: np.ndarray = PLACE) -> tuple[np.ndarray, np.ndarray]:
-    """Standing people, arms down, turned and bent a little: keypoints (n, J, 3) px, true joints (n, 24, 3)."""
-    draw = torch.Generator().manual_seed(seed)
-    pose = 0.12 * torch.randn(n, 24, 3, generator=draw)
-    pose[:, SMPL.index("left_shoulder"), 2] -= 1.2
-    pose[:, SMPL.index("right_shoulder"), 2] += 1.2
-    rotation = axis_angle_to_matrix(pose)
-    facing = about("y", 0.5 * torch.randn(n, generator=draw))
-    rotation[:, 0] = torch.diag(torch.tensor([1.0, -1, -1])) @ facing @ rotation[:, 0]
-    body, betas = load_body("embedded"), torch.zeros(n, 10)
-    transl = torch.tensor(place, dtype=torch.float32).expand(n, 3)
-    points = body.joints(rotation, betas, transl, joint_set)
-    K = cameras.default_K(torch.tensor([[640.0, 480.0]]).expand(n, 2))
-    xy = cameras.project(points, K)
-    keypoints = torch.cat([xy, torch.ones(n, xy.shape[1], 1)], -1)
-    return keypoints.numpy(), body.joints(rotation, betas, transl, "smpl24").numpy()
-
-
-def detections(keypoints: np.ndarray, names: tuple[str, ...] = joints.get("coco17"), **rows: Any) -> Artefact:
+def detections(keypoints: np.ndarray, names: tuple[str, ...] = joint_sets.get("coco17"), **rows: Any) -> Artefact:
     n, size = len(keypoints), np.array([[640, 480]])
     frames = {"name": ["nowhere.jpg"], "size": size, "K": cameras.default_K(size * 1.0)}
-    attrs = {"joints": list(names), "joint_set": joints.identify(names) or "own", "score_definition": "test"}
-    return memory(
+    attrs = {"joints": list(names), "joint_set": joint_sets.identify(names) or "own", "score_definition": "test"}
+    return in_memory(
         "detections",
         frames=frames,
         rows={"frame": np.zeros(n, int), "box": np.tile([0.0, 0, 640, 480], (n, 1)), **rows},
@@ -69,7 +51,7 @@ def posed(made: Artefact, joint_set: str) -> np.ndarray:
 
 
 def test_the_body_falls_on_its_keypoints_and_near_the_truth() -> None:
-    keypoints, truth = scene(40)
+    keypoints, truth = standing_people(40)
     made = recovered(detections(keypoints))
     assert (made.rows["status"] == OK).all() and made.kind == "meshes"
     np.testing.assert_allclose(posed(made, "smpl24"), made.read("joints/xyz"), atol=2e-4)
@@ -79,7 +61,7 @@ def test_the_body_falls_on_its_keypoints_and_near_the_truth() -> None:
     xyz = made.read("joints/xyz")
     off = (xyz - xyz[:, :1]) - (truth - truth[:, :1])
     assert np.linalg.norm(off, axis=-1).mean() < 0.09
-    assert abs(np.median(xyz[:, 0, 2]) - PLACE[2]) < 0.5
+    assert abs(np.median(xyz[:, 0, 2]) - POSITION[2]) < 0.5
     confidence = made.read("joints/confidence")
     assert confidence.min() >= 0 and confidence.max() <= 1 and made.group_attrs("joints")["joints"] == list(SMPL)
     assert made.group_attrs("smpl")["body_model"] == "embedded"
@@ -87,7 +69,7 @@ def test_the_body_falls_on_its_keypoints_and_near_the_truth() -> None:
 
 def test_a_person_elsewhere_in_the_picture_has_the_same_pose() -> None:
     """Seen under the same angle, that is: the person is turned with the ray."""
-    keypoints, _ = scene(6)
+    keypoints, _ = standing_people(6)
     K = cameras.default_K(np.array([[640.0, 480.0]]))[0]
     turn = about("y", torch.tensor(0.2)).numpy()
     rays = np.linalg.inv(K) @ np.concatenate([keypoints[..., :2], np.ones((6, 17, 1))], -1).transpose(0, 2, 1)
@@ -102,18 +84,18 @@ def test_a_person_elsewhere_in_the_picture_has_the_same_pose() -> None:
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_batches_and_shards_do_not_change_a_bit(tmp_path: Path, batch: int) -> None:
-    table = detections(scene(33)[0])
+    table = detections(standing_people(33)[0])
     whole = recovered(table)
-    made = recovered(table, run=Run(batch_size=batch))
+    made = recovered(table, run=RunOptions(batch_size=batch))
     for name in whole.columns():
         np.testing.assert_array_equal(made.read(name), whole.read(name), err_msg=name)
 
 
 def test_shards_and_resuming_give_the_same_file(tmp_path: Path) -> None:
-    table = detections(scene(515)[0])
+    table = detections(standing_people(515)[0])
     out = tmp_path / "m.h5"
     for shard in range(3):
-        recover.run(table, out, run=Run(shard=(shard, 3)))
+        recover.run(table, out, run=RunOptions(shard=(shard, 3)))
     if not out.exists():
         recover.run(table, out)
     whole = recovered(table)
@@ -125,8 +107,8 @@ def test_shards_and_resuming_give_the_same_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("joint_set", ["body25", "openpose18", "smpl24", "dpmesh30", "h36m17", "lsp14"])
 def test_any_joint_set(joint_set: str) -> None:
-    keypoints, truth = scene(12, joint_set)
-    made = recovered(detections(keypoints, joints.get(joint_set)))
+    keypoints, truth = standing_people(12, joint_set)
+    made = recovered(detections(keypoints, joint_sets.get(joint_set)))
     assert (made.rows["status"] == OK).all()
     xyz = made.read("joints/xyz")
     off = np.linalg.norm((xyz - xyz[:, :1]) - (truth - truth[:, :1]), axis=-1)
@@ -134,8 +116,8 @@ def test_any_joint_set(joint_set: str) -> None:
 
 
 def test_unseen_joints_get_a_plausible_pose_and_less_confidence() -> None:
-    keypoints, _ = scene(30)
-    coco = joints.get("coco17")
+    keypoints, _ = standing_people(30)
+    coco = joint_sets.get("coco17")
     legs = [i for i, name in enumerate(coco) if name.endswith(("knee", "ankle"))]
     cut = keypoints.copy()
     cut[:, legs] = np.nan
@@ -150,7 +132,7 @@ def test_unseen_joints_get_a_plausible_pose_and_less_confidence() -> None:
 
 
 def test_people_who_cannot_be_recovered_keep_their_row() -> None:
-    keypoints, _ = scene(6)
+    keypoints, _ = standing_people(6)
     keypoints[1, 4:, 2] = 0  # four left
     keypoints[2, 5:, 2] = 0  # five left
     keypoints[3, :, :2] = 100.0  # all in one place
@@ -186,7 +168,7 @@ class Constant:
     def needs_images(self, given: frozenset[str]) -> bool:
         return False
 
-    def __call__(self, people: People) -> dict[str, Any]:
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
         sizes = {c.name: np.zeros((len(people), *map(int, c.shape[1:]))) for c in self.columns}
         sizes["smpl/transl"][:, 2] = 1.0
         return sizes
@@ -199,28 +181,28 @@ class Unfinished:
 
 
 def test_a_recoverer_of_ones_own() -> None:
-    table = detections(scene(12)[0])
-    made = recovered(table, params=recover.Params(model=f"{__name__}:Constant"))
+    table = detections(standing_people(12)[0])
+    made = recovered(table, params=RecoverParams(model=f"{__name__}:Constant"))
     np.testing.assert_array_equal(made.read("smpl/transl"), np.tile([0, 0, 1], (12, 1)))
     assert not made.has("joints/xyz")
     with pytest.raises(UsageError, match=r"lacks .*needs_images"):
-        recovered(table, params=recover.Params(model=f"{__name__}:Unfinished"))
+        recovered(table, params=RecoverParams(model=f"{__name__}:Unfinished"))
 
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
-    table = detections(scene(3)[0])
+    table = detections(standing_people(3)[0])
     with pytest.raises(UsageError, match="no model 'nobody'"):
-        recovered(table, params=recover.Params(model="nobody"))
+        recovered(table, params=RecoverParams(model="nobody"))
     with pytest.raises(AssetError, match="no checkpoint at"):
         recovered(table, ckpt=tmp_path / "absent.safetensors")
     with pytest.raises(AssetError, match="no body model"):
-        recovered(table, params=recover.Params(body="absent"))
-    maps = memory(
+        recovered(table, params=RecoverParams(body="absent"))
+    maps = in_memory(
         "heatmaps",
         frames=table.frames,
         rows=table.rows,
         columns={"heatmaps/value": np.zeros((3, 17, 4, 4), "f2"), "heatmaps/crop": np.zeros((3, 2, 3), "f4")},
-        group_attrs={"heatmaps": {"joints": list(joints.get("coco17")), "sigma": 1.0}},
+        group_attrs={"heatmaps": {"joints": list(joint_sets.get("coco17")), "sigma": 1.0}},
     )
     with pytest.raises(UsageError, match="does not use heatmaps"):
         recovered(table, heatmaps=maps)

@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import Artefact, memory, open_artefact
+from stages.artefacts.hdf5 import open_artefact
+from stages.artefacts.table import Artefact, in_memory
+from stages.engine.job import RunOptions
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
-from stages.human import metrics
+from stages.evaluation import metrics
 from stages.models.scorehmr.refiner import EMBEDDED
-from stages.progress import Run
-from stages.refine import Params, run
-from tests.stages.people_world import World, build, crowd, limbs, observe, turned, walk
+from stages.params import RefineParams
+from stages.refine import run
+from tests.helpers.people_world import World, build, crowd, limbs, observe, turned, walk
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
 SMPL = ("smpl/global_orient", "smpl/body_pose", "smpl/betas", "smpl/transl")
-FEW = Params(loops=2)
+FEW = RefineParams(loops=2)
 
 
-def refined(world: World, params: Params = FEW, **run_flags: Any) -> Artefact:
-    made = run(world.meshes, world.detections, None, params, Run(**run_flags))
+def refined(world: World, params: RefineParams = FEW, **run_flags: Any) -> Artefact:
+    made = run(world.meshes, world.detections, None, params, RunOptions(**run_flags))
     assert isinstance(made, Artefact)
     return made
 
@@ -44,7 +46,7 @@ def same(a: Artefact, b: Artefact, atol: float = 1e-5) -> None:
 
 def with_keypoints(world: World, xy: np.ndarray, score: np.ndarray) -> World:
     d = world.detections
-    again = memory(
+    again = in_memory(
         "detections", frames=d.frames, rows=d.rows, group_attrs={"keypoints": d.group_attrs("keypoints")},
         columns={"keypoints/xy": xy, "keypoints/score": score},
     )  # fmt: skip
@@ -55,7 +57,7 @@ def subset(world: World, rows: np.ndarray) -> World:
     """The same world with these rows, in this order."""
 
     def cut(table: Artefact) -> Artefact:
-        return memory(
+        return in_memory(
             table.kind, frames=table.frames, rows={k: v[rows] for k, v in table.rows.items()},
             columns={name: table.read(name)[rows] for name in table.columns()},
             group_attrs={g: table.group_attrs(g) for g in ("smpl", "keypoints") if table.group_attrs(g)},
@@ -66,7 +68,7 @@ def subset(world: World, rows: np.ndarray) -> World:
 
 def test_keypoints_pull_and_the_pose_gets_better() -> None:
     world = crowd(24, error=0.15)
-    out = refined(world, Params())
+    out = refined(world, RefineParams())
     before, after = out.read("extra/error_before"), out.read("extra/error_after")
     assert after.mean() < 0.75 * before.mean()
     assert mpjpe(world, out) < mpjpe(world, world.meshes)
@@ -77,7 +79,7 @@ def test_keypoints_pull_and_the_pose_gets_better() -> None:
 
 def test_plain_fitting_follows_the_keypoints_further_and_the_pose_less() -> None:
     world = crowd(24, error=0.15, noise=4.0)
-    score, fit = refined(world, Params()), refined(world, Params(method="fit", fit_steps=100))
+    score, fit = refined(world, RefineParams()), refined(world, RefineParams(method="fit", fit_steps=100))
     assert fit.read("extra/error_after").mean() < score.read("extra/error_after").mean()
     assert fit.attrs["model"] is None
 
@@ -109,24 +111,24 @@ def test_failed_rows_stay_failed() -> None:
     broken = {name: table.read(name).copy() for name in table.columns()}
     for value in broken.values():
         value[2] = np.nan
-    world.meshes = memory(
+    world.meshes = in_memory(
         "meshes", frames=table.frames, rows=rows, columns=broken, group_attrs={"smpl": table.group_attrs("smpl")}
     )
     for mode in ("frame", "video"):
-        out = refined(world, Params(mode=mode, loops=2))
+        out = refined(world, RefineParams(mode=mode, loops=2))
         assert out.rows["error"][2] == "why" and np.isnan(out.read("smpl/body_pose")[2]).all()
         assert np.isfinite(out.read("smpl/body_pose")[[0, 1, 3, 4, 5]]).all()
 
 
 @pytest.mark.parametrize(
-    "params", [FEW, Params(mode="video", loops=1), Params(mode="video", method="fit", fit_steps=3)]
+    "params", [FEW, RefineParams(mode="video", loops=1), RefineParams(mode="video", method="fit", fit_steps=3)]
 )
-def test_a_body_that_is_not_finite_is_nobodys_neighbour(params: Params) -> None:
+def test_a_body_that_is_not_finite_is_nobodys_neighbour(params: RefineParams) -> None:
     world = walk(9, 2)
     bodies = {name: world.meshes.read(name).copy() for name in SMPL}
     bodies["smpl/transl"][8] = np.nan  # its status says ok
     table = world.meshes
-    world.meshes = memory(
+    world.meshes = in_memory(
         "meshes", frames=table.frames, rows=table.rows, columns=bodies, group_attrs={"smpl": table.group_attrs("smpl")}
     )
     out = refined(world, params)
@@ -141,7 +143,7 @@ def test_what_cannot_be_weighed_is_marked() -> None:
     xy, score = world.detections.read("keypoints/xy").copy(), world.detections.read("keypoints/score").copy()
     score[1, 2:] = 0
     xy[4] = 100.0  # all in one place
-    out = refined(with_keypoints(world, xy, score), Params(min_joints=1))
+    out = refined(with_keypoints(world, xy, score), RefineParams(min_joints=1))
     assert out.read("extra/refined").tolist() == [1, 0, 1, 1, 0, 1]
     for name in SMPL:
         np.testing.assert_array_equal(out.read(name)[[1, 4]], world.meshes.read(name)[[1, 4]])
@@ -150,13 +152,13 @@ def test_what_cannot_be_weighed_is_marked() -> None:
 @pytest.mark.parametrize("mode", ["frame", "video"])
 def test_batches_shards_and_order_change_nothing(mode: str, tmp_path: Path) -> None:
     world = crowd(23) if mode == "frame" else walk(20, 2, drop=(7, 8))
-    params = Params(mode=mode, loops=2)
+    params = RefineParams(mode=mode, loops=2)
     whole = refined(world, params)
     for size in (1, 7, 64):
         same(whole, refined(world, params, batch_size=size))
     out = tmp_path / "r.meshes.h5"
     for i in range(3):
-        run(world.meshes, world.detections, out, params, Run(shard=(i, 3)))
+        run(world.meshes, world.detections, out, params, RunOptions(shard=(i, 3)))
     with open_artefact(out) as joined:
         same(whole, joined)
     order = np.random.default_rng(0).permutation(world.meshes.n_rows)
@@ -167,7 +169,7 @@ def test_batches_shards_and_order_change_nothing(mode: str, tmp_path: Path) -> N
 
 def test_video_is_smoother_and_not_worse() -> None:
     world = walk(90, 2, noise=4.0, error=0.06)
-    out = refined(world, Params(mode="video"))
+    out = refined(world, RefineParams(mode="video"))
 
     def shake(table: Artefact) -> float:
         errors = []
@@ -188,27 +190,27 @@ def test_video_is_smoother_and_not_worse() -> None:
 
 def test_tracks_do_not_influence_each_other() -> None:
     world = walk(24, 3, drop=(5,))
-    together = refined(world, Params(mode="video", loops=2))
+    together = refined(world, RefineParams(mode="video", loops=2))
     for track in range(3):
         rows = np.flatnonzero(world.meshes.rows["track"] == track)
-        alone = refined(subset(world, rows), Params(mode="video", loops=2))
+        alone = refined(subset(world, rows), RefineParams(mode="video", loops=2))
         for name in SMPL:
             np.testing.assert_allclose(alone.read(name), together.read(name)[rows], atol=1e-5, rtol=1e-5)
 
 
 def test_windows_of_a_long_track_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     world = walk(150, 1)
-    whole = refined(world, Params(mode="video", loops=2))
-    monkeypatch.setattr("stages.refine_rows.WINDOW", 40)
-    windows = refined(world, Params(mode="video", loops=2))
+    whole = refined(world, RefineParams(mode="video", loops=2))
+    monkeypatch.setattr("stages.refinement.rows.WINDOW", 40)
+    windows = refined(world, RefineParams(mode="video", loops=2))
     np.testing.assert_allclose(windows.read("smpl/body_pose"), whole.read("smpl/body_pose"), atol=1e-4)
 
 
 def test_gaps_are_filled_and_marked_when_asked() -> None:
     world = walk(30, 2, drop=(10, 11, 12, 20))
-    kept = refined(world, Params(mode="video", loops=2))
+    kept = refined(world, RefineParams(mode="video", loops=2))
     assert kept.n_rows == world.meshes.n_rows
-    out = refined(world, Params(mode="video", loops=2, fill_gaps=True))
+    out = refined(world, RefineParams(mode="video", loops=2, fill_gaps=True))
     assert out.n_rows == 60 and (np.diff(out.rows["frame"]) >= 0).all()
     filled = out.read("extra/refined") == 2
     assert sorted(set(out.rows["frame"][filled].tolist())) == [10, 11, 12, 20] and filled.sum() == 8
@@ -218,7 +220,7 @@ def test_gaps_are_filled_and_marked_when_asked() -> None:
     pelvis = out.read("smpl/transl")[out.rows["track"] == 0]
     assert np.abs(np.diff(pelvis, 2, axis=0)).max() < 0.06  # metres, from keypoints with 3 px of noise
     # Longer gaps are not bridged.
-    assert refined(world, Params(mode="video", loops=2, fill_gaps=True, max_gap=2)).n_rows == 54
+    assert refined(world, RefineParams(mode="video", loops=2, fill_gaps=True, max_gap=2)).n_rows == 54
 
 
 def four_views(noise: float = 3.0, error: float = 0.12) -> World:
@@ -227,8 +229,8 @@ def four_views(noise: float = 3.0, error: float = 0.12) -> World:
     people = limbs(6, generator, 0.3)
     pose = torch.cat([turned(people, torch.full((6,), v * np.pi / 2 + 0.3)) for v in range(4)])
     transl = torch.tensor([0.0, 0.0, 4.0]).expand(24, 3).contiguous()
-    from stages.human import cameras
-    from tests.stages.people_world import SIZE
+    from stages.geometry import cameras
+    from tests.helpers.people_world import SIZE
 
     keypoints = observe(pose, transl, cameras.default_K(SIZE[None]), noise, generator)
     start = pose + error * torch.randn(pose.shape, generator=generator)
@@ -238,7 +240,7 @@ def four_views(noise: float = 3.0, error: float = 0.12) -> World:
 
 def test_views_agree_and_get_better(tmp_path: Path) -> None:
     world = four_views()
-    alone, out = refined(world, Params()), refined(world, Params(mode="views"))
+    alone, out = refined(world, RefineParams()), refined(world, RefineParams(mode="views"))
     assert mpjpe(world, out) < 0.9 * mpjpe(world, world.meshes)
     assert mpjpe(world, out) < mpjpe(world, alone)
 
@@ -248,28 +250,28 @@ def test_views_agree_and_get_better(tmp_path: Path) -> None:
     assert spread(out) < 0.5 * spread(alone)
     # A view that is missing for one person.
     rows = np.delete(np.arange(24), 8)
-    assert refined(subset(world, rows), Params(mode="views", loops=2)).n_rows == 23
+    assert refined(subset(world, rows), RefineParams(mode="views", loops=2)).n_rows == 23
     # Known orientations of the cameras tie the roots together.
     import json
 
-    from stages.human.rotations import about
+    from stages.geometry.rotations import about
 
     upright = about("x", torch.tensor(np.pi))
     poses = {
         v: {"R": (upright @ about("y", torch.tensor(v * np.pi / 2 + 0.3))).tolist(), "t": [0, 0, 4]} for v in range(4)
     }
     (tmp_path / "rig.json").write_text(json.dumps(poses))
-    tied = refined(world, Params(mode="views", cameras=str(tmp_path / "rig.json")))
+    tied = refined(world, RefineParams(mode="views", cameras=str(tmp_path / "rig.json")))
     assert mpjpe(world, tied) <= mpjpe(world, out) + 0.5
     (tmp_path / "rig.json").write_text(json.dumps({"0": poses[0]}))
     with pytest.raises(InputError, match="view 1"):
-        refined(world, Params(mode="views", cameras=str(tmp_path / "rig.json")))
+        refined(world, RefineParams(mode="views", cameras=str(tmp_path / "rig.json")))
 
 
 def test_all_hypotheses_are_written_and_the_likeliest_is_the_result() -> None:
     world = crowd(6, error=0.1)
-    several = Params(hypotheses=4)
-    one, four = refined(world, Params()), refined(world, several)
+    several = RefineParams(hypotheses=4)
+    one, four = refined(world, RefineParams()), refined(world, several)
     energy = four.read("extra/hypotheses_energy")
     first = energy.argmin(1)
     for name in ("global_orient", "body_pose", "betas", "transl"):
@@ -292,7 +294,7 @@ def test_hypotheses_of_untouched_rows_are_the_row() -> None:
     xy, score = world.detections.read("keypoints/xy"), world.detections.read("keypoints/score")
     score[1] = 0
     world = with_keypoints(world, xy, score)
-    out = refined(world, Params(hypotheses=3))
+    out = refined(world, RefineParams(hypotheses=3))
     assert out.read("extra/refined").tolist() == [1, 0, 1, 1]
     np.testing.assert_array_equal(out.read("extra/hypotheses_energy")[1], 0)
     pose = world.meshes.read("smpl/body_pose")[1]
@@ -302,21 +304,21 @@ def test_hypotheses_of_untouched_rows_are_the_row() -> None:
 def test_what_is_refused() -> None:
     world = crowd(4)
     for wrong in (
-        Params(mode="sideways"), Params(method="luck"), Params(preset="x"), Params(loops=-1), Params(fill_gaps=True),
-        Params(mode="video", hypotheses=2), Params(smooth=-1.0), Params(keypoint_weight=1.0), Params(min_joints=0),
-        Params(smooth=float("nan")), Params(loops=1, keypoint_weight=-1.0), Params(cameras="rig.json"),
+        {"mode": "sideways"}, {"method": "luck"}, {"preset": "x"}, {"loops": -1}, {"fill_gaps": True},
+        {"mode": "video", "hypotheses": 2}, {"smooth": -1.0}, {"keypoint_weight": 1.0}, {"min_joints": 0},
+        {"smooth": float("nan")}, {"loops": 1, "keypoint_weight": -1.0}, {"cameras": "rig.json"},
     ):  # fmt: skip
         with pytest.raises(UsageError):
-            refined(world, wrong)
+            refined(world, RefineParams(**wrong))
     with pytest.raises(InputError, match="several people"):
-        refined(world, Params(mode="views"))
+        refined(world, RefineParams(mode="views"))
     other = crowd(5)
     with pytest.raises(ArtefactError, match="rows"):
-        run(world.meshes, other.detections, None, FEW, Run())
+        run(world.meshes, other.detections, None, FEW, RunOptions())
     with pytest.raises(AssetError):
-        run(world.meshes, world.detections, None, FEW, Run(), ckpt=Path("nowhere.pt"))
+        run(world.meshes, world.detections, None, FEW, RunOptions(), ckpt=Path("nowhere.pt"))
 
 
 def test_nobody_is_a_result() -> None:
     world = subset(crowd(4), np.zeros(0, int))
-    assert all(refined(world, Params(mode=mode, loops=1)).n_rows == 0 for mode in ("frame", "video"))
+    assert all(refined(world, RefineParams(mode=mode, loops=1)).n_rows == 0 for mode in ("frame", "video"))

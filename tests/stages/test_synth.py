@@ -8,23 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import open_artefact
+from stages import synth
+from stages.artefacts.hdf5 import open_artefact
+from stages.engine.job import RunOptions
 from stages.errors import UsageError
-from stages.human.body import load_body
-from stages.human.cameras import project
-from stages.progress import Run
-from stages.synth import build
-from stages.synth.build import Params
-from stages.synth.render import render
-from stages.synth.scene import make_scene
-from stages.synth.sets import SETS, SIZE
-from tests.unit.test_training_people import motion_file
+from stages.geometry.cameras import project
+from stages.params import SynthParams
+from stages.smpl.body import load_body
+from stages.synthetic import examples
+from stages.synthetic.renderer import render
+from stages.synthetic.scenes import make_scene
+from stages.synthetic.sets import SETS, SIZE
+from tests.helpers.motion_files import motion_file
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("synth") / "pc.detections.h5"
-    return build.run("synth-pc", out, Params(pictures=4), Run())
+    return synth.run("synth-pc", out, SynthParams(pictures=4), RunOptions())
 
 
 def test_truth_reprojects_onto_its_keypoints(built: Path) -> None:
@@ -44,7 +45,7 @@ def test_truth_reprojects_onto_its_keypoints(built: Path) -> None:
 
 def test_same_bytes_again_in_shards_and_batches(built: Path, tmp_path: Path) -> None:
     out = tmp_path / "pc.detections.h5"
-    build.run("synth-pc", out, Params(pictures=4), Run(batch_size=1))
+    synth.run("synth-pc", out, SynthParams(pictures=4), RunOptions(batch_size=1))
     for picture in sorted((built.parent / "synth-pc").iterdir()):
         assert picture.read_bytes() == (tmp_path / "synth-pc" / picture.name).read_bytes()
     with open_artefact(built) as a, open_artefact(out) as b:
@@ -73,7 +74,7 @@ def test_people_behind_things_are_marked_hidden() -> None:
 def test_every_set_draws_people_in_the_picture(name: str) -> None:
     body, spec = load_body("embedded"), SETS[name]
     numbers = np.linspace(0, spec.pictures - 1, 3).astype(int)
-    people = [build._picture(spec, int(number), body, Params())[1]["frame"] for number in numbers]
+    people = [examples.make_example(spec, int(number), body, SynthParams())[1]["frame"] for number in numbers]
     assert sum(map(len, people)) >= spec.people[0]
 
 
@@ -94,27 +95,27 @@ def test_a_video_moves_smoothly_and_views_see_the_same_person() -> None:
 
 def test_training_scenes_show_other_poses_and_are_no_benchmark(tmp_path: Path) -> None:
     motion = str(motion_file(tmp_path / "motion.npz", 20))
-    out = build.run("synth-oc", tmp_path / "train.detections.h5", Params(pictures=2, poses=motion), Run())
+    out = synth.run("synth-oc", tmp_path / "train.detections.h5", SynthParams(pictures=2, poses=motion), RunOptions())
     plain = make_scene(SETS["synth-oc"], 0, load_body("embedded"))
-    test = build.run("synth-oc", tmp_path / "test.detections.h5", Params(pictures=2), Run())
+    test = synth.run("synth-oc", tmp_path / "test.detections.h5", SynthParams(pictures=2), RunOptions())
     with open_artefact(out, "detections") as table, open_artefact(test, "detections") as other:
         assert not {*table.frames["name"]} & {*other.frames["name"]}  # or one would overwrite the other's pictures
         assert not table.attrs["benchmark"]["whole"]
         assert np.abs(table.read("extra/body_pose")[0] - plain.body_pose[0]).max() > 0.1
     with pytest.raises(UsageError, match="shows motion"):
-        build.run("synth-video", tmp_path / "x.h5", Params(poses=motion), Run())
+        synth.run("synth-video", tmp_path / "x.h5", SynthParams(poses=motion), RunOptions())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_every_set_has_five_hundred_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted without paint: who is seen does not depend on colours."""
-    from stages.synth import render as drawing
+    from stages.synthetic import renderer as drawing
 
     monkeypatch.setattr(drawing, "_background", lambda rng: np.zeros((SIZE[1], SIZE[0], 3)))
     monkeypatch.setattr(drawing, "_clothes", lambda at, top, look: np.zeros((len(at), 3)))
     monkeypatch.setattr(drawing, "_film", lambda image, rng: image)
     body, spec = load_body("embedded"), SETS[name]
     with torch.no_grad():
-        people = [build._picture(spec, i, body, Params())[1]["frame"] for i in range(spec.pictures)]
+        people = [examples.make_example(spec, i, body, SynthParams())[1]["frame"] for i in range(spec.pictures)]
     assert sum(map(len, people)) >= 500

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artefact import Artefact, memory
-from stages.checkpoints import read_checkpoint, write_checkpoint
+from stages.artefacts.table import Artefact, in_memory
 from stages.errors import ArtefactError, UsageError
-from stages.human.body import load_body
-from stages.human.cameras import project
-from stages.human.joints import SETS
-from stages.human.rotations import axis_angle_to_matrix
+from stages.files.checkpoints import read_checkpoint, write_checkpoint
+from stages.geometry.cameras import project
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.keypoints.joint_sets import SETS
 from stages.models.dpmesh import DPMeshRecoverer
 from stages.models.dpmesh.network import Config, DPMesh
 from stages.models.dpmesh.weights import add_lora, own_names
-from stages.training import dpmesh as training
+from stages.smpl.body import load_body
 from stages.training import loop
-from stages.training.dpmesh import Params, Trainer, begin
-from stages.training.dpmesh_data import Change, Examples
-from tests.tables import COCO
+from stages.training.dpmesh import train as training
+from stages.training.dpmesh.data import DPMeshAugmentation, DPMeshExamples
+from stages.training.dpmesh.train import DPMeshTrainer, Params, begin
+from tests.helpers.small_artefacts import COCO
 
 N, K = 4, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
 WRIST = SETS["dpmesh30"].index("left_wrist")
@@ -54,7 +54,7 @@ def table(folder: Path) -> Artefact:
             cv2.circle(image, tuple(round(float(v)) for v in xy[row, 9]), 2, (255, 255, 255), -1)
         cv2.imwrite(str(folder / f"{k}.png"), image)
     truth = {"global_orient": orient, "body_pose": pose, "betas": betas, "transl": transl}
-    return memory(
+    return in_memory(
         "detections",
         frames={"name": [f"{k}.png" for k in range(N // 2)], "size": [[320, 240]] * 2, "K": [K] * 2},
         rows={"frame": frame, "box": np.concatenate([xy.min(1) - 5, xy.max(1) + 5], 1)},
@@ -68,12 +68,12 @@ def table(folder: Path) -> Artefact:
 
 
 @pytest.fixture(scope="module")
-def examples(table: Artefact, folder: Path) -> Examples:
-    return Examples(table, load_body(), folder)
+def examples(table: Artefact, folder: Path) -> DPMeshExamples:
+    return DPMeshExamples(table, load_body(), folder)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_truth_follows_the_crop(examples: Examples, seed: int) -> None:
+def test_truth_follows_the_crop(examples: DPMeshExamples, seed: int) -> None:
     """Scaled, turned, mirrored: the dot, the clean keypoint and the body's joint are in one place, and the changed
     body's joints, seen from the front, are where they are in the crop."""
     batch = examples.batch(range(N), np.random.default_rng(seed))
@@ -100,7 +100,7 @@ def test_truth_follows_the_crop(examples: Examples, seed: int) -> None:
     torch.testing.assert_close(made - made[:, :1], batch.target["orig_joint_cam"], atol=2e-3, rtol=0)
 
 
-def test_noise_moves_keypoints_and_nothing_else(examples: Examples) -> None:
+def test_noise_moves_keypoints_and_nothing_else(examples: DPMeshExamples) -> None:
     one, two = (examples.batch(range(N), np.random.default_rng(s), augment=False) for s in (0, 1))
     torch.testing.assert_close(one.images, two.images)
     torch.testing.assert_close(one.clean[0], two.clean[0])
@@ -108,25 +108,27 @@ def test_noise_moves_keypoints_and_nothing_else(examples: Examples) -> None:
     assert moved.max() > 0.3 and moved.median() < 3 and (one.noisy[0] - two.noisy[0]).abs().max() > 0.3
 
 
-def test_no_change_is_the_crop_itself(examples: Examples) -> None:
+def test_no_change_is_the_crop_itself(examples: DPMeshExamples) -> None:
     plain = np.random.default_rng(0).normal(size=(3, 2, 3))
-    np.testing.assert_allclose(Change.none(3).affine(plain), plain, atol=1e-12)
+    np.testing.assert_allclose(DPMeshAugmentation.none(3).affine(plain), plain, atol=1e-12)
 
 
 def test_data_without_truth_is_refused(table: Artefact) -> None:
-    bare = memory(
+    bare = in_memory(
         "detections", frames=table.frames, rows=table.rows,
         columns={n: table.read(n) for n in ("keypoints/xy", "keypoints/score")}, group_attrs={"keypoints": COCO},
     )  # fmt: skip
     with pytest.raises(ArtefactError, match="extra/global_orient"):
-        Examples(bare, load_body())
+        DPMeshExamples(bare, load_body())
 
 
 @pytest.mark.slow
-def test_loss_falls(examples: Examples, dpmesh_checkpoint: Path) -> None:
+def test_loss_falls(examples: DPMeshExamples, dpmesh_checkpoint: Path) -> None:
     """The small manifest's network on four people: every term is finite, the sum halves."""
     network = begin(dpmesh_checkpoint)
-    trainer = Trainer(network, copy.deepcopy(network), examples, Params(steps=10, batch=2, rate=2e-4, augment=False))
+    trainer = DPMeshTrainer(
+        network, copy.deepcopy(network), examples, Params(steps=10, batch=2, rate=2e-4, augment=False)
+    )
     while trainer.done < 10:
         trainer.step()
         assert np.isfinite(list(trainer.terms.values())).all()
@@ -144,28 +146,28 @@ def tiny(folder: Path) -> Path:
     return write_checkpoint(folder / "tiny.safetensors", own_names(network), {"model": "dpmesh"})
 
 
-def test_what_is_frozen_stays(examples: Examples, tiny: Path) -> None:
+def test_what_is_frozen_stays(examples: DPMeshExamples, tiny: Path) -> None:
     network = begin(tiny)
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     guide = copy.deepcopy(network)
-    trainer = Trainer(network, guide, examples, Params(steps=1, batch=2))
+    trainer = DPMeshTrainer(network, guide, examples, Params(steps=1, batch=2))
     trainer.step()
     assert trainer.terms["nkr"] > 0 and np.isfinite(trainer.losses).all()
     moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
     assert {n.split(".")[0] for n in moved} == {"unet", "controlnet", "merge", "prompt", "regressor"}
     assert all(".lora_" in n for n in moved if n.startswith("unet."))
     assert all(torch.equal(p, before[n]) for n, p in guide.named_parameters())
-    left = Trainer(begin(tiny), None, examples, Params(control=False), pose_head=True).learned
+    left = DPMeshTrainer(begin(tiny), None, examples, Params(control=False), pose_head=True).learned
     assert {n.split(".")[0] for n in left} == {"unet", "merge", "prompt", "regressor", "pose_head"}
 
 
 @pytest.mark.slow
-def test_a_stopped_training_is_the_same_training(examples: Examples, tiny: Path, tmp_path: Path) -> None:
+def test_a_stopped_training_is_the_same_training(examples: DPMeshExamples, tiny: Path, tmp_path: Path) -> None:
     params = Params(steps=4, batch=2)
 
-    def trainer() -> Trainer:
+    def trainer() -> DPMeshTrainer:
         network = begin(tiny)
-        return Trainer(network, copy.deepcopy(network), examples, params)
+        return DPMeshTrainer(network, copy.deepcopy(network), examples, params)
 
     whole, first, second = trainer(), trainer(), trainer()
     for _ in range(4):
@@ -178,7 +180,7 @@ def test_a_stopped_training_is_the_same_training(examples: Examples, tiny: Path,
     for _ in range(2):
         second.step()
     np.testing.assert_allclose(second.losses, whole.losses, rtol=1e-5)
-    other = Trainer(begin(tiny), None, examples, params)
+    other = DPMeshTrainer(begin(tiny), None, examples, params)
     with pytest.raises(ArtefactError, match="other settings"):
         loop.load(other, tmp_path / "state")
 

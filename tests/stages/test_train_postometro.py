@@ -13,32 +13,32 @@ import pytest
 import torch
 from torch import nn
 
-from stages.artefact import memory
-from stages.checkpoints import read_checkpoint, write_checkpoint
+from stages.artefacts.table import in_memory
 from stages.errors import ArtefactError, AssetError, UsageError
-from stages.human import crops
-from stages.human.body import load_body
-from stages.human.cameras import project
-from stages.human.mesh_levels import of_body
-from stages.models.hrnet import convolution
-from stages.models.pct import PCT, Tokenizer
-from stages.models.postometro import PostoMetroRecoverer, rows
+from stages.files.checkpoints import read_checkpoint, write_checkpoint
+from stages.geometry import crops
+from stages.geometry.cameras import project
+from stages.models.backbones.hrnet import convolution
+from stages.models.pct.network import PCT, Tokenizer
+from stages.models.postometro import PostoMetroRecoverer, recoverers
 from stages.models.postometro.network import FastMetro, PostoMetro
+from stages.smpl.body import load_body
+from stages.smpl.mesh_sampling import of_body
 from stages.training import loop
-from stages.training import postometro as training
-from stages.training import postometro_steps as steps
-from stages.training.postometro import Alone, Params, begin, check, initialise
-from stages.training.postometro_data import Batch, Change, Examples
-from stages.training.postometro_steps import Trainer, fit, mesh_loss
-from tests.tables import COCO
-from tests.unit.test_training_people import motion_file
+from stages.training.postometro import steps
+from stages.training.postometro import train as training
+from stages.training.postometro.data import PostoMetroAugmentation, PostoMetroBatch, PostoMetroExamples
+from stages.training.postometro.steps import PostoMetroTrainer, fit, mesh_loss
+from stages.training.postometro.train import Alone, Params, begin, check, initialise
+from tests.helpers.motion_files import motion_file
+from tests.helpers.small_artefacts import COCO
 
 COUNTS = (431, 108)  # of coarser vertices: small networks
 N, K = 6, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+def examples(tmp_path_factory: pytest.TempPathFactory) -> PostoMetroExamples:
     """Six people in pictures of noise, with a bright dot on the left wrist."""
     folder, body = tmp_path_factory.mktemp("people"), load_body()
     generator = torch.Generator().manual_seed(5)
@@ -55,7 +55,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
         cv2.imwrite(str(folder / f"{k}.png"), image)
     box = np.concatenate([xy.min(1) - 5, xy.max(1) + 5], 1)
     truth = {"global_orient": orient, "body_pose": pose, "betas": betas, "transl": transl}
-    table = memory(
+    table = in_memory(
         "detections",
         frames={"name": [f"{k}.png" for k in range(N)], "size": [[320, 240]] * N, "K": [K] * N},
         rows={"frame": np.arange(N), "box": box},
@@ -66,10 +66,10 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
         },
         group_attrs={"keypoints": COCO},
     )
-    return Examples(table, body, of_body(body, COUNTS), 64, folder)
+    return PostoMetroExamples(table, body, of_body(body, COUNTS), 64, folder)
 
 
-def weak_error(batch: Batch) -> float:
+def weak_error(batch: PostoMetroBatch) -> float:
     """How far the joints' places are from the best s (X + t) of the joints, in the crop's [-1, 1]."""
     worst = 0.0
     for xyz, place in zip(batch.joints, batch.places, strict=True):
@@ -80,7 +80,7 @@ def weak_error(batch: Batch) -> float:
     return worst
 
 
-def test_truth_follows_the_crop(examples: Examples) -> None:
+def test_truth_follows_the_crop(examples: PostoMetroExamples) -> None:
     assert weak_error(examples.batch(range(N))) < 0.08
     for seed in range(4):  # scaled, turned, mirrored
         batch = examples.batch(range(N), np.random.default_rng(seed))
@@ -92,10 +92,12 @@ def test_truth_follows_the_crop(examples: Examples) -> None:
             assert (keypoints[[9, 10], :2] - dot).norm(dim=-1).min() < 12
 
 
-def test_mirrored_people_change_sides(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirrored_people_change_sides(examples: PostoMetroExamples, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = examples.batch(range(N))
     monkeypatch.setattr(
-        Change, "draw", lambda n, rng: Change(np.ones(n), np.zeros(n), np.ones((n, 3)), np.ones(n, bool))
+        PostoMetroAugmentation,
+        "draw",
+        lambda n, rng: PostoMetroAugmentation(np.ones(n), np.zeros(n), np.ones((n, 3)), np.ones(n, bool)),
     )
     turned = examples.batch(range(N), np.random.default_rng(0))
     left = plain.keypoints[:, 9, 0] - 128
@@ -113,7 +115,7 @@ class Small(nn.Sequential):
 
 
 @pytest.fixture(scope="module")
-def network(examples: Examples) -> PostoMetro:
+def network(examples: PostoMetroExamples) -> PostoMetro:
     torch.manual_seed(0)
     branch = PCT(32, (1, 1, 1, 1), guided=False)
     made = PostoMetro(Small(), 1, COUNTS, widths=(64, 32), pct=branch)
@@ -121,7 +123,7 @@ def network(examples: Examples) -> PostoMetro:
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code"])
-def test_the_mesh_network_learns_and_pct_stays(examples: Examples, network: PostoMetro, recipe: str) -> None:
+def test_the_mesh_network_learns_and_pct_stays(examples: PostoMetroExamples, network: PostoMetro, recipe: str) -> None:
     before = {name: t.clone() for name, t in network.pct.state_dict().items()}
     settings = Params(part="mesh", tokens="keypoints", recipe=recipe, steps=12, batch=4, rate=2e-3)
     history = fit(network, examples, settings)
@@ -133,7 +135,9 @@ def test_the_mesh_network_learns_and_pct_stays(examples: Examples, network: Post
     network.eval()
 
 
-def test_perfect_meshes_cost_nothing_but_edge_length(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perfect_meshes_cost_nothing_but_edge_length(
+    examples: PostoMetroExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss of the truth itself is what its projections and edge lengths cost."""
     from stages.models.postometro.network import Mesh
 
@@ -151,7 +155,7 @@ def test_perfect_meshes_cost_nothing_but_edge_length(examples: Examples, monkeyp
     assert mesh_loss(nn.Identity(), batch, Params(recipe="paper"), examples) > 50
 
 
-def test_the_tokenizer_learns(examples: Examples) -> None:
+def test_the_tokenizer_learns(examples: PostoMetroExamples) -> None:
     torch.manual_seed(0)
     tokenizer = Alone(Tokenizer(None))
     history = fit(tokenizer, examples, Params(part="tokenizer", steps=30, batch=6, rate=2e-3), augment=False)
@@ -160,9 +164,9 @@ def test_the_tokenizer_learns(examples: Examples) -> None:
 
 
 @pytest.mark.slow
-def test_the_classifier_learns_the_tokens_of_crops(examples: Examples) -> None:
+def test_the_classifier_learns_the_tokens_of_crops(examples: PostoMetroExamples) -> None:
     torch.manual_seed(0)
-    crops256 = Examples(
+    crops256 = PostoMetroExamples(
         examples.people.detections,
         examples.body,
         examples.levels,
@@ -178,7 +182,9 @@ def test_the_classifier_learns_the_tokens_of_crops(examples: Examples) -> None:
     assert not any(".tokenizer." in name for name in changed) and any(n.startswith("backbone.") for n in changed)
 
 
-def test_fastmetro_and_pct_begin_a_postometro(tmp_path: Path, network: PostoMetro, examples: Examples) -> None:
+def test_fastmetro_and_pct_begin_a_postometro(
+    tmp_path: Path, network: PostoMetro, examples: PostoMetroExamples
+) -> None:
     torch.manual_seed(9)
     fast = FastMetro(Small(), 1, COUNTS, widths=(64, 32))
     mesh_file = write_checkpoint(tmp_path / "fast.safetensors", fast.state_dict(), {})
@@ -193,10 +199,10 @@ def test_fastmetro_and_pct_begin_a_postometro(tmp_path: Path, network: PostoMetr
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
 
-def test_wrong_settings_and_data_are_said(examples: Examples) -> None:
+def test_wrong_settings_and_data_are_said(examples: PostoMetroExamples) -> None:
     with pytest.raises(UsageError, match="recipe"):
         check(Params(recipe="mine"))
-    without = memory(
+    without = in_memory(
         "detections",
         frames={"name": ["a.png"], "size": [[4, 4]], "K": [K]},
         rows={"frame": [0], "box": [[0, 0, 2, 2]]},
@@ -204,10 +210,10 @@ def test_wrong_settings_and_data_are_said(examples: Examples) -> None:
         group_attrs={"keypoints": COCO},
     )
     with pytest.raises(ArtefactError, match="extra/global_orient"):
-        Examples(without, examples.body, examples.levels, 64)
+        PostoMetroExamples(without, examples.body, examples.levels, 64)
 
 
-def test_a_trained_network_recovers_with_given_tokens(examples: Examples, network: PostoMetro) -> None:
+def test_a_trained_network_recovers_with_given_tokens(examples: PostoMetroExamples, network: PostoMetro) -> None:
     """Tokens of `hmr features --model pct` stand in for PCT; the confidence is their mean probability."""
     made = copy.deepcopy(network).prepare()
     made.side = 64  # its grid is already laid out
@@ -215,21 +221,21 @@ def test_a_trained_network_recovers_with_given_tokens(examples: Examples, networ
     people = examples.people(np.arange(3))
     soft = np.random.default_rng(0).normal(size=(3, 34, 512)).astype(np.float32)
     scores = np.full((3, 34, 2), 0.25, np.float32)
-    people.columns = {rows.SOFT: soft, rows.SCORES: scores}
+    people.columns = {recoverers.SOFT: soft, recoverers.SCORES: scores}
     first = recoverer(people)
     assert first["vertices/xyz"].shape == (3, 6890, 3) and not any(first["error"])
     assert torch.allclose(first["joints/confidence"], torch.full((3, 14), 0.25))
-    people.columns = {rows.SOFT: -soft, rows.SCORES: scores}
+    people.columns = {recoverers.SOFT: -soft, recoverers.SCORES: scores}
     assert (recoverer(people)["vertices/xyz"] - first["vertices/xyz"]).abs().max() > 1e-4
 
 
 def test_a_network_of_keypoint_tokens_takes_them_from_the_detections(
-    examples: Examples, network: PostoMetro, monkeypatch: pytest.MonkeyPatch
+    examples: PostoMetroExamples, network: PostoMetro, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     people = examples.people(np.arange(3))
-    box, _ = rows.metro_boxes(people.box, 256)
+    box, _ = recoverers.metro_boxes(people.box, 256)
     learned = examples.batch(range(3)).keypoints
-    given = rows.crop_keypoints(people, box)
+    given = recoverers.crop_keypoints(people, box)
     assert torch.equal(given[..., 2], learned[..., 2])
     assert (given - learned)[..., :2].norm(dim=-1).mean() < 4  # the crop of training is not cut at whole pixels
     made = copy.deepcopy(network).prepare()
@@ -242,7 +248,7 @@ def test_a_network_of_keypoint_tokens_takes_them_from_the_detections(
     assert (recoverer(people)["vertices/xyz"] - first).abs().max() > 1e-4
 
 
-def test_a_new_network_begins_as_the_body_at_rest(examples: Examples) -> None:
+def test_a_new_network_begins_as_the_body_at_rest(examples: PostoMetroExamples) -> None:
     network = begin(FastMetro(Small(), 1, COUNTS, widths=(64, 32)), examples.body, examples.levels)
     fine, intermediate, coarse = examples.batch(range(N)).meshes
     made = network.upsample(coarse)
@@ -281,7 +287,9 @@ def test_a_state_knows_what_its_training_began_with(tmp_path: Path) -> None:
     settings = dataclasses.replace(settings, steps=2, batch=2, rate=1e-3)
     torch.manual_seed(1)
     begun = [write_checkpoint(tmp_path / f"{k}.safetensors", Alone(Tokenizer(None)).state_dict(), {}) for k in "ab"]
-    trainer = Trainer(Alone(Tokenizer(None)), training.examples_of(poses, settings, load_body(), None), settings)
+    trainer = PostoMetroTrainer(
+        Alone(Tokenizer(None)), training.examples_of(poses, settings, load_body(), None), settings
+    )
     trainer.origin = read_checkpoint(begun[0]).sha256
     trainer.step()
     loop.save(trainer, tmp_path / "t.safetensors.state")
@@ -291,7 +299,7 @@ def test_a_state_knows_what_its_training_began_with(tmp_path: Path) -> None:
 
 
 def test_published_weights_on_another_mesh_are_warned_of(
-    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    examples: PostoMetroExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = FastMetro(Small(), 1, COUNTS, widths=(64, 32))
     file = write_checkpoint(tmp_path / "fast.safetensors", fast.state_dict(), {})
@@ -308,7 +316,7 @@ def test_published_weights_on_another_mesh_are_warned_of(
 def test_random_pose_tokens_are_not_handed_out(tmp_path: Path, network: PostoMetro) -> None:
     file = write_checkpoint(tmp_path / "mesh.safetensors", network.state_dict(), {"tokens": "keypoints"})
     with pytest.raises(AssetError, match="given keypoints"):
-        rows.PctExtractor.load(read_checkpoint(file))
+        recoverers.PctExtractor.load(read_checkpoint(file))
 
 
 def test_a_tokenizer_learns_from_motion_alone(tmp_path: Path) -> None:
@@ -320,21 +328,23 @@ def test_a_tokenizer_learns_from_motion_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "tokens.safetensors.state").exists()
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not(examples: Examples, network: PostoMetro, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_as_if_it_had_not(
+    examples: PostoMetroExamples, network: PostoMetro, tmp_path: Path
+) -> None:
     settings = Params(part="mesh", tokens="keypoints", recipe="paper", steps=6, batch=2, rate=2e-3)
-    whole = Trainer(copy.deepcopy(network), examples, settings)
+    whole = PostoMetroTrainer(copy.deepcopy(network), examples, settings)
     for _ in range(6):
         whole.step()
-    first = Trainer(copy.deepcopy(network), examples, settings)
+    first = PostoMetroTrainer(copy.deepcopy(network), examples, settings)
     for _ in range(3):
         first.step()
     loop.save(first, tmp_path / "state")
-    second = Trainer(copy.deepcopy(network), examples, settings)
+    second = PostoMetroTrainer(copy.deepcopy(network), examples, settings)
     loop.train(second, tmp_path / "state")
     assert second.losses == whole.losses
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(tensor, second.network.state_dict()[name]), name
-    other = Trainer(copy.deepcopy(network), examples, dataclasses.replace(settings, batch=3))
+    other = PostoMetroTrainer(copy.deepcopy(network), examples, dataclasses.replace(settings, batch=3))
     with pytest.raises(ArtefactError, match="other settings or data"):
         loop.load(other, tmp_path / "state")
     (tmp_path / "state").write_bytes(b"cut")
@@ -342,12 +352,15 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(examples: Examples, network
         loop.load(second, tmp_path / "state")
 
 
-def test_kept_crops_change_nothing(examples: Examples) -> None:
+def test_kept_crops_change_nothing(examples: PostoMetroExamples) -> None:
     """The crop that is kept of a person gives the same pixels as its picture; turned, nearly the same."""
     folder = examples.people.source.roots[0]  # type: ignore[union-attr]
-    one = Examples(examples.people.detections, examples.body, examples.levels, 64, folder)
+    one = PostoMetroExamples(examples.people.detections, examples.body, examples.levels, 64, folder)
     box = one.blind(one.rows).box
-    for change, tolerance in ((Change.none(N), 0.51), (Change.draw(N, np.random.default_rng(0)), 12.0)):
+    for change, tolerance in (
+        (PostoMetroAugmentation.none(N), 0.51),
+        (PostoMetroAugmentation.draw(N, np.random.default_rng(0)), 12.0),
+    ):
         affine = change.affine(box, 64)
         people = one.people(one.rows)
         direct = crops.warp(people.images, people.frame, affine, 64, np.float32)

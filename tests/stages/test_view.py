@@ -4,86 +4,29 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from stages import view
-from stages.artefact import Artefact, memory
+from stages.artefacts.kinds import FAILED
+from stages.engine.job import RunOptions
 from stages.errors import AssetError, InputError, UsageError
-from stages.frames import open_frame, write_image
-from stages.human import joints
-from stages.human.body import load_body
-from stages.human.cameras import default_K, project
-from stages.kinds import FAILED
-from stages.pictures import file_fingerprint
-from stages.progress import Run
+from stages.geometry.cameras import project
+from stages.media.frames import open_frame, write_image
+from stages.params import ViewParams
+from stages.smpl.body import load_body
+from stages.visualization.viewer import Viewer
+from tests.helpers.people import images_with_people
 
-SIZE = (320, 240)
-CPU = Run(device="cpu")
-STILL = view.Params(supersample=1, report=False)
-
-
-def people(folder: Path, n: int, frames: int = 1, seed: int = 0, **frame: Any) -> tuple[Artefact, Artefact]:
-    """Meshes and detections of n random people in each picture; the pictures are noise in `folder`."""
-    rng = np.random.default_rng(seed)
-    body = load_body()
-    names = [f"shots/picture {k}.png" for k in range(frames)]
-    (folder / "shots").mkdir(parents=True, exist_ok=True)
-    for name in names:
-        write_image(folder / name, rng.integers(0, 90, (SIZE[1], SIZE[0], 3)).astype(np.uint8))
-    K = np.repeat(default_K(np.array([SIZE], float)), frames, 0)
-    total = n * frames
-    smpl = {
-        "global_orient": np.tile([np.pi, 0, 0], (total, 1)) + rng.normal(0, 0.2, (total, 3)),
-        "body_pose": rng.normal(0, 0.15, (total, 23, 3)),
-        "betas": rng.normal(0, 0.5, (total, 10)),
-        "transl": np.stack(
-            [np.tile(np.linspace(-0.6, 0.6, n) if n > 1 else [0.0] * n, frames), np.zeros(total), np.full(total, 4.0)],
-            1,
-        ),
-    }
-    smpl = {k: v.astype(np.float32) for k, v in smpl.items()}
-    with torch.no_grad():
-        made = body(**{k: torch.from_numpy(v) for k, v in smpl.items()})
-        coco = body.regress(made.vertices, "coco17").numpy()
-    frame_of = np.repeat(np.arange(frames), n)
-    xy = project(coco.astype(float), K[frame_of])
-    flat = project(made.vertices.numpy().astype(float), K[frame_of])
-    box = np.concatenate([flat.min(1), flat.max(1)], 1) if total else np.zeros((0, 4))
-    table = {
-        "frames": {
-            "name": names,
-            "size": np.tile(SIZE, (frames, 1)),
-            "K": K,
-            "file": [file_fingerprint(folder / name) for name in names],
-            **frame,
-        },
-        "rows": {"frame": frame_of, "box": box, "score": np.full(total, 0.9)},
-        "attrs": {"root": str(folder)},
-    }
-    columns = {f"smpl/{k}": v for k, v in smpl.items()}
-    columns |= {"joints/xyz": made.joints.numpy(), "joints/confidence": np.full((total, 24), 0.75)}
-    attrs: dict[str, Any] = {
-        "smpl": {"body_model": "embedded", "gender": "neutral"},
-        "joints": {"joints": list(joints.SETS["smpl24"])},
-    }
-    meshes = memory("meshes", columns=columns, group_attrs=attrs, **table)
-    keypoints = {"joints": list(joints.SETS["coco17"]), "joint_set": "coco17", "score_definition": "test"}
-    detections = memory(
-        "detections",
-        columns={"keypoints/xy": xy, "keypoints/score": np.full((total, 17), 0.8)},
-        group_attrs={"keypoints": keypoints},
-        **table,
-    )
-    return meshes, detections
+CPU = RunOptions(device="cpu")
+STILL = ViewParams(supersample=1, report=False)
 
 
 def test_body_of_the_row_reprojects_onto_the_drawn_overlay(tmp_path: Path) -> None:
-    meshes, detections = people(tmp_path, 1)
-    viewer = view.Viewer(meshes, detections, STILL)
+    meshes, detections = images_with_people(tmp_path, 1)
+    viewer = Viewer(meshes, detections, STILL)
     scene = viewer.scene(0)
     drawn = (viewer.overlay(scene) != scene.photo).any(-1)
     row = {k: torch.from_numpy(meshes.read(f"smpl/{k}")) for k in ("global_orient", "body_pose", "betas", "transl")}
@@ -97,9 +40,9 @@ def test_body_of_the_row_reprojects_onto_the_drawn_overlay(tmp_path: Path) -> No
 
 
 def test_files_of_photos(tmp_path: Path) -> None:
-    meshes, detections = people(tmp_path, 2, frames=2)
+    meshes, detections = images_with_people(tmp_path, 2, frames=2)
     meshes.frames["status"][1] = FAILED
-    params = view.Params(side=True, turn=True, style="both", supersample=1)
+    params = ViewParams(side=True, turn=True, style="both", supersample=1)
     made = view.run(meshes, detections, tmp_path / "out", params, CPU)
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == sorted(["picture 0_overlay.jpg", "picture 0_side.jpg", "picture 0_turn.mp4", "report.html"])
@@ -109,10 +52,10 @@ def test_files_of_photos(tmp_path: Path) -> None:
 
 
 def test_report_is_one_file_and_tells_the_truth(tmp_path: Path) -> None:
-    meshes, detections = people(tmp_path, 2, frames=2)
+    meshes, detections = images_with_people(tmp_path, 2, frames=2)
     meshes.rows["status"][3] = FAILED
     meshes.rows["error"][3] = "<b>no keypoints</b>"
-    view.run(meshes, detections, tmp_path / "r.html", view.Params(supersample=1), CPU)
+    view.run(meshes, detections, tmp_path / "r.html", ViewParams(supersample=1), CPU)
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["r.html"]
     page = (tmp_path / "r.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "http" not in page
@@ -125,27 +68,27 @@ def test_report_is_one_file_and_tells_the_truth(tmp_path: Path) -> None:
 
 
 def test_colours_stay_with_the_track(tmp_path: Path) -> None:
-    meshes, _ = people(tmp_path, 2, frames=2)
+    meshes, _ = images_with_people(tmp_path, 2, frames=2)
     meshes.rows["track"][:] = [4, 9, 9, 4]
-    viewer = view.Viewer(meshes, None, STILL)
+    viewer = Viewer(meshes, None, STILL)
     np.testing.assert_array_equal(viewer.colour[0], viewer.colour[3])
     assert (viewer.colour[0] != viewer.colour[1]).any()
 
 
 def test_video_in_video_out(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    from stages.frames import list_frames, write_video
+    from stages.media.frames import list_frames, write_video
 
     rng = np.random.default_rng(0)
     write_video(tmp_path / "clip.mp4", (rng.integers(0, 90, (240, 320, 3)).astype(np.uint8) for _ in range(5)), fps=10)
     listing = list_frames([tmp_path / "clip.mp4"])
-    meshes, _ = people(tmp_path, 1, frames=5)
+    meshes, _ = images_with_people(tmp_path, 1, frames=5)
     meshes.frames["name"][:] = listing.name
     meshes.frames["source"][:] = 0
     meshes.frames["time"][:] = listing.time
     meshes.frames["file"][:] = listing.files[0].fingerprint
     meshes.frames["status"][2] = FAILED
-    made = view.run(meshes, None, tmp_path / "out", view.Params(supersample=1), CPU)
+    made = view.run(meshes, None, tmp_path / "out", ViewParams(supersample=1), CPU)
     assert made["pictures"] == [] and [Path(v).name for v in made["videos"]] == ["clip_overlay.mp4"]
     with av.open(made["videos"][0]) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
@@ -155,18 +98,18 @@ def test_video_in_video_out(tmp_path: Path) -> None:
 
 
 def test_nobody_and_no_pictures(tmp_path: Path) -> None:
-    meshes, detections = people(tmp_path, 0)
-    made = view.run(meshes, detections, tmp_path / "a", view.Params(), CPU)
+    meshes, detections = images_with_people(tmp_path, 0)
+    made = view.run(meshes, detections, tmp_path / "a", ViewParams(), CPU)
     assert len(made["pictures"]) == 1 and "Nobody was found" in Path(made["report"]).read_text()
     np.testing.assert_allclose(open_frame(made["pictures"][0]).mean(), 45, atol=3)
-    none, _ = people(tmp_path, 0, frames=0)
-    made = view.run(none, None, tmp_path / "b", view.Params(turn=True, side=True), CPU)
+    none, _ = images_with_people(tmp_path, 0, frames=0)
+    made = view.run(none, None, tmp_path / "b", ViewParams(turn=True, side=True), CPU)
     assert made["pictures"] == [] and "No pictures" in Path(made["report"]).read_text()
 
 
 def test_skeletons_alone_need_no_body(tmp_path: Path) -> None:
-    _, detections = people(tmp_path, 2)
-    viewer = view.Viewer(None, detections, view.Params(style="skeleton", labels=False))
+    _, detections = images_with_people(tmp_path, 2)
+    viewer = Viewer(None, detections, ViewParams(style="skeleton", labels=False))
     scene = viewer.scene(0)
     drawn = (viewer.overlay(scene) != scene.photo).any(-1)
     xy = np.round(detections.read("keypoints/xy")).astype(int).reshape(-1, 2)
@@ -174,17 +117,17 @@ def test_skeletons_alone_need_no_body(tmp_path: Path) -> None:
 
 
 def test_large_photos_are_reduced_and_still_fit(tmp_path: Path) -> None:
-    meshes, detections = people(tmp_path, 1)
-    big = view.Viewer(meshes, detections, STILL).scene(0)
-    small = view.Viewer(meshes, detections, view.Params(supersample=1, max_side=160)).scene(0)
+    meshes, detections = images_with_people(tmp_path, 1)
+    big = Viewer(meshes, detections, STILL).scene(0)
+    small = Viewer(meshes, detections, ViewParams(supersample=1, max_side=160)).scene(0)
     assert small.size == (160, 120)
-    a, b = (view.Viewer(meshes, detections, STILL).overlay(s) != s.photo for s in (big, small))
+    a, b = (Viewer(meshes, detections, STILL).overlay(s) != s.photo for s in (big, small))
     low, high = (np.array([m.any(-1).nonzero()[k].mean() for k in (0, 1)]) for m in (b, a))
     np.testing.assert_allclose((high + 0.5) / 2 - 0.5, low, atol=0.6)
 
 
 def test_changed_or_missing_photos_are_refused_and_blank_needs_none(tmp_path: Path) -> None:
-    meshes, detections = people(tmp_path, 1)
+    meshes, detections = images_with_people(tmp_path, 1)
     photo = tmp_path / "shots" / "picture 0.png"
     write_image(photo, np.zeros((240, 320, 3), np.uint8))
     with pytest.raises(InputError, match="has changed"):
@@ -192,22 +135,22 @@ def test_changed_or_missing_photos_are_refused_and_blank_needs_none(tmp_path: Pa
     photo.unlink()
     with pytest.raises(InputError, match="is not below"):
         view.run(meshes, detections, tmp_path / "out", STILL, CPU)
-    assert view.run(meshes, detections, tmp_path / "out", view.Params(blank=True, supersample=1), CPU)["pictures"]
+    assert view.run(meshes, detections, tmp_path / "out", ViewParams(blank=True, supersample=1), CPU)["pictures"]
 
 
 def test_settings_that_mean_nothing_are_refused(tmp_path: Path) -> None:
-    meshes, _ = people(tmp_path, 0)
-    for params in (view.Params(style="comic"), view.Params(opacity=2.0), view.Params(supersample=0)):
+    meshes, _ = images_with_people(tmp_path, 0)
+    for params in (ViewParams(style="comic"), ViewParams(opacity=2.0), ViewParams(supersample=0)):
         with pytest.raises(UsageError):
             view.run(meshes, None, tmp_path / "x", params, CPU)
     with pytest.raises(UsageError):
-        view.run(meshes, None, tmp_path / "x", view.Params(), Run(device="cpu", shard=(0, 2)))
+        view.run(meshes, None, tmp_path / "x", ViewParams(), RunOptions(device="cpu", shard=(0, 2)))
     with pytest.raises(AssetError):
-        view.run(meshes, None, tmp_path / "x", view.Params(body="no-such-body"), CPU)
+        view.run(meshes, None, tmp_path / "x", ViewParams(body="no-such-body"), CPU)
 
 
 def test_same_base_names_stay_apart() -> None:
-    from stages.mesh_rows import stems
+    from stages.loaders.bodies import stems
 
     names = ["a/x.jpg", "b/x.jpg", "b/X.png", "-odd\n*.jpg", "v.mp4#000001", "ü" * 200 + ".jpg", "..jpg"]
     made = stems(names)
@@ -219,7 +162,7 @@ def test_rerun_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     import sys
 
     monkeypatch.setitem(sys.modules, "rerun", None)
-    meshes, _ = people(tmp_path, 1)
+    meshes, _ = images_with_people(tmp_path, 1)
     with pytest.raises(AssetError) as error:
-        view.run(meshes, None, tmp_path / "out", view.Params(rerun=True), CPU)
+        view.run(meshes, None, tmp_path / "out", ViewParams(rerun=True), CPU)
     assert "hmr[rerun]" in error.value.hint and not (tmp_path / "out").exists()

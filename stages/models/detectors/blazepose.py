@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, MachineError
-from stages.human import crops
-from stages.human.joints import SETS, index
-from stages.human.oks import extent, oks, sigmas, suppress
-from stages.models.detectors import Found, clip_boxes, hash_files
+from stages.files.hashing import sha256_of_files
+from stages.geometry import crops
+from stages.keypoints.joint_sets import SETS, index
+from stages.keypoints.oks import extent, oks, sigmas, suppress
+from stages.models.detectors.base import DetectedPeople, clip_boxes
 
 FILES = ("pose_detection.tflite", "pose_landmark_full.tflite")
 GET = "hmr assets get blazepose"
@@ -63,7 +64,7 @@ class BlazePose:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.sha256 = hash_files(*(folder / name for name in FILES))
+        self.sha256 = sha256_of_files(*(folder / name for name in FILES))
         self._nets: tuple[_Net, _Net] | None = None
 
     @classmethod
@@ -81,21 +82,21 @@ class BlazePose:
         assert path
         return cls(path)
 
-    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         if boxes is None:
             return [self._find(image) for image in images]
         return [self._complete(image, box) for image, box in zip(images, boxes, strict=True)]
 
-    def _find(self, image: np.ndarray) -> Found:
+    def _find(self, image: np.ndarray) -> DetectedPeople:
         levels = crops.halvings(image)
         seeds = self._propose(levels)
         poses = [p for p in (self._landmarks(levels, seed, 2) for seed in seeds) if p]
         return self._people(poses, image, agree=AGREE, same=SAME)
 
-    def _complete(self, image: np.ndarray, box: np.ndarray) -> Found:
+    def _complete(self, image: np.ndarray, box: np.ndarray) -> DetectedPeople:
         """Landmarks for given boxes: the first crop is the box's own square, then two passes as above."""
         levels = crops.halvings(image)
-        found = Found.nobody(len(self.joints))
+        found = DetectedPeople.nobody(len(self.joints))
         found.box, found.score = np.asarray(box, float), np.full(len(box), np.nan)
         found.keypoints = np.full((len(box), len(self.joints), 3), np.nan)
         center, side = crops.square_boxes(found.box, 1.0)
@@ -150,9 +151,9 @@ class BlazePose:
                 return None
         return _Pose(points[:33], earlier, score)
 
-    def _people(self, poses: Sequence[_Pose], image: np.ndarray, *, agree: float, same: float) -> Found:
+    def _people(self, poses: Sequence[_Pose], image: np.ndarray, *, agree: float, same: float) -> DetectedPeople:
         if not poses:
-            return Found.nobody(len(self.joints))
+            return DetectedPeople.nobody(len(self.joints))
         points = np.stack([p.points for p in poses])
         xy, before = points[:, COCO, :2], np.stack([p.earlier for p in poses])[:, COCO]
         area = extent(xy)
@@ -171,7 +172,7 @@ class BlazePose:
         logit = offset + by_visibility * np.clip(points[:, COCO, 3], -4, 2) + by_movement * np.log(moved + 0.01)
         inside = (xy > -0.5).all(-1) & (xy < np.array([width, height]) - 0.5).all(-1)
         keypoints = np.concatenate([xy, (inside / (1 + np.exp(-logit)))[..., None]], -1)
-        return Found(_boxes(points, (width, height)), score, keypoints).take(keep)
+        return DetectedPeople(_boxes(points, (width, height)), score, keypoints).take(keep)
 
     def _net(self, which: int) -> _Net:
         if self._nets is None:

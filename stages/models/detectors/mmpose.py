@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.checkpoints import check_keys, read_checkpoint
 from stages.errors import AssetError
-from stages.human.joints import SETS
-from stages.models.detectors import Found, hash_files
+from stages.files.checkpoints import check_keys, read_checkpoint
+from stages.files.hashing import sha256_of_files
+from stages.keypoints.joint_sets import SETS
+from stages.models.detectors.base import DetectedPeople
 
 INSTALL = 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2'
 _DATE = re.compile(r"-[0-9a-f]{8}_\d{8}$")  # how mmpose's checkpoints end: -<hash>_<date>
@@ -51,7 +52,7 @@ class MMPose:
 
     def __init__(self, path: Path, device: str, config: str = "") -> None:
         self.path, self.device, self.config = path, device, config
-        self.sha256 = hash_files(path)
+        self.sha256 = sha256_of_files(path)
         self._model: Any = None
 
     @classmethod
@@ -65,18 +66,18 @@ class MMPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str, config: str = "") -> MMPose:
         """Raises AssetError: mmpose not installed, no checkpoint, no shipped config of that name."""
-        if mend := cls.missing(path):
-            raise AssetError("detector mmpose is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector mmpose is not ready on this machine", hint)
         assert path
         return cls(path, device, config)
 
-    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         if boxes is None:
             raise AssetError("detector mmpose finds no people, only their joints", "give it boxes: --boxes FILE")
         return [self._complete(image, np.asarray(box, float)) for image, box in zip(images, boxes, strict=True)]
 
-    def _complete(self, image: np.ndarray, box: np.ndarray) -> Found:
-        found = Found(box, np.full(len(box), np.nan), np.full((len(box), 17, 3), np.nan))
+    def _complete(self, image: np.ndarray, box: np.ndarray) -> DetectedPeople:
+        found = DetectedPeople(box, np.full(len(box), np.nan), np.full((len(box), 17, 3), np.nan))
         fine = np.flatnonzero(np.isfinite(box).all(1) & (box[:, 2:] > box[:, :2]).all(1))
         if not len(fine):  # mmpose takes an empty list for "the whole picture is one person"
             return found

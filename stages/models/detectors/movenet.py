@@ -25,15 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.checkpoints import read_checkpoint
-from stages.human import crops
-from stages.human.joints import SETS, flip
-from stages.human.oks import iou, sigmas, suppress
-from stages.models.detectors import Found, hash_files, nanodet
+from stages.files.checkpoints import read_checkpoint
+from stages.files.folders import packaged
+from stages.files.hashing import sha256_of_files
+from stages.geometry import crops
+from stages.keypoints.joint_sets import SETS, flip
+from stages.keypoints.oks import iou, sigmas, suppress
+from stages.models.detectors import nanodet
+from stages.models.detectors.base import DetectedPeople
 from stages.models.detectors.convolution import for_inference
 from stages.models.detectors.movenet_network import SIZE, STRIDE, MoveNet
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "movenet.safetensors"
+WEIGHTS = packaged("data/movenet.safetensors")
 JOINTS = SETS["coco17"]
 SIGMA = sigmas(JOINTS)
 MIRROR = flip(JOINTS)
@@ -75,7 +78,7 @@ class MoveNetDetector:
 
     def __init__(self, folder: Path, device: str) -> None:
         boxes, self.weights, self.device = folder / nanodet.WEIGHTS.name, folder / WEIGHTS.name, device
-        self.sha256 = hash_files(boxes, self.weights)
+        self.sha256 = sha256_of_files(boxes, self.weights)
         self._boxes = nanodet.PersonBoxes(device, boxes)
         self._network: Any = None
 
@@ -88,7 +91,7 @@ class MoveNetDetector:
         """With the packaged weights, or those of the same names in the folder `path`."""
         return cls(path or WEIGHTS.parent, device)
 
-    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         levels = [crops.halvings(image) for image in images]
         if boxes is None:
             people = People.of(self._boxes(levels))
@@ -279,9 +282,11 @@ class People:
         self.xy[which] = (looks * weight[..., None]).sum(0) / weight.sum(0).clip(1e-9)[..., None]
         self.score[which] = weight.sum(0) / 2
 
-    def found(self, own: np.ndarray) -> Found:
+    def found(self, own: np.ndarray) -> DetectedPeople:
         likelihood = np.where(np.isfinite(self.box_score), self.likelihood(), np.nan)
-        return Found(self.box[own], likelihood[own], np.concatenate([self.xy[own], self.score[own, :, None]], -1))
+        return DetectedPeople(
+            self.box[own], likelihood[own], np.concatenate([self.xy[own], self.score[own, :, None]], -1)
+        )
 
 
 def in_front(people: People, own: np.ndarray) -> dict[int, np.ndarray]:

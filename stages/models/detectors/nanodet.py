@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.checkpoints import read_checkpoint
-from stages.human import crops
-from stages.human.oks import iou, suppress
-from stages.models.detectors import clip_boxes
+from stages.files.checkpoints import read_checkpoint
+from stages.files.folders import packaged
+from stages.geometry import crops
+from stages.keypoints.oks import iou, suppress
+from stages.models.detectors.base import clip_boxes
 from stages.models.detectors.convolution import for_inference
 from stages.models.detectors.nanodet_network import MEAN, STD, STRIDES, NanoDet, cells
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "nanodet.safetensors"
+WEIGHTS = packaged("data/nanodet.safetensors")
 SIDE = 640  # px, longer side of the picture as the network sees it
 LOWEST, OVERLAP = 0.3, 0.6  # score of a box, and the overlap above which the better one of two stays
 BATCH_CPU, BATCH_GPU = 1, 32  # pictures at a time; on the CPU one fits the cache best

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.checkpoints import read_checkpoint
 from stages.errors import AssetError
-from stages.human import crops
-from stages.human.joints import SETS
-from stages.models import pct
-from stages.models.detectors import Found, hash_files
+from stages.files.checkpoints import read_checkpoint
+from stages.files.hashing import sha256_of_files
+from stages.geometry import crops
+from stages.keypoints.joint_sets import SETS
+from stages.models.detectors.base import DetectedPeople
+from stages.models.pct import network
 
 SIDE = 256
 PADDING = 1.12  # of the box, by mmpose's top-down rule, in PCT's published evaluation
@@ -38,8 +39,8 @@ class PctPose:
 
     def __init__(self, path: Path, device: str) -> None:
         self.path, self.device = path, device
-        self.sha256 = hash_files(path)
-        self._network: pct.PCT | None = None
+        self.sha256 = sha256_of_files(path)
+        self._network: network.PCT | None = None
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
@@ -50,15 +51,17 @@ class PctPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str) -> PctPose:
         """Raises AssetError when there is no such file."""
-        if mend := cls.missing(path):
-            raise AssetError("detector pct is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector pct is not ready on this machine", hint)
         assert path
         return cls(path, device)
 
-    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         if boxes is None:
             raise AssetError("detector pct finds no people, only their joints", "give it boxes: --boxes FILE")
-        found = [Found(b, np.full(len(b), np.nan), np.full((len(b), 17, 3), np.nan)) for b in map(np.asarray, boxes)]
+        found = [
+            DetectedPeople(b, np.full(len(b), np.nan), np.full((len(b), 17, 3), np.nan)) for b in map(np.asarray, boxes)
+        ]
         frame = np.repeat(np.arange(len(found)), [len(each) for each in found])
         box = np.concatenate([each.box for each in found]).astype(float) if len(frame) else np.zeros((0, 4))
         fine = np.flatnonzero(np.isfinite(box).all(1) & (box[:, 2:] > box[:, :2]).all(1))
@@ -82,13 +85,13 @@ class PctPose:
             [place, np.broadcast_to(sure.double().cpu().numpy()[:, None, None], (len(box), 17, 1))], 2
         )
 
-    def network(self) -> pct.PCT:
+    def network(self) -> network.PCT:
         if self._network is None:
             checkpoint = read_checkpoint(self.path)
-            tensors = checkpoint.without(*pct.PREFIXES)
-            if not pct.is_pct(tensors):
+            tensors = checkpoint.without(*network.PREFIXES)
+            if not network.is_pct(tensors):
                 raise AssetError(
                     f"{checkpoint.where} is no pose model of PCT", "tokenizers and backbones alone find no joints"
                 )
-            self._network = pct.load_pct(tensors, checkpoint.where).to(self.device).prepare()
+            self._network = network.load_pct(tensors, checkpoint.where).to(self.device).prepare()
         return self._network

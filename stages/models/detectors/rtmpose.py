@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError, MachineError
-from stages.human import crops
-from stages.human.joints import SETS
-from stages.human.oks import iou, suppress
-from stages.models.detectors import Found, clip_boxes, hash_files
+from stages.files.hashing import sha256_of_files
+from stages.geometry import crops
+from stages.keypoints.joint_sets import SETS
+from stages.keypoints.oks import iou, suppress
+from stages.models.detectors.base import DetectedPeople, clip_boxes
 
 FILES = ("detector.onnx", "pose.onnx")
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, of RTMPose's configs; YOLOX takes plain BGR
@@ -42,7 +43,7 @@ class RtmPose:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.folder, self.device = folder, device
-        self.sha256 = hash_files(*(folder / name for name in FILES))
+        self.sha256 = sha256_of_files(*(folder / name for name in FILES))
         self._sessions: dict[str, Any] = {}
 
     @classmethod
@@ -56,16 +57,16 @@ class RtmPose:
     @classmethod
     def load(cls, path: Path | None, *, device: str) -> RtmPose:
         """From the folder with the two ONNX files. Raises AssetError when they or onnxruntime are missing."""
-        if mend := cls.missing(path):
-            raise AssetError("detector rtmpose is not ready on this machine", mend)
+        if hint := cls.missing(path):
+            raise AssetError("detector rtmpose is not ready on this machine", hint)
         assert path
         return cls(path, device)
 
-    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         if boxes is None:
             found = [self._people(image) for image in images]
         else:
-            found = [Found(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
+            found = [DetectedPeople(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
         if any(len(each) for each in found):
             box = np.concatenate([each.box for each in found]).astype(float)
             frame = np.repeat(np.arange(len(found)), [len(each) for each in found])
@@ -76,7 +77,7 @@ class RtmPose:
                 each.keypoints = keypoints[frame == i]
         return found
 
-    def _people(self, image: np.ndarray) -> Found:
+    def _people(self, image: np.ndarray) -> DetectedPeople:
         session = self._session("detector.onnx")
         side = _sizes(session, (640, 640))
         scale = min(side[0] / image.shape[0], side[1] / image.shape[1])
@@ -95,7 +96,7 @@ class RtmPose:
         ours = (dets[0, :, 4] > LOWEST) & (labels.reshape(-1) == 0)
         # YOLOX measures from the picture's corner; our pixel (0, 0) is the centre of the first pixel.
         box = clip_boxes(dets[0, ours, :4] / scale - 0.5, (image.shape[1], image.shape[0]))
-        found = Found(box, dets[0, ours, 4].astype(float), np.zeros((len(box), 17, 3)))
+        found = DetectedPeople(box, dets[0, ours, 4].astype(float), np.zeros((len(box), 17, 3)))
         return found.take(suppress(iou(box, box), found.score, OVERLAP))
 
     def _keypoints(self, images: list[np.ndarray], box: np.ndarray, frame: np.ndarray) -> np.ndarray:

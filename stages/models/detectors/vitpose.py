@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError
-from stages.human.joints import SETS
-from stages.models.detectors import Found, clip_boxes, hash_files
+from stages.files.hashing import sha256_of_files
+from stages.keypoints.joint_sets import SETS
+from stages.models.detectors.base import DetectedPeople, clip_boxes
 
 HUB = {"detector": "PekingU/rtdetr_r50vd_coco_o365", "pose": "usyd-community/vitpose-base-simple"}
 NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -36,7 +37,7 @@ class VitPose:
 
     def __init__(self, folders: dict[str, Path], device: str) -> None:
         self.folders, self.device = folders, device
-        self.sha256 = hash_files(*(folders[part] / file for part in HUB for file in NEEDED))
+        self.sha256 = sha256_of_files(*(folders[part] / file for part in HUB for file in NEEDED))
         self._loaded: tuple[Any, ...] | None = None
 
     @classmethod
@@ -52,18 +53,18 @@ class VitPose:
         """From a folder, else from the hub (downloaded once into its cache). Raises AssetError when neither works."""
         return cls(_folders(path, local=False), device)
 
-    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[Found]:
+    def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         import torch
 
         with torch.inference_mode():
             if boxes is None:
                 found = self._people(images)
             else:
-                found = [Found(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
+                found = [DetectedPeople(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
             self._keypoints(images, found)
         return found
 
-    def _people(self, images: list[np.ndarray]) -> list[Found]:
+    def _people(self, images: list[np.ndarray]) -> list[DetectedPeople]:
         processor, network, *_ = self._networks()
         sizes = [image.shape[:2] for image in images]
         # Every picture is resized to one size by the processor, so the batch is one tensor.
@@ -76,10 +77,10 @@ class VitPose:
             # RT-DETR measures from the picture's corner; our pixel (0, 0) is the centre of the first pixel.
             box = clip_boxes(result["boxes"][ours].cpu().numpy() - 0.5, (image.shape[1], image.shape[0]))
             score = result["scores"][ours].cpu().numpy()
-            found.append(Found(box, score, np.zeros((len(box), 17, 3))))
+            found.append(DetectedPeople(box, score, np.zeros((len(box), 17, 3))))
         return found
 
-    def _keypoints(self, images: list[np.ndarray], found: list[Found]) -> None:
+    def _keypoints(self, images: list[np.ndarray], found: list[DetectedPeople]) -> None:
         """Fill the keypoints of `found`, people of all pictures in common batches."""
         import torch
 

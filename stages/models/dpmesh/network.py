@@ -1,7 +1,7 @@
 """DPMesh (Zhu et al., "DPMesh: Exploiting Diffusion Prior for Occluded Human Mesh Recovery", CVPR 2024): the network.
 
 crop (n, 3, 256, 256) in [0, 1], joints (n, 30, 2) in heatmap pixels (32 x 32) and their mask -> features, SMPL
-parameters, camera. Joints are in the order of `stages.human.joints.SETS["dpmesh30"]`. The body is not part of it.
+parameters, camera. Joints are in the order of joint_sets.SETS["dpmesh30"]. The body is not part of it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.human.heatmap import gaussian_heatmaps
-from stages.human.joints import SETS, bones
+from stages.geometry.heatmaps import gaussian_heatmaps
+from stages.keypoints.joint_sets import SETS, bones
 from stages.models.dpmesh.diffusion import CropEncoder, Merge, control_maps, make_controlnet, make_unet, unet_taps
-from stages.models.dpmesh.pose import PoseCodebook, VPoserDecoder, gram_schmidt, matrix_to_axis_angle
+from stages.models.dpmesh.pose_decoder import PoseCodebook, VPoserDecoder, gram_schmidt, matrix_to_axis_angle
 from stages.models.dpmesh.regressor import LinearRegressor, TransformerRegressor
 
 CROP, HEAT, SIGMA, TOKENS = 256, 32, 2.5, 30

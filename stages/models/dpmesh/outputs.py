@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.human.cameras import crop_to_full
-from stages.human.rotations import axis_angle_to_matrix
+from stages.geometry.cameras import crop_to_full
+from stages.geometry.rotations import axis_angle_to_matrix
 from stages.models.dpmesh.network import CROP, camera_translation, project_to_crop
 
 # Vertices of SMPL that stand for nose, eyes and ears (left first) in the 30-joint set.

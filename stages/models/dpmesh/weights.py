@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.checkpoints import AGAIN, Checkpoint, check_finite, check_keys
 from stages.errors import AssetError, UsageError
+from stages.files.checkpoints import AGAIN, Checkpoint, check_finite, check_keys
+from stages.models.dpmesh.checkpoint_names import LICENCE, check_body, convert_names, published
 from stages.models.dpmesh.diffusion import GROUPS
-from stages.models.dpmesh.names import LICENCE, check_body, convert_names, published
 from stages.models.dpmesh.network import Config, DPMesh
 
 RANK = 64

@@ -1,5 +1,5 @@
 """The embedded recoverer: keypoints in, SMPL parameters of the free body out, with pip alone."""
 
-from stages.models.embedded.rows import EmbeddedRecoverer
+from stages.models.embedded.recoverer import EmbeddedRecoverer
 
 __all__ = ["EmbeddedRecoverer"]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.human.body import Body
+from stages.smpl.body import Body
 
 POINTS = 17  # the COCO keypoints that the network reads
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.embedded.kinematics import Skeleton, rot6d_to_matrix
-from stages.models.embedded.view import INPUTS
+from stages.models.embedded.virtual_camera import INPUTS
 
 OUT = 24 * 6 + 10 + 3  # rotations, betas, place
 FEEDBACK = OUT + 17 * 2 * 2
@@ -32,7 +32,7 @@ class Estimate:
     image: Tensor
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Pre-normalised residual block of width `width`."""
 
     def __init__(self, width: int) -> None:
@@ -66,7 +66,7 @@ class Network(nn.Module):
         self.enter = nn.ModuleList(
             nn.Linear(INPUTS if i == 0 else width + INPUTS + FEEDBACK, width) for i in range(len(blocks))
         )
-        self.trunk = nn.ModuleList(nn.Sequential(*(Block(width) for _ in range(count))) for count in blocks)
+        self.trunk = nn.ModuleList(nn.Sequential(*(ResidualBlock(width) for _ in range(count))) for count in blocks)
         self.leave = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), _small(nn.Linear(width, OUT))) for _ in blocks)
         self.sure = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 24))
         # A standing person who faces the camera: y and z of the root point the other way, 1 m half a box side.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.hrnet import HRNet
+from stages.models.backbones.hrnet import HRNet
 
 PARTS = 24
 POSE_CHANNELS, SHAPE_CHANNELS = 128, 64

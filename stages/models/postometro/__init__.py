@@ -1,5 +1,5 @@
 """PostoMETRO and FastMETRO: vertices from a crop. docs/postometro.md says what is published."""
 
-from stages.models.postometro.rows import FastMetroRecoverer, PctExtractor, PostoMetroRecoverer
+from stages.models.postometro.recoverers import FastMetroRecoverer, PctExtractor, PostoMetroRecoverer
 
 __all__ = ["FastMetroRecoverer", "PctExtractor", "PostoMetroRecoverer"]

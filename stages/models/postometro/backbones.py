@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stages.models.hrnet import HRNet
-from stages.models.resnet import Bottleneck, ResNet
+from stages.models.backbones.hrnet import HRNet
+from stages.models.backbones.resnet import Bottleneck, ResNet
 
 CHANNELS = {"resnet50": 2048, "hrnet_w48": 384, "hrnet_w64": 2048}
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.human.mesh_levels import MeshLevels
-from stages.models.pct import PCT, TOKENS, LinearNormReLU, Mixer, PoseTokens
-from stages.models.pct import WIDTH as TOKEN_WIDTH
+from stages.models.backbones.resnet import fold_batch_norms
+from stages.models.pct.network import PCT, TOKENS, LinearNormReLU, Mixer, PoseTokens
+from stages.models.pct.network import WIDTH as TOKEN_WIDTH
 from stages.models.postometro import backbones
 from stages.models.postometro.transformer import Transformer, attention_mask, sine_positions
-from stages.models.resnet import fold_batch_norms
+from stages.smpl.mesh_sampling import MeshSampling
 
 JOINTS = 14
 WIDTHS = (512, 128)  # of the two stages, as published; the hidden layers are four times as wide
@@ -82,7 +82,7 @@ class FastMetro(nn.Module):
             self.smpl_parameter_regressor = SmplRegressor(3 * intermediate)
         self.has_regressor = regressor
 
-    def set_body(self, levels: MeshLevels) -> FastMetro:
+    def set_body(self, levels: MeshSampling) -> FastMetro:
         """The parts that follow from a body and the sizes, so that no state dict holds them: mask, fixed upsampling."""
         columns, weights = levels.upsampling(0)
         self.set_mask(levels.adjacency(2))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 HEADS = 8
 
 
-class Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Multi-head attention with the parameters of `nn.MultiheadAttention`, fused, without the attention weights."""
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -44,12 +44,12 @@ class Attention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
-class EncoderLayer(nn.Module):
+class FastMetroEncoderLayer(nn.Module):
     """Self-attention and two linears, each on a normed copy, added back."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn = Attention(width, dropout)
+        self.self_attn = MultiHeadAttention(width, dropout)
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
@@ -62,13 +62,13 @@ class EncoderLayer(nn.Module):
         return x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(self.norm2(x))))))
 
 
-class DecoderLayer(nn.Module):
+class FastMetroDecoderLayer(nn.Module):
     """Masked self-attention of the queries, cross-attention to the memory, two linears."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn = Attention(width, dropout)
-        self.multihead_attn = Attention(width, dropout)
+        self.self_attn = MultiHeadAttention(width, dropout)
+        self.multihead_attn = MultiHeadAttention(width, dropout)
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
@@ -89,7 +89,7 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(self.norm3(x))))))
 
 
-class Layers(nn.Module):
+class TransformerLayers(nn.Module):
     """The layers of an encoder or decoder and the norm after them."""
 
     def __init__(self, layers: list[nn.Module], width: int) -> None:
@@ -103,8 +103,8 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, depth: int, hidden: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.encoder = Layers([EncoderLayer(width, hidden, dropout) for _ in range(depth)], width)
-        self.decoder = Layers([DecoderLayer(width, hidden, dropout) for _ in range(depth)], width)
+        self.encoder = TransformerLayers([FastMetroEncoderLayer(width, hidden, dropout) for _ in range(depth)], width)
+        self.decoder = TransformerLayers([FastMetroDecoderLayer(width, hidden, dropout) for _ in range(depth)], width)
         self.first: tuple[Tensor, Tensor] | None = None
 
     def forward(
@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         memory = x[:, 1:]
         placed = memory + places[1:]
         first, *rest = self.decoder.layers
-        assert isinstance(first, DecoderLayer)
+        assert isinstance(first, FastMetroDecoderLayer)
         if self.training:  # dropout differs from picture to picture
             queries = queries.expand(len(x), -1, -1)
         # A single row of queries is the same for every picture: one pass over it, or none once it is prepared.

@@ -31,7 +31,7 @@ def sinusoid(t: Tensor, size: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-class Layers(nn.Module):
+class DenoiserLayers(nn.Module):
     """concat [h, c] -> norm -> linear -> GELU -> norm -> linear -> GELU."""
 
     def __init__(self, size: int, condition: int, hidden: int) -> None:
@@ -46,13 +46,13 @@ class Layers(nn.Module):
         return F.gelu(self.linear_layer2(self.layer_norm2(out)))
 
 
-class Block(nn.Module):
+class DenoiserBlock(nn.Module):
     """Scale and shift by time; the residual is what comes after that."""
 
     def __init__(self, size: int, condition: int, hidden: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(4 * size, 2 * size))
-        self.block = Layers(size, condition, hidden)
+        self.block = DenoiserLayers(size, condition, hidden)
 
     def forward(self, h: Tensor, time: Tensor, which: Tensor, c: Tensor) -> Tensor:
         """h (n, size), time features of the distinct indices (m, 4 size), which (n,) of them a row has, c (n, C)."""
@@ -82,12 +82,12 @@ class Denoiser(nn.Module):
         self.size, self.condition_size, self.betas_condition = size, condition, betas_condition
         self.time_mlp = _time_mlp(size)
         self.init_mlp = nn.Linear(size, size)
-        self.blocks = nn.ModuleList(Block(size, condition, hidden) for _ in range(blocks))
+        self.blocks = nn.ModuleList(DenoiserBlock(size, condition, hidden) for _ in range(blocks))
         self.final_mlp = nn.Linear(size, size)
         if betas_condition:
             self.time_mlp_betas = _time_mlp(10)
             self.init_mlp_betas = nn.Linear(10, 10)
-            self.blocks_betas = nn.ModuleList(Block(10, betas_condition, hidden) for _ in range(2))
+            self.blocks_betas = nn.ModuleList(DenoiserBlock(10, betas_condition, hidden) for _ in range(2))
             self.final_mlp_betas = nn.Linear(10, 10)
 
     @property
@@ -152,7 +152,7 @@ class _FastBlock:
     A (h - mh) + (mc - mh) (p B 1 - (1 - p) A 1). The second norm is folded in the same way.
     """
 
-    def __init__(self, block: Block, c: Tensor, times: dict[int, Tensor]) -> None:
+    def __init__(self, block: DenoiserBlock, c: Tensor, times: dict[int, Tensor]) -> None:
         layers, size = block.block, block.block.linear_layer2.out_features
         weight = layers.linear_layer1.weight * layers.layer_norm1.weight
         self.A = weight[:, :size].t().contiguous()

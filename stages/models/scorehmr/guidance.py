@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stages.models.scorehmr.keypoints import KeypointTerm
+from stages.models.scorehmr.keypoint_term import KeypointTerm
 
 
 @dataclass

@@ -20,32 +20,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.checkpoints import Checkpoint, check_keys, read_checkpoint
 from stages.errors import AssetError
-from stages.human.body import Body
-from stages.human.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
+from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
+from stages.files.folders import packaged
+from stages.geometry.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
 from stages.models.scorehmr import schedule
-from stages.models.scorehmr.arms import POSE, Arms
+from stages.models.scorehmr.body25 import HIPS, chain_of
 from stages.models.scorehmr.denoiser import Denoiser
-from stages.models.scorehmr.features import Statistics
-from stages.models.scorehmr.fit import fit
+from stages.models.scorehmr.feature_statistics import Statistics
+from stages.models.scorehmr.gradient_fit import fit
 from stages.models.scorehmr.guidance import Guidance, SmoothTerm, ViewTerm
-from stages.models.scorehmr.keypoints import KeypointTerm, Observed
-from stages.models.scorehmr.loop import Codec, Plan, refine
-from stages.models.scorehmr.points import HIPS, chain_of
-from stages.models.scorehmr.travel import smooth_translations
-from stages.models.scorehmr.weigh import Weigher
+from stages.models.scorehmr.kalman_update import KalmanUpdate
+from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
+from stages.models.scorehmr.linearized_body import POSE, LinearizedBody
+from stages.models.scorehmr.multiview import MultiviewUpdate, SharedShape, ViewBatch
+from stages.models.scorehmr.sampler import Codec, SamplingPlan, guided_sampling
+from stages.models.scorehmr.translation_smoothing import smooth_translations
+from stages.smpl.body import Body
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "prior.safetensors"
+EMBEDDED = packaged("data/prior.safetensors")
 REFERENCE_FOCAL = 5000.0  # px, of the published checkpoints, whatever the picture
 PREFIX = "ema.ema_model.model."
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoreHmrSettings:
     """What a run does. `plan` and weights: see Plan and Guidance; `method` score or fit; the rest by name."""
 
-    plan: Plan
+    plan: SamplingPlan
     w_keypoints: float
     w_smooth: float = 30.0
     w_views: float = 0.005
@@ -59,11 +61,12 @@ class Settings:
 
 
 @dataclass
-class Evidence:
+class EstimateBatch:
     """n estimates and what is seen of them. rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3) m; keypoints (n, 25, 3)
     px, confidence 0 = unseen; K (n, 3, 3), size (n, 2) px; features (n, C) raw. For video, linked (n,): row i is one
     frame after row i - 1 of its track. For views, group (n,) person numbers and, if known, turn (n, 3, 3) camera to
-    world. known (n,): the intrinsics are measured, not a default. seed (n,) int64 of a row's further hypotheses.
+    world and t (n, 3) m world to camera; known_shape (n,): 1 where betas are the person's, not a row's estimate.
+    known (n,): the intrinsics are measured, not a default. seed (n,) int64 of a row's further hypotheses.
     """
 
     rotmat: Tensor
@@ -78,16 +81,18 @@ class Evidence:
     linked: Tensor | None = None
     group: Tensor | None = None
     turn: Tensor | None = None
+    t: Tensor | None = None
+    known_shape: Tensor | None = None
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Evidence:
+    def each(self, change: Callable[[Tensor], Tensor]) -> EstimateBatch:
         """The same with every tensor changed alike: moved to a device, or some of the rows."""
         given: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         changed: dict[str, Any] = {name: None if v is None else change(v) for name, v in given.items()}
-        return Evidence(**changed)
+        return EstimateBatch(**changed)
 
 
 @dataclass
-class Result:
+class RefinedBatch:
     """rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3); error (n, 2) px, mean over seen points before and after;
     energy (n,): how unlikely, lower is better (embedded: negative log posterior; published: keypoint loss);
     hypotheses: all of them with a second axis, if several were asked for."""
@@ -97,7 +102,7 @@ class Result:
     transl: Tensor
     error: Tensor
     energy: Tensor
-    hypotheses: Result | None = None
+    hypotheses: RefinedBatch | None = None
 
 
 class ScoreHmrRefiner:
@@ -118,7 +123,9 @@ class ScoreHmrRefiner:
         self.denoiser = denoiser.eval().requires_grad_(False).to(device)
         self.body, self.codec, self.condition, self.statistics = body, codec, condition, statistics
         self.chain, self.schedule, self.device = chain_of(body), schedule.Schedule.cosine(), device
-        self.weigher = None if covariance is None else Weigher(covariance.to(device), Arms(self.chain))
+        linearized = LinearizedBody(self.chain)
+        self.weigher = None if covariance is None else KalmanUpdate(covariance.to(device), linearized)
+        self.multiview = MultiviewUpdate(linearized, self.weigher)
 
     # ---- weights
 
@@ -134,7 +141,7 @@ class ScoreHmrRefiner:
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body, stats: str = ""
+        cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body, stats: str | None = None
     ) -> ScoreHmrRefiner:
         """From a published `model-100.pt` (its `ema` weights), or the embedded prior without a checkpoint.
 
@@ -185,27 +192,32 @@ class ScoreHmrRefiner:
     def published(self) -> bool:
         return bool(self.condition)
 
-    def preset(self, name: str, *, alone: bool = True) -> Settings:
-        """`paper` (step 2), `fast` (step 10), `default`: what suits the weights. `alone`: neither tracks nor views."""
+    def preset(self, name: str, *, alone: bool = True) -> ScoreHmrSettings:
+        """`paper` (step 2), `fast` (step 10), `default`: what suits the weights. `alone`: neither tracks nor views, or
+        views of a rig whose places are known, which share one body without the loop."""
         if self.published:
-            return Settings(Plan(step=10 if name == "fast" else 2), w_keypoints=0.003)
+            return ScoreHmrSettings(SamplingPlan(step=10 if name == "fast" else 2), w_keypoints=0.003)
         own = dataclasses.replace(EMBEDDED_PLAN, loops=0) if alone else EMBEDDED_PLAN
-        return Settings({"paper": Plan(), "fast": Plan(step=10)}.get(name, own), w_keypoints=EMBEDDED_WEIGHT)
+        return ScoreHmrSettings(
+            {"paper": SamplingPlan(), "fast": SamplingPlan(step=10)}.get(name, own), w_keypoints=EMBEDDED_WEIGHT
+        )
 
     # ---- running
 
     @torch.no_grad()
-    def __call__(self, seen: Evidence, settings: Settings) -> Result:
+    def __call__(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> RefinedBatch:
         """Refine n rows. Rows do not influence each other but through `linked` and `group`."""
         seen = seen.each(lambda v: v.to(self.device))
         if settings.hypotheses > 1:
             return self._several(seen, settings)
         return self._run(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen, settings)
 
-    def _run(self, pose: Tensor, seen: Evidence, settings: Settings, guess: Tensor | None = None) -> Result:
+    def _run(
+        self, pose: Tensor, seen: EstimateBatch, settings: ScoreHmrSettings, guess: Tensor | None = None
+    ) -> RefinedBatch:
         before = self._error(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen.betas, seen.transl, seen)
         energy = before
-        if self.weigher is not None and settings.method == "score":
+        if self.weigher is not None and settings.method == "score" and seen.t is None:
             shared = seen.linked is not None or seen.group is not None
             pose, betas, transl, energy = self.weigher(
                 pose, seen.betas, seen.transl, self._used(seen, settings), seen.K, guess=guess, keep_shape=shared
@@ -219,7 +231,7 @@ class ScoreHmrRefiner:
         elif settings.plan.loops:
             x = self.codec.encode(pose, seen.betas)
             eps = self.denoiser.condition(self._conditions(seen), settings.plan.times)
-            out = refine(eps, self.schedule, x, guidance, settings.plan, self.codec)
+            out = guided_sampling(eps, self.schedule, x, guidance, settings.plan, self.codec)
             x0, made = self.codec.decode(out.x0)
             betas = seen.betas if made is None else made
             transl = scene.transl if out.transl is None else out.transl
@@ -228,10 +240,28 @@ class ScoreHmrRefiner:
         transl = self._back_to_scene(x0, betas, transl, scene, seen, settings)
         if seen.linked is not None and guidance.keypoints is not None and not self.published:
             transl = smooth_translations(guidance.keypoints.information(x0), transl, seen.linked)
+        if seen.t is not None:
+            update = self.multiview if settings.method == "score" else MultiviewUpdate(self.multiview.linearized, None)
+            placed = dataclasses.replace(seen, betas=betas, transl=transl)
+            x0, betas, transl, energy = update(self._views(x0, placed, settings))
         rotmat = rot6d_columns_to_matrix(x0.view(-1, 24, 6))
-        return Result(rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1), energy)
+        return RefinedBatch(
+            rotmat, betas, transl, torch.stack([before, self._error(x0, betas, transl, seen)], -1), energy
+        )
 
-    def _several(self, seen: Evidence, settings: Settings) -> Result:
+    @torch.no_grad()
+    def shape(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> SharedShape:
+        """What the moments of one person in several views say of its betas."""
+        seen = seen.each(lambda v: v.to(self.device))
+        return self.multiview.shape(self._views(matrix_to_rot6d_columns(seen.rotmat).flatten(1), seen, settings))
+
+    def _views(self, pose: Tensor, seen: EstimateBatch, settings: ScoreHmrSettings) -> ViewBatch:
+        assert seen.turn is not None and seen.t is not None and seen.group is not None and seen.known_shape is not None
+        R = seen.turn.transpose(1, 2)
+        used = self._used(seen, settings)
+        return ViewBatch(pose, seen.betas, seen.transl, used, seen.K, R, seen.t, seen.group, seen.known_shape)
+
+    def _several(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> RefinedBatch:
         """Refine the estimate and `hypotheses - 1` poses that the prior draws around it: the likeliest, and all."""
         pose = matrix_to_rot6d_columns(seen.rotmat).flatten(1)
         made = [self._run(pose, seen, settings)]
@@ -241,9 +271,9 @@ class ScoreHmrRefiner:
         stacked: dict[str, Any] = {name: torch.stack([getattr(m, name) for m in made], 1) for name in names}
         rows, best = torch.arange(len(pose), device=pose.device), stacked["energy"].argmin(1)
         chosen: dict[str, Any] = {name: value[rows, best] for name, value in stacked.items()}
-        return Result(**chosen, hypotheses=Result(**stacked))
+        return RefinedBatch(**chosen, hypotheses=RefinedBatch(**stacked))
 
-    def _drawn(self, pose: Tensor, seen: Evidence, settings: Settings, k: int) -> tuple[Any, ...]:
+    def _drawn(self, pose: Tensor, seen: EstimateBatch, settings: ScoreHmrSettings, k: int) -> tuple[Any, ...]:
         """What _run is given for the k-th hypothesis: the same noise for a row whatever its batch."""
         if self.weigher is not None:  # an error drawn from the measured covariance
             noise = _noise(seen.seed, k, POSE).to(self.weigher.factor)
@@ -258,7 +288,7 @@ class ScoreHmrRefiner:
             x = self.schedule.move(self.schedule.x0(x, guess, t), guess, max(t - 10, 0))
         return self.codec.decode(x)[0], seen, settings
 
-    def _conditions(self, seen: Evidence) -> Tensor:
+    def _conditions(self, seen: EstimateBatch) -> Tensor:
         if not self.published:
             return seen.rotmat.new_zeros(len(seen.rotmat), 0)
         if seen.features is None or self.statistics is None:
@@ -268,7 +298,7 @@ class ScoreHmrRefiner:
         mean, std = self.statistics.mean.to(self.device), self.statistics.std.to(self.device)
         return ((seen.features - mean) / std)[:, : self.denoiser.condition_size + self.denoiser.betas_condition]
 
-    def _guidance(self, seen: Evidence, settings: Settings) -> tuple[Guidance, Evidence]:
+    def _guidance(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> tuple[Guidance, EstimateBatch]:
         """The terms of this run, and the evidence in the camera that the weights were made for."""
         scene = self._reference_camera(seen)
         guidance = Guidance(
@@ -288,7 +318,7 @@ class ScoreHmrRefiner:
         )  # fmt: skip
         return guidance, scene
 
-    def _used(self, seen: Evidence, settings: Settings) -> Tensor:
+    def _used(self, seen: EstimateBatch, settings: ScoreHmrSettings) -> Tensor:
         """The keypoints (n, 25, 3), without hips if they are not wanted."""
         if settings.use_hips:
             return seen.keypoints
@@ -296,7 +326,7 @@ class ScoreHmrRefiner:
         keypoints[:, HIPS, 2] = 0
         return keypoints
 
-    def _observed(self, scene: Evidence, confidence: Tensor) -> Observed:
+    def _observed(self, scene: EstimateBatch, confidence: Tensor) -> Observed:
         xy = scene.keypoints[..., :2]
         if self.published:
             sigma, weight = torch.full_like(scene.size[:, 0], 100.0), 1000 / scene.size.amax(1)
@@ -306,7 +336,7 @@ class ScoreHmrRefiner:
         focal, center = scene.K[:, [0, 1], [0, 1]], scene.K[:, :2, 2]
         return Observed(xy, confidence, focal, center, sigma, weight)
 
-    def _reference_camera(self, seen: Evidence) -> Evidence:
+    def _reference_camera(self, seen: EstimateBatch) -> EstimateBatch:
         """Rows without measured intrinsics get the published 5000 px and the middle of the picture (w/2, h/2)."""
         if not self.published:
             return seen
@@ -322,7 +352,13 @@ class ScoreHmrRefiner:
         return dataclasses.replace(seen, K=K, transl=torch.where(guess[:, None], transl, seen.transl))
 
     def _back_to_scene(
-        self, x0: Tensor, betas: Tensor, transl: Tensor, scene: Evidence, seen: Evidence, settings: Settings
+        self,
+        x0: Tensor,
+        betas: Tensor,
+        transl: Tensor,
+        scene: EstimateBatch,
+        seen: EstimateBatch,
+        settings: ScoreHmrSettings,
     ) -> Tensor:
         """The translation in the rows' own cameras: rescaled, then solved for the points seen."""
         if scene is seen:
@@ -337,7 +373,7 @@ class ScoreHmrRefiner:
         term.solve_camera(x0, rounds=3)
         return torch.where(moved[:, None], term.transl.t(), transl)
 
-    def _error(self, pose: Tensor, betas: Tensor, transl: Tensor, seen: Evidence) -> Tensor:
+    def _error(self, pose: Tensor, betas: Tensor, transl: Tensor, seen: EstimateBatch) -> Tensor:
         """Mean distance (n,) in pixels between the seen points and the body's; 0 where nothing is seen."""
         points = self.chain.forward(pose, self.chain.rest(betas)).points.permute(2, 0, 1) + transl[:, None]
         focal, center = seen.K[:, None, [0, 1], [0, 1]], seen.K[:, None, :2, 2]
@@ -349,7 +385,7 @@ class ScoreHmrRefiner:
 # Units of the embedded prior, whose poses are standardised and whose residuals are relative to the person's size.
 # Chosen on subjects that are neither trained on nor tested on. Low noise indices in small steps: inversion and sampling
 # in large ones do not cancel, and the recoverer's estimate is better than that error.
-EMBEDDED_PLAN = Plan(loops=14, start=20, step=2)
+EMBEDDED_PLAN = SamplingPlan(loops=14, start=20, step=2)
 EMBEDDED_WEIGHT = 2e4
 EMBEDDED_SIGMA = 0.2
 EMBEDDED_SMOOTH = 1000.0

@@ -1,0 +1,151 @@
+"""Who is who over the cameras of detections: what association.py needs is read, what it found is told.
+
+people = find_people(detections, rig, usable)
+people.person, joined, told = ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.artefacts.kinds import K_DEFAULT, OK
+from stages.artefacts.table import Artefact
+from stages.errors import InputError
+from stages.geometry.rotations import axis_angle_to_matrix
+from stages.refinement.association import associate
+from stages.refinement.counts import view_counts
+from stages.refinement.likeness import People, Sightings
+from stages.refinement.rig import Rig
+from stages.refinement.rows import WindowPlan
+from stages.refinement.windows import moments
+from stages.smpl.body import Body
+
+MISS = 0.04  # of the box's longer side: keypoints that bodies of a right rig miss by less, in the median
+LISTED = 12  # people that are named one by one
+LIMBS = (
+    "head",
+    *(f"{side}_{part}" for part in ("knee", "ankle", "shoulder", "elbow", "wrist") for side in ("left", "right")),
+)
+
+
+def find_people(
+    detections: Artefact,
+    rig: Rig | None,
+    usable: np.ndarray,
+    *,
+    meshes: Artefact | None = None,
+    body: Body | None = None,
+) -> People:
+    """One number for each person over all views. usable (R,): rows that may be joined.
+
+    With meshes and their body, people are told apart by their poses where there is no rig. Raises InputError for views
+    that the rig does not name, and for crowded photos without view and track numbers."""
+    rows, frames = detections.rows, detections.frames
+    view, one_view = frames["view"], len(np.unique(frames["view"])) < 2
+    camera = np.arange(len(view)) if one_view else view  # photos of one view number: each from a place of its own
+    good = usable & (rows["status"] == OK)
+    crowd = np.bincount(rows["frame"][good], minlength=len(view))
+    if one_view and (crowd > 1).any() and (rows["track"] < 0).all():
+        raise InputError(
+            f"frame {crowd.argmax()} shows several people who cannot be told apart between views",
+            "give each camera a view of its own (hmr detect --views), or each person one track number in all views",
+        )
+    xy, score = detections.read("keypoints/xy"), detections.read("keypoints/score")
+    frame = rows["frame"]
+    placed = rig is not None and rig.placed and not one_view
+    R, t = rig.of(view[frame]) if rig is not None and placed else (None, None)
+    seen = Sightings(
+        track=rows["track"],
+        camera=camera[frame],
+        moment=moments(view, frames["time"])[frame],
+        ok=good,
+        keypoints=np.concatenate([xy, score[..., None]], -1),
+        names=tuple(detections.group_attrs("keypoints")["joints"]),
+        K=frames["K"][frame].astype(float),
+        time=frames["time"][frame],
+        R=R,
+        t=t,
+        joints=None if meshes is None or body is None else _posed(meshes, body),
+    )
+    people = associate(seen)
+    if rig is not None and not placed:
+        people.notes.append(f"{rig.path} has no t: the views agree in direction, not in place")
+    guessed = sorted(set(view[frames["K_source"] == K_DEFAULT].tolist()))
+    if placed and guessed:
+        people.warnings.append(
+            f"the focal length of view {', '.join(map(str, guessed))} is a guess, places in the world are no better; "
+            "give hmr detect --focal, --fov or --cameras"
+        )
+    return people
+
+
+def _posed(meshes: Artefact, body: Body) -> Callable[[np.ndarray], np.ndarray]:
+    """rows (n,) -> joints (n, 11, 3) m of the recovered bodies about the pelvis, in the pelvis' own axes."""
+    limbs = [body.joint_names.index(name) for name in LIMBS]
+
+    def joints(rows: np.ndarray) -> np.ndarray:
+        pose = torch.from_numpy(meshes.read("smpl/body_pose", rows)).float()
+        pose = torch.nn.functional.pad(pose, (0, 0, 1, 0))
+        betas = torch.zeros(len(rows), 10)
+        with torch.no_grad():
+            found = body.joints(axis_angle_to_matrix(pose).to(body.device), betas.to(body.device)).cpu()
+        return (found[:, limbs] - found[:, :1]).numpy()
+
+    return joints
+
+
+def tell(people: People, table: Artefact, plan: WindowPlan, report: Any) -> None:
+    """Say who was seen where and how many rows are joined; warn if none are, with the reason."""
+    for text in people.warnings:
+        report.warn(text)
+    for text in people.notes:
+        report.note(text)
+    views = np.ones(table.n_rows, int)
+    for unit in plan.units:
+        views[unit.row] = len(unit)
+    found = view_counts(table, people.person, views)
+    total = sum(p["rows"] for p in found["people"])
+    if not found["joined"]:
+        if total:
+            report.warn(f"0 of {total} rows are joined with another view, each is refined alone: {people.nobody}")
+        return
+    together = [p for p in found["people"] if p["joined"]]
+    report.note(f"{found['joined']} of {total} rows joined with another view: {len(together)} people, by {people.how}")
+    if len(together) <= LISTED:
+        for each in together:
+            where = ", ".join(f"view {v} (track {_listed(tracks)})" for v, tracks in each["tracks"].items())
+            report.note(f"person {each['person']}: {where}")
+    if alone := [p for p in found["people"] if not p["joined"]]:
+        where = ", ".join(f"view {v} track {_listed(t)}" for p in alone[:LISTED] for v, t in p["tracks"].items())
+        more = " ..." if len(alone) > LISTED else ""
+        report.warn(f"{sum(p['rows'] for p in alone)} rows are joined with no other view: {where}{more}")
+
+
+def tell_misses(table: Artefact, report: Any) -> None:
+    """Warn of views whose keypoints the joined bodies miss: their pose in the rig may be wrong."""
+    joined = (table.read("extra/views") > 1) & (table.rows["status"] == OK)
+    view, box = table.frames["view"][table.rows["frame"]], table.rows["box"]
+    size = np.maximum((box[:, 2:] - box[:, :2]).max(1), 1)
+    miss = table.read("extra/error_after") / size
+    medians = {int(v): float(np.median(miss[joined & (view == v)])) for v in np.unique(view[joined])}
+    if not medians:
+        return
+    usual = sorted(medians.values())[(len(medians) - 1) // 2]
+    if usual > MISS:
+        bad, than = list(medians), ""
+    else:
+        bad, than = [v for v, m in medians.items() if m > max(3 * usual, MISS)], f", {usual:.1%} in the others"
+    if bad:
+        views, most = ", ".join(map(str, bad)), max(medians[v] for v in bad)
+        report.warn(
+            f"view {views}: the joined bodies miss the keypoints by {most:.0%} "
+            f"of the box (median{than}); are its pose in the rig, its intrinsics and its keypoints right?"
+        )
+
+
+def _listed(tracks: list[int]) -> str:
+    return ", ".join("none" if t < 0 else str(t) for t in tracks)
