@@ -2,11 +2,14 @@
 
 Google, MoveNet singlepose thunder, version 4 (TF Hub, Apache-2.0): a MobileNetV2 of 1.75 times the width (Sandler et
 al., CVPR 2018) with a feature pyramid to a quarter of the crop's size, and CenterNet's heads (Zhou et al., "Objects as
-points", 2019). Batch normalisation is folded into the weights; what picks joints from the heads stands in `movenet.py`.
+points", 2019). Batch normalisation is folded into the weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +24,8 @@ BLOCKS = (
     *((168, 1), (168, 1), (168, 1), (280, 2), (280, 1), (280, 1), (560, 1)),
 )
 TAPS = (2, 5, 9)  # blocks whose outputs the pyramid takes, at strides 4, 8, 16
+PRIOR = 1.8  # cells, of Thunder's own graph: how far a joint may lie from where the centre expects it
+BESIDE = 0.1  # of the box's longer side: how far joints may lie outside the box (standard deviation)
 
 
 class InvertedResidual(nn.Module):
@@ -76,3 +81,37 @@ class MoveNet(nn.Module):
         for k, mix in zip((2, 1, 0), self.pyramid, strict=True):
             x = mix(F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False) + self.lateral[k](taps[k]))
         return {name: head(x) for name, head in self.heads.items()}
+
+
+def decode(heads: Mapping[str, Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
+    """Joints (n, 17, 2) x, y in cells from the crop's corner and their scores (n, 17) of the person in box (n, 4).
+
+    As at the end of Thunder's graph (the centre: the best cell near the crop's middle; a joint: the best cell near
+    where the centre expects it), but the middle is the box's, and what lies outside the box counts less.
+    """
+    height, width = heads["center"].shape[2:]
+    y = torch.arange(height, device=box.device, dtype=box.dtype)[:, None]
+    x = torch.arange(width, device=box.device, dtype=box.dtype)
+    left, top, right, bottom = box[:, :, None, None].unbind(1)
+    outside = ((left - x).clamp(min=0) + (x - right).clamp(min=0)) ** 2
+    outside = outside + ((top - y).clamp(min=0) + (y - bottom).clamp(min=0)) ** 2
+    longer = torch.maximum(right - left, bottom - top)
+    inside = torch.exp(-outside / (2 * (BESIDE * longer) ** 2))
+
+    near = inside / (torch.hypot(y - (top + bottom) / 2, x - (left + right) / 2) + PRIOR)
+    center = (heads["center"][:, 0].sigmoid() * near).flatten(1).argmax(1)
+    regress = heads["regress"].unflatten(1, (-1, 2))
+    expected = _at(regress, center[:, None].expand(-1, regress.shape[1]))
+    expected = expected + torch.stack([center // width, center % width], 1)[:, None]
+
+    score = heads["heatmap"].sigmoid()
+    away = torch.hypot(y - expected[..., 0, None, None], x - expected[..., 1, None, None])
+    best = (score * inside[:, None] / (away + PRIOR)).flatten(2).argmax(2)
+    offset = _at(heads["offset"].unflatten(1, (-1, 2)), best)
+    xy = torch.stack([best % width + offset[..., 1], best // width + offset[..., 0]], -1)
+    return xy, score.flatten(2).gather(2, best[..., None])[..., 0]
+
+
+def _at(maps: Tensor, cell: Tensor) -> Tensor:
+    """Values (n, J, 2) of maps (n, J, 2, H, W) at one cell (n, J) for each joint."""
+    return maps.flatten(3).gather(3, cell[..., None, None].expand(-1, -1, 2, 1))[..., 0]
