@@ -18,6 +18,7 @@ EXTRACTORS: dict[str, str] = {
 }
 REFINERS: dict[str, str] = {"scorehmr": "stages.models.scorehmr:ScoreHmrRefiner"}
 # One line per detector; `--detector auto` takes the first of AUTO_CPU (or AUTO_GPU) whose files are on this machine.
+# movenet is in the package, so that there always is one.
 DETECTORS: dict[str, str] = {
     "movenet": "stages.models.detectors.movenet:MoveNetDetector",
     "blazepose": "stages.models.detectors.blazepose:BlazePose",
@@ -29,3 +30,4 @@ DETECTORS: dict[str, str] = {
 # RT-DETR + ViTPose is the most accurate, but takes about 10 s a photo on one CPU thread.
 AUTO_GPU = ("vitpose", "rtmpose", "movenet")
 AUTO_CPU = ("rtmpose", "vitpose", "movenet")
+RANKED = (*AUTO_GPU, "blazepose")  # whose quality is known to each other, in docs/detectors.md
