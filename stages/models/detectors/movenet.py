@@ -32,7 +32,7 @@ from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS, flip
 from stages.keypoints.oks import iou, sigmas, suppress
 from stages.models.detectors import nanodet
-from stages.models.detectors.base import DetectedPeople
+from stages.models.detectors.base import DetectedPeople, batch_for
 from stages.models.detectors.convolution import for_inference
 from stages.models.detectors.movenet_network import SIZE, STRIDE, MoveNet, decode
 
@@ -48,7 +48,7 @@ FILLED = 0.53  # a person's area, of its box
 LIMB, PAINTED = 0.05, 0.2  # radius of a painted limb, of the box's longer side; score of joints that are painted
 MIN_SCORE = 0.04  # below it nobody gets a second pass
 AGREE = 0.1  # distance of two passes that counts as agreement on a joint, of the box's longer side (mean joint)
-BATCH_CPU, BATCH_GPU = 1, 256  # crops at a time; on a CPU one is quickest, and gives the same numbers always
+MEGABYTES = 60  # of GPU memory for one crop
 
 
 def _limbs() -> tuple[tuple[int, int], ...]:
@@ -71,13 +71,13 @@ class MoveNetDetector:
     joints = JOINTS
     score_definition = "height of Thunder's heatmap at the joint, 0..1, the mean of two passes where they agree"
     min_score = 0.1
-    batch_size = 8
 
     def __init__(self, folder: Path, device: str) -> None:
         boxes, self.weights, self.device = folder / nanodet.WEIGHTS.name, folder / WEIGHTS.name, device
         self.sha256 = sha256_of_files(boxes, self.weights)
         self._boxes = nanodet.PersonBoxes(device, boxes)
         self._network: Any = None
+        self.batch_size = batch_for(device, nanodet.MEGABYTES, cpu=8)
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
@@ -128,7 +128,7 @@ class MoveNetDetector:
         affine = crops.square_affine(*crops.square_boxes(people.box[which], grow), SIZE)
         affine[:, :, 2] -= 0.5  # the middle of the crop is between two pixels
         box = (crops.apply(affine, people.box[which].reshape(-1, 2, 2)).reshape(-1, 4) + 0.5) / STRIDE
-        count = BATCH_CPU if self.device == "cpu" else BATCH_GPU
+        count = batch_for(self.device, MEGABYTES, cpu=1, most=256)  # on a CPU one is quickest
         for start in range(0, len(which), count):
             chunk = slice(start, start + count)
             views = []

@@ -1,4 +1,4 @@
-"""NanoDet's network: person boxes of one picture size at three strides.
+"""NanoDet's network: person boxes at three strides.
 
 RangiLyu, NanoDet (https://github.com/RangiLyu/nanodet, Apache-2.0), the variant NanoDet-g: a CSP backbone of plain
 3 x 3 convolutions, a path aggregation network (Liu et al., CVPR 2018) of 1 x 1 convolutions and a head that shares
@@ -53,7 +53,7 @@ class Stage(nn.Module):
 
 
 class NanoDet(nn.Module):
-    """Pictures (n, 3, H, W), sides multiples of 32, BGR, normalised by MEAN and STD -> what each cell says.
+    """Images (n, 3, H, W), sides multiples of 32, BGR, normalised by MEAN and STD -> what each cell says.
 
     forward gives score (n, c), 0..1, of a person and the four sides (n, c, 4), left, top, right, bottom, in px from the
     cell's centre (`cells`), cells of all strides one after the other.
@@ -91,7 +91,7 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
 
 
 def cells(height: int, width: int) -> Tensor:
-    """Centres (c, 2) x, y of the cells of a picture, in px from its upper left corner."""
+    """Centres (c, 2) x, y of the cells of an image, in px from its upper left corner."""
     centers = []
     for stride in STRIDES:
         y, x = torch.meshgrid(torch.arange(height // stride), torch.arange(width // stride), indexing="ij")
