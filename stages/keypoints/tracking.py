@@ -45,8 +45,8 @@ class TrackedPeople:
     """n people as they were when last seen.
 
     id (n,) · box (n, 4) px · xy (n, J, 2) px, joints as seen or moved along, NaN if never seen · velocity (n, 2) px/s ·
-    variance (n, 3) of position, of both, of velocity along one axis, px and s · seen (n,) s · usual (n,) similarity of
-    two sights in a row, 0 if there was one.
+    variance (n, 3) of position, of both, of velocity along one axis, px and s · seen (n,) s · usual (n,) similarity from
+    one sight to the next, 0 at first.
     """
 
     id: np.ndarray
@@ -100,7 +100,7 @@ class TrackedPeople:
         variance = np.stack([(1 - gain) * position, (1 - gain) * both, velocity - gain_velocity * both], 1)
         joints = np.where(np.isfinite(xy), xy, self.xy + shift[:, None])
         moving = self.velocity + gain_velocity[:, None] * shift
-        usual = np.where(self.usual > 0, MEMORY * self.usual + (1 - MEMORY) * similar, similar)
+        usual = MEMORY * self.usual + (1 - MEMORY) * similar
         return TrackedPeople(self.id, box, joints, moving, variance, np.full(len(self), time), usual)
 
 
