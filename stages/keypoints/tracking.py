@@ -30,7 +30,7 @@ USUAL = 0.35  # and share of the similarity that is usual for this person: noise
 MEMORY = 0.9  # of what is usual, from one sight to the next
 SPREAD = 2.0  # times COCO's sigmas: people move between frames
 OKS_SHARE = 0.65  # of the similarity; the rest is overlap
-WAIT = 0.1  # by how much the similarity falls in a second of not being seen
+WAIT = 0.3  # by how much the similarity falls until a person is forgotten
 INSIDE = 0.2  # share of the predicted box's width that must lie in the image
 MIN_JOINTS = 3  # in common, for a displacement to be that of the joints, else that of the box's centre
 # Standard deviations in units of the person's size, the longer side of the box. TrackedPeople change their speed by about half
@@ -149,7 +149,7 @@ class Tracker:
         overlap = widened_iou(expected.box, box, deviation)
         likeness, common = widened_oks(expected.xy, xy, self.sigma, deviation)
         similar = np.where(common, OKS_SHARE * likeness + (1 - OKS_SHARE) * overlap, overlap)
-        similar = similar - WAIT * (time - expected.seen)[:, None]
+        similar = similar - WAIT * (time - expected.seen)[:, None] / self.max_gap
         if size is not None:
             inside = np.clip(expected.box[:, [0, 2]], 0, size[0])
             width = np.maximum(expected.box[:, 2] - expected.box[:, 0], 1)
