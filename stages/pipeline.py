@@ -1,7 +1,7 @@
 """What joins commands: the whole chain, data sets by name, shards. Stages exchange files, or tables in memory, here.
 
-from stages import run_chain
-run_chain(["photo.jpg"], Path("out"))
+    from stages import run_chain
+    run_chain(["photo.jpg"], Path("out"))
 """
 
 from __future__ import annotations
