@@ -1,6 +1,9 @@
 """What joins commands: the whole chain, data sets by name, shards. Stages exchange files, or tables in memory, here.
 
+Usage:
+
     from stages import run_chain
+
     run_chain(["photo.jpg"], Path("out"))
 """
 

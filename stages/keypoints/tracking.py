@@ -45,8 +45,8 @@ class TrackStates:
     """n people as they were when last seen.
 
     id (n,) · box (n, 4) px · xy (n, J, 2) px, joints as seen or moved along, NaN if never seen · velocity (n, 2) px/s ·
-    variance (n, 3) of position, of both, of velocity along one axis, px and s · seen (n,) s · usual (n,) similarity from
-    one sight to the next, 0 at first.
+    variance (n, 3) of position, of both, of velocity along one axis, px and s · seen (n,) s · usual (n,) similarity
+    from one sight to the next, 0 at first.
     """
 
     id: np.ndarray
