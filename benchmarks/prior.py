@@ -35,12 +35,11 @@ from stages.models.scorehmr.gradient_fit import fit
 from stages.models.scorehmr.refiner import EMBEDDED, EstimateBatch, ScoreHmrRefiner, ScoreHmrSettings
 from stages.smpl.body import Body, load_body
 from stages.synthetic.mocap import COCO, NOTHING, load_poses
-from stages.training.synthetic_keypoints import CROP, Camera, Corruption, KeypointBatch, draw_batch
+from stages.training.synthetic_keypoints import CROP, EXACT, Camera, KeypointBatch, draw_batch
 
 RECOVERER = EMBEDDED.with_name("embedded.safetensors")
 NAMES = [f"{s}_{p}" for p in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder") for s in ("left", "right")]
 FOURTEEN = joint_sets.index(joint_sets.SETS["smpl24"], [*NAMES, "neck", "head"])
-EXACT = Corruption(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
 
 
 def draw(
@@ -50,12 +49,12 @@ def draw(
     bank = load_poses(poses, sources=source, subjects=subjects, without=())
     generator = torch.Generator().manual_seed(7)
     skeleton = Skeleton.from_body(body)
-    batch = draw_batch(n, bank, skeleton, generator, augment=NOTHING, camera=Camera(even=True), defects=EXACT)
+    batch = draw_batch(n, bank, skeleton, generator, augment=NOTHING, camera=Camera(even=True), corruption=EXACT)
     noise = px * 2 / CROP * torch.randn(batch.observed.shape, generator=generator)
-    hidden = torch.rand(batch.seen.shape, generator=generator) < missing
+    hidden = torch.rand(batch.visible.shape, generator=generator) < missing
     order = torch.rand(hidden.shape, generator=generator) + hidden
     hidden &= ~(order.argsort(0).argsort(0) < 5)
-    batch.seen = ~hidden
+    batch.visible = ~hidden
     batch.observed = batch.image + noise
     return batch
 
@@ -65,7 +64,7 @@ def recovered(network: Network, body: Body, batch: KeypointBatch) -> EstimateBat
     from stages.geometry.cameras import look_at
     from stages.models.embedded.virtual_camera import features, solve_pelvis
 
-    confidence = batch.seen.float()
+    confidence = batch.visible.float()
     image = batch.observed * batch.half
     turn, half, normal = look_at(image, confidence)
     estimate = network(features(normal, confidence, half), half)[0][-1]

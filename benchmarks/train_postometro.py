@@ -39,9 +39,9 @@ from stages.models.postometro.transformer import MultiHeadAttention
 from stages.smpl.body import load_body
 from stages.smpl.mesh_sampling import of_body
 from stages.training.loop import train
-from stages.training.postometro.data import Keypoints, PostoMetroExamples
+from stages.training.postometro.data import KeypointExamples, PostoMetroExamples
 from stages.training.postometro.steps import PostoMetroTrainer, classifier_scores, mesh_errors, tokenizer_error
-from stages.training.postometro.train import Alone, Params, begin
+from stages.training.postometro.train import Params, TokenizerOnly, initialise
 
 SIDE, WIDTHS, COUNTS = 64, (64, 64), (431, 108)
 TOKENS = ("keypoints", "none")
@@ -81,11 +81,11 @@ def main() -> None:
     say(json.dumps(result))
 
     torch.manual_seed(0)
-    tokenizer = Alone(Tokenizer(None))
+    tokenizer = TokenizerOnly(Tokenizer(None))
     part = Params(part="tokenizer", steps=options.tokenizer_steps, rate=1e-3)
-    trainer = PostoMetroTrainer(tokenizer, Keypoints(options.poses, body), part)
+    trainer = PostoMetroTrainer(tokenizer, KeypointExamples(options.poses, body), part)
     result["tokenizer"] = finish(trainer, options.out / "tokenizer.state")
-    keypoints = unseen.batch(range(len(unseen)), pictures=False).keypoints
+    keypoints = unseen.batch(range(len(unseen)), images=False).keypoints
     tokenizer.eval()
     result["tokenizer"]["px of 256, test scenes"] = tokenizer_error(tokenizer.keypoint_head.tokenizer, keypoints)
     say(json.dumps(result["tokenizer"]))
@@ -96,7 +96,7 @@ def main() -> None:
     for seed in options.seeds:
         for tokens in (options.only,) if options.only else TOKENS:
             network = small(tokens, tokenizer, seed)
-            begin(network, body, levels)
+            initialise(network, body, levels)
             before = float(mesh_errors(network, unseen, tokens).mean())
             part = Params(
                 part="mesh", tokens=tokens, recipe=options.recipe, steps=options.steps, rate=1e-3, seed=1 + seed
@@ -110,7 +110,7 @@ def main() -> None:
     say(json.dumps(result, indent=1))
 
 
-def small(tokens: str, tokenizer: Alone, seed: int) -> FastMetro:
+def small(tokens: str, tokenizer: TokenizerOnly, seed: int) -> FastMetro:
     """A network with or without pose tokens; what both have begins alike."""
     torch.manual_seed(seed)
     plain = FastMetro(Small(), 1, COUNTS, widths=WIDTHS)
@@ -130,7 +130,7 @@ def small(tokens: str, tokenizer: Alone, seed: int) -> FastMetro:
 
 
 def classifier(
-    seen: PostoMetroExamples, unseen: PostoMetroExamples, tokenizer: Alone, steps: int, out: Path
+    seen: PostoMetroExamples, unseen: PostoMetroExamples, tokenizer: TokenizerOnly, steps: int, out: Path
 ) -> dict[str, Any]:
     """Train PCT's classifier; (token accuracy, pixels of 256) on unseen crops, and of what needs no picture."""
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def classifier(
     part = Params(part="classifier", thaw=True, steps=steps, batch=8, rate=3e-3)
     result = finish(PostoMetroTrainer(network, seen, part), out / "classifier.state")
     result["unseen crops"] = classifier_scores(network, unseen)
-    learnt, asked = (e.batch(range(len(e)), pictures=False).keypoints for e in (seen, unseen))
+    learnt, asked = (e.batch(range(len(e)), images=False).keypoints for e in (seen, unseen))
     with torch.no_grad():
         codes, wanted = inner.quantise(inner.encode(learnt)), inner.quantise(inner.encode(asked))
     given = learnt[..., 2:]
@@ -162,7 +162,7 @@ def finish(trainer: PostoMetroTrainer, state: Path) -> dict[str, Any]:
 
 def mean_body(seen: PostoMetroExamples, unseen: PostoMetroExamples) -> float:
     """PA-MPJPE in mm on `unseen` of the mean of the bodies of `seen`, each first aligned with one of them."""
-    joints = [e.batch(range(len(e)), pictures=False).joints.numpy() for e in (seen, unseen)]
+    joints = [e.batch(range(len(e)), images=False).joints.numpy() for e in (seen, unseen)]
     aligned = metrics.align(joints[0], np.broadcast_to(joints[0][:1], joints[0].shape))
     mean = np.broadcast_to(aligned.mean(0), joints[1].shape)
     return float(metrics.pa_mpjpe(mean, joints[1]).mean())

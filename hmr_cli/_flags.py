@@ -21,9 +21,9 @@ from typing import Annotated, Any, Union
 import typer
 
 from hmr_cli._output import make_report, print_result, with_counts
-from stages.engine.stored_params import from_json, members
 from stages.errors import HmrError, InputError, UsageError
-from stages.params import check, setting
+from stages.params.rules import check, setting
+from stages.params.stored import from_json, members
 
 Inputs = Annotated[
     list[str], typer.Argument(help="Photos, folders, globs, videos, or - to read names from stdin.", show_default=False)

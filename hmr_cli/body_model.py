@@ -56,7 +56,8 @@ def add(
         hmr body-model add basicModel_f_lbs_10_207_0_v1.0.0.pkl --gender female --regressor h36m17=J_regressor_h36m.npy
     """
     from stages.keypoints.joint_sets import SETS
-    from stages.smpl import body_files
+    from stages.smpl import body_files, mesh_sampling
+    from stages.smpl.body import load_body
 
     if gender is not None and gender not in body_files.GENDERS:
         raise UsageError(f"--gender {gender}", f"one of {', '.join(body_files.GENDERS)}")
@@ -69,6 +70,7 @@ def add(
             raise UsageError(f"--regressor {text}", f"JOINT_SET=FILE.npy with one of {', '.join(SETS)}")
         regressors[joint_set] = Path(path)
     target = body_files.add(file, name, gender, regressors)
+    mesh_sampling.store(load_body(str(target)))
     if not quiet:
         say(f"use it with --body {name}; licence and SHA-256 of the source are kept inside")
     print_result({"name": name, "out": str(target)} if as_json else target, as_json=as_json)

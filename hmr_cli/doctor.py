@@ -15,7 +15,7 @@ app = typer.Typer()
 
 @app.command()
 def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
-    """What works on this machine, what is missing, and the fix for each.
+    """What works on this machine, what is missing, and how to fix it.
 
     Examples:
 

@@ -300,7 +300,7 @@ def occlusion_map(
 
     from stages.engine.device import resolve_device
     from stages.evaluation.occlusion_map import occlusion_map as stage
-    from stages.evaluation.occlusion_map import picture
+    from stages.evaluation.occlusion_map import to_image
     from stages.loaders.people import PersonLoader
     from stages.media.images import write_image
     from stages.pipeline import open_dataset
@@ -319,7 +319,7 @@ def occlusion_map(
     attrs = model.group_attrs.get("smpl") or model.group_attrs.get("vertices") or {}
     body = load_body(str(attrs.get("body_model", "embedded")).split(" ")[0])
     result = stage(model, people, dataset, rows, grid=grid, size=size, body=body)
-    write_image(out, picture(result))
+    write_image(out, to_image(result))
     np.savez(out.with_suffix(".npz"), errors=result.errors, plain=result.plain, joints=np.array(result.joints))
     worst = np.nan_to_num(result.errors - result.plain[:, None, None]).mean((1, 2))
     return {

@@ -27,6 +27,8 @@ def track(detections: Detections, *, out: Path, params: TrackParams, run: Any) -
         hmr track frames.detections.h5 --fps 30 -o tracked.detections.h5
 
         hmr track walk.detections.h5 --replace --max-gap 1 -o tracked.detections.h5
+
+        hmr track take.detections.h5 --views --cameras rig.json -o people.detections.h5
     """
     from stages import track as stage
 

@@ -1,17 +1,29 @@
 """Human mesh recovery from Python: what the command line does, stage by stage or as a whole chain.
 
     from pathlib import Path
-    from stages import open_artefact, recover, refine, run_chain
+    from stages import RunOptions, evaluate, open_artefact, open_dataset, recover, refine, run_chain, synth
+    from stages.params import SynthParams
 
-    run_chain(["photo.jpg"], Path("out"))                                # as `hmr run photo.jpg -o out/`
-    meshes = recover.run(Path("out/people.detections.h5"), None)        # as `hmr recover`; None: in memory
-    with open_artefact("out/people.refined.meshes.h5") as refined:
-        pose = refined.read("smpl/body_pose")                           # (R, 23, 3) rad
+    # A rendered scene with exact truth. Images of your own: run_chain(["photo.jpg"], Path("out")).
+    scene = synth.run("synth-pc", Path("scene.detections.h5"), SynthParams(pictures=1), RunOptions())
+
+    # As `hmr run --detections scene.detections.h5 -o out`: meshes, overlays, report.html, out/models.
+    written = run_chain([], Path("out"), detections=scene)
+    with open_artefact(written["refined"]) as people:
+        pose = people.read("smpl/body_pose")  # (R, 23, 3) axis-angle, rad
+        transl = people.read("smpl/transl")  # (R, 3) m, camera coordinates of OpenCV
+
+    # Stage by stage, in memory: the target is None.
+    meshes = recover.run(scene, None)
+    refined = refine.run(meshes, scene, None)
+    scores = evaluate.run(refined, open_dataset(str(scene)), None)
+    print(scores.attrs["summary"]["mpjpe"])  # mm
 
 Public are the names below, the settings in `stages.params`, the errors in `stages.errors` and the contracts in
-`stages.models.base`; everything else may move. Each is imported when it is first used, so `import stages` is cheap.
+`stages.models.base`, `stages.models.detectors.base` and `stages.datasets.base`; everything else may move. Each name is
+imported when it is first used, so `import stages` is cheap.
 
-detect, heatmaps, features, recover, refine, evaluate, view, export: modules of the stages; each has `run`.
+detect, heatmaps, features, recover, refine, evaluate, view, export, synth: modules of the stages; each has `run`.
 """
 
 from __future__ import annotations
@@ -20,7 +32,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stages import detect, evaluate, export, features, heatmaps, recover, refine, view
+    from stages import detect, evaluate, export, features, heatmaps, recover, refine, synth, view
     from stages.artefacts.hdf5 import open_artefact
     from stages.artefacts.table import Artefact, in_memory
     from stages.engine.job import RunOptions
@@ -37,7 +49,7 @@ _HOMES = {
     "recover_dataset": "pipeline",
     "run_chain": "pipeline",
 }
-_STAGES = ("detect", "heatmaps", "features", "recover", "refine", "evaluate", "view", "export")
+_STAGES = ("detect", "heatmaps", "features", "recover", "refine", "evaluate", "view", "export", "synth")
 __all__ = [
     "Artefact",
     "RunOptions",
@@ -55,6 +67,7 @@ __all__ = [
     "recover_dataset",
     "refine",
     "run_chain",
+    "synth",
     "view",
 ]
 

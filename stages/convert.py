@@ -3,8 +3,8 @@
     hmr convert 3dpw-pc_best_ckpt.pth.tar -o dpmesh.safetensors --dtype float16
     hmr checkpoint dpmesh.safetensors
 
-A network says how it is made compact by a static method `compact(checkpoint, fold=, dtype=)` of its class in the tables
-of `stages.models`, and what it sees in a file by `describe(checkpoint)`.
+The class of a network says how its checkpoint is made compact (`compact`) and what is in it (`describe`), see
+stages/models/base.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from stages.errors import AssetError, HmrError, InputError, UsageError
 from stages.files.checkpoints import Checkpoint, check_finite, read_checkpoint, write_checkpoint
 from stages.models import find_loader, loaders
 from stages.models.tables import EXTRACTORS, RECOVERERS, REFINERS
-from stages.params import ConvertParams, check
+from stages.params import ConvertParams
+from stages.params.rules import check
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SYSTEMS = RECOVERERS | {n: target for n, target in EXTRACTORS.items() if n not in RECOVERERS} | REFINERS
@@ -32,16 +33,12 @@ def convert(source: Path, out: Path, params: ConvertParams = ConvertParams(), *,
         raise UsageError(f"{out.name}: the compact form is safetensors", f"-o {out.with_suffix('.safetensors').name}")
     checkpoint = read_checkpoint(source)
     loader = find_loader(SYSTEMS, checkpoint)
-    if not hasattr(loader, "compact"):
-        raise UsageError(
-            f"{source.name} is for {loader.__name__}, which has no compact form", "it can be used as it is"
-        )
     tensors, header = loader.compact(checkpoint, fold=params.fold, dtype=DTYPES[params.dtype])
     if out.exists() and not force:
-        have = _header(out)
-        if all(have.get(key) == value for key, value in header.items()):
+        existing = _header(out)
+        if all(existing.get(key) == value for key, value in header.items()):
             return out
-        raise InputError(f"{out} is there already, made from another file or otherwise", "--force replaces it")
+        raise InputError(f"{out} exists already, from another file or other settings", "--force replaces it")
     return write_checkpoint(out, tensors, header)
 
 
@@ -88,8 +85,8 @@ def _details(systems: dict[str, Any], checkpoint: Checkpoint) -> tuple[dict[str,
         if not systems:
             find_loader(SYSTEMS, checkpoint)
         for name, loader in list(systems.items())[:1]:
-            if hasattr(loader, "describe"):
-                details = {name: loader.describe(checkpoint)}
+            if description := loader.describe(checkpoint):
+                details = {name: description}
         check_finite(checkpoint.tensors, where=checkpoint.where)
     except HmrError as error:
         return details, error.message
@@ -97,7 +94,7 @@ def _details(systems: dict[str, Any], checkpoint: Checkpoint) -> tuple[dict[str,
 
 
 def _top(name: str, names: frozenset[str]) -> str:
-    """The first part of a name that tells tensors apart: prefixes that every name has are left out."""
+    """The first part of a name that distinguishes tensors: prefixes that every name shares are left out."""
     parts = name.split(".")
     depth = 1
     while depth < len(parts) and all(n.startswith(".".join(parts[:depth]) + ".") for n in names):

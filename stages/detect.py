@@ -30,7 +30,8 @@ from stages.models import find
 from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
 from stages.models.detectors.choice import availability, best_ready, files_of, how_to_get
 from stages.models.tables import DETECTORS
-from stages.params import DetectParams, check
+from stages.params import DetectParams
+from stages.params.rules import check
 
 
 def run(
@@ -195,7 +196,7 @@ def set_cameras(table: dict[str, Any], params: DetectParams, camera: CameraFile 
         width, height = (int(n) for n in table["size"][i])
         try:
             if camera:
-                table["K"][i] = camera.of(table["name"][i], (width, height))
+                table["K"][i] = camera.find(table["name"][i], (width, height))
             else:
                 focal = params.focal or width / 2 / np.tan(np.radians(params.fov or 0) / 2)
                 table["K"][i] = [[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]

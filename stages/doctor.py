@@ -2,7 +2,7 @@
 
     hmr doctor --json
 
-Nothing is downloaded and nothing is written; every check is independent and none can end the others.
+Nothing is downloaded and nothing is written; every check is independent: one that breaks does not stop the others.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CORE = {
     "numpy": ("numpy", "1.26.4", "everything"),
     "scipy": ("scipy", "1.11", "matching, SMPL files"),
     "h5py": ("h5py", "3.12", "artefacts"),
-    "cv2": ("opencv-python", "4.12", "pictures"),
-    "PIL": ("pillow", "10.3", "pictures"),
+    "cv2": ("opencv-python", "4.12", "images"),
+    "PIL": ("pillow", "10.3", "images"),
     "av": ("av", "13", "video"),
     "ai_edge_litert": ("ai-edge-litert", "2.0", "detector blazepose"),
     "roma": ("roma", "1.5", "rotations"),
@@ -35,10 +35,10 @@ CORE = {
     "pygltflib": ("pygltflib", "1.16", "GLB export"),
 }
 EXTRAS = (
-    ("onnxruntime", 'pip install "hmr[rtmpose]"', "detector rtmpose"),
-    ("mmpose", 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2', "detector mmpose"),
-    ("rerun-sdk", 'pip install "hmr[rerun]"', "hmr view --rerun"),
-    ("smplx", 'pip install "hmr[smplx]"', "the reference body layer in tests (non-commercial licence)"),
+    ("onnxruntime", 'pip install "hmr-toolchain[rtmpose]"', "detector rtmpose"),
+    ("mmpose", 'pip install "hmr-toolchain[mmpose]" && pip install --no-deps mmpose==1.3.2', "detector mmpose"),
+    ("rerun-sdk", 'pip install "hmr-toolchain[rerun]"', "hmr view --rerun"),
+    ("smplx", 'pip install "hmr-toolchain[smplx]"', "the reference body layer in tests (non-commercial licence)"),
 )
 SPACE, MEMORY = 5e9, 4e9  # bytes below which doctor says so
 
@@ -58,24 +58,18 @@ class Check:
 def run() -> list[Check]:
     """Every check of this machine, required ones first."""
     groups: tuple[Callable[[], Iterable[Check]], ...] = (
-        _python,
-        _core,
-        _devices,
-        _machine,
-        _detector,
-        _assets,
-        _bodies,
-        _extras,
+        *(_python, _core, _devices, _machine),
+        *(_detector, _assets, _bodies, _extras),
     )
-    found: list[Check] = []
+    checks: list[Check] = []
     for group in groups:
         try:
-            found += group()
+            checks += group()
         except Exception as error:  # one broken check must not hide the others
-            name, what = group.__name__.strip("_"), f"{type(error).__name__}: {error}"
-            found.append(Check(name, False, what, "hmr", "run again with --debug and report it", required=True))
-    found = [dataclasses.replace(check, hint="") if check.ready else check for check in found]
-    return sorted(found, key=lambda check: not check.required)
+            name, problem = group.__name__.strip("_"), f"{type(error).__name__}: {error}"
+            checks.append(Check(name, False, problem, "hmr", "run again with --debug and report it", required=True))
+    checks = [dataclasses.replace(check, hint="") if check.ready else check for check in checks]
+    return sorted(checks, key=lambda check: not check.required)
 
 
 def _python() -> Iterator[Check]:
@@ -111,7 +105,7 @@ def _devices() -> Iterator[Check]:
     yield Check("CUDA", cuda, name, "DPMesh and PostoMETRO at speed", hint)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None and os.getloadavg()[0] > (os.cpu_count() or 1):
-        hint = "export OMP_NUM_THREADS=1 on a busy machine: threads that wait spin"
+        hint = "export OMP_NUM_THREADS=1 on a busy machine, where waiting threads use up the processor"
         yield Check("OMP_NUM_THREADS", False, "not set, and this machine is busy", "speed", hint)
 
 
@@ -150,8 +144,8 @@ def _bodies() -> Iterator[Check]:
 def _extras() -> Iterator[Check]:
     for distribution, hint, why in EXTRAS:
         try:
-            found = importlib.metadata.version(distribution)
+            version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             yield Check(distribution, False, "not installed", why, hint)
             continue
-        yield Check(distribution, True, found, why)
+        yield Check(distribution, True, version, why)

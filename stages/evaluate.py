@@ -16,47 +16,52 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.kinds import OK, required_columns
+from stages.artefacts.table import Artefact
 from stages.datasets.base import Dataset
 from stages.datasets.protocols import Protocol, protocol_of
+from stages.engine.job import Job, RunOptions
+from stages.engine.runner import run_rows
 from stages.errors import InputError
-from stages.evaluation.scorer import make_scorer, threads
-from stages.params import EvaluateParams, check
+from stages.evaluation.scorer import Scorer, threads
+from stages.evaluation.tables import TITLES
+from stages.loaders.people import as_artefact
+from stages.params import EvaluateParams
+from stages.params.rules import check
 
-MEANS = ("mpjpe", "pa_mpjpe", "mpve", "occ_mpjpe", "occ_pa_mpjpe", "acceleration", "error_2d", "pck")
 
-
-def run(meshes: Any, dataset: Dataset, out: Path | None, params: EvaluateParams, run: Any) -> Any:
-    """Score every row of `meshes` (path or Artefact) against `dataset`; `out` None = in memory.
+def run(
+    meshes: Path | Artefact,
+    dataset: Dataset,
+    out: Path | None,
+    params: EvaluateParams = EvaluateParams(),
+    run: RunOptions = RunOptions(),
+) -> Path | Artefact:
+    """Score every row of `meshes` against `dataset`; `out` None = in memory.
 
     Raises ArtefactError when the rows or the body topology differ.
     """
-    from stages.artefacts.hdf5 import open_artefact
-    from stages.artefacts.table import Artefact
-    from stages.engine.job import Job
-    from stages.engine.runner import run_rows
-
     params = check(params)
-    table = meshes if isinstance(meshes, Artefact) else open_artefact(meshes, "meshes")
+    table = as_artefact(meshes, "meshes")
     protocol = protocol_of(params.protocol or dataset.protocol)
     dataset.check(protocol)
     with threads() as pool:
-        score, regressor = make_scorer(table, dataset, protocol, pool)
+        scorer = Scorer(table, dataset, protocol, pool)
         job = Job(
             stage="evaluate",
             kind="scores",
-            params={"dataset": dataset.name, "protocol": protocol.name, "regressor": regressor},
+            params={"dataset": dataset.name, "protocol": protocol.name, "regressor": scorer.regressor},
             inputs={"meshes": table, "detections": dataset.detections},
             columns=required_columns("scores"),
             group_attrs={"errors": {"joints": list(protocol.joints)}},
             attrs={
-                "protocol": _described(protocol, regressor),
+                "protocol": _described(protocol, scorer.regressor),
                 "dataset": dataset.name,
                 "subset": dataset.subset,
             },
             batch_size=256,
             finish=summarise,
         )
-        return run_rows(job, lambda: score, out, run)
+        return run_rows(job, lambda: scorer, out, run)
 
 
 def _described(protocol: Protocol, regressor: str) -> dict[str, Any]:
@@ -68,13 +73,13 @@ def _described(protocol: Protocol, regressor: str) -> dict[str, Any]:
     }
 
 
-def summarise(table: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def summarise(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Root attribute `summary`: means over scored rows, how many there are and how many were left out (Job.finish)."""
     ok = table.rows["status"] == OK
     summary: dict[str, Any] = {"rows": len(ok), "failed": int((~ok).sum())}
-    for name in MEANS:
-        have = table.n_rows and table.has(f"errors/{name}")
-        values = table.read(f"errors/{name}")[ok].astype(np.float64) if have else np.zeros(0)
+    for name in TITLES:
+        has_column = table.n_rows and table.has(f"errors/{name}")
+        values = table.read(f"errors/{name}")[ok].astype(np.float64) if has_column else np.zeros(0)
         values = values[np.isfinite(values)]
         if name in ("mpjpe", "error_2d"):
             summary["scored"] = max(summary.get("scored", 0), len(values))
@@ -82,12 +87,9 @@ def summarise(table: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return {}, {"summary": summary}
 
 
-def mean_rows(scores: Any) -> dict[str, Any]:
-    """The summary of a scores artefact (path or Artefact). Raises InputError if it has none."""
-    from stages.artefacts.hdf5 import open_artefact
-    from stages.artefacts.table import Artefact
-
-    table = scores if isinstance(scores, Artefact) else open_artefact(scores, "scores")
+def mean_rows(scores: Path | Artefact) -> dict[str, Any]:
+    """The summary of a scores artefact. Raises InputError if it has none."""
+    table = as_artefact(scores, "scores")
     summary = table.attrs.get("summary")
     if not isinstance(summary, dict):
         raise InputError(f"{table.path}: no summary")

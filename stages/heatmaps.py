@@ -1,7 +1,7 @@
 """detections -> heatmaps: one stack of Gaussian heatmaps per person, in the pixels of DPMesh's crop.
 
-The keypoints decide a square crop (they must: the box of an occluded person is not known); each seen joint becomes a
-Gaussian in it, an unseen one an empty map.
+The keypoints determine a square crop (the box of an occluded person is not known); each visible joint becomes a
+Gaussian in it, one that is not visible an empty map.
 
     hmr heatmaps photos.detections.h5 -o photos.heatmaps.h5
 """
@@ -22,11 +22,12 @@ from stages.engine.runner import run_rows
 from stages.errors import ArtefactError
 from stages.geometry import heatmaps
 from stages.keypoints import joint_sets
-from stages.params import HeatmapsParams, check
+from stages.params import HeatmapsParams
+from stages.params.rules import check
 
 
 def columns(params: HeatmapsParams) -> tuple[Column, ...]:
-    """What is written, with the sizes that these settings give."""
+    """The columns that are written, with the sizes that these settings give."""
     count, side = len(joint_sets.get(params.joint_set)), params.size
     return required_columns("heatmaps", J=count, H=side, W=side)
 
@@ -37,12 +38,12 @@ def run(
     params: HeatmapsParams = HeatmapsParams(),
     run: RunOptions = RunOptions(),
 ) -> Path | Artefact:
-    """Write the heatmaps of all rows to `out` (None: in memory). A person without a seen joint is a failed row.
+    """Write the heatmaps of all rows to `out` (None: in memory). A person without a visible joint is a failed row.
 
     Raises ArtefactError for detections without keypoints, UsageError for impossible settings.
     """
     params = check(params)
-    wanted = joint_sets.get(params.joint_set)
+    targets = joint_sets.get(params.joint_set)
     table = detections if isinstance(detections, Artefact) else open_artefact(detections, "detections")
     if not table.has("keypoints/xy"):
         raise ArtefactError(
@@ -56,7 +57,7 @@ def run(
         inputs={"detections": table},
         model=None,
         columns=columns(params),
-        group_attrs={"heatmaps": {"joints": list(wanted), "joint_set": params.joint_set, "sigma": params.sigma}},
+        group_attrs={"heatmaps": {"joints": list(targets), "joint_set": params.joint_set, "sigma": params.sigma}},
         batch_size=256,
     )
     return run_rows(job, lambda: compute(table, list(names), params), out, run)
@@ -73,17 +74,17 @@ def compute(table: Artefact, names: list[str], params: HeatmapsParams) -> Callab
         else:
             keypoints = np.nan_to_num(joint_sets.convert(keypoints, names, params.joint_set))
         size = table.frames["size"][table.rows["frame"][rows]]
-        made = heatmaps.joints_in_crop(keypoints, size, params.size, params.threshold)
-        seen = np.isfinite(made.affine).all((1, 2))
+        joints = heatmaps.joints_in_crop(keypoints, size, params.size, params.threshold)
+        valid = np.isfinite(joints.affine).all((1, 2))
         value = heatmaps.gaussian_heatmaps(
-            torch.from_numpy(made.xy), torch.from_numpy(made.visible), (params.size, params.size), params.sigma
+            torch.from_numpy(joints.xy), torch.from_numpy(joints.visible), (params.size, params.size), params.sigma
         )
         return {
             "heatmaps/value": value.half().numpy(),  # numpy converts to half ten times slower
-            "heatmaps/crop": made.affine.astype(np.float32),
-            "heatmaps/xy": made.xy,
-            "heatmaps/mask": made.visible.astype(np.uint8),
-            "error": ["" if s else f"no keypoint in the picture with a score above {params.threshold}" for s in seen],
+            "heatmaps/crop": joints.affine.astype(np.float32),
+            "heatmaps/xy": joints.xy,
+            "heatmaps/mask": joints.visible.astype(np.uint8),
+            "error": ["" if v else f"no keypoint in the image with a score above {params.threshold}" for v in valid],
         }
 
     return batch

@@ -27,19 +27,11 @@ from stages.errors import InputError, UsageError
 from stages.formats.bodies import Bodies
 from stages.formats.source import KeypointSource, parse_size, usable_boxes
 from stages.loaders import tracks
-from stages.media.frames import (
-    FrameList,
-    MediaFile,
-    escape,
-    frame_columns,
-    frame_number,
-    frame_times,
-    list_frames,
-    natural,
-    read_frames,
-)
+from stages.media.frames import FrameList, MediaFile, frame_columns, list_frames, read_frames
 from stages.media.images import intrinsics
-from stages.params import ImportBodiesParams, ImportParams, check
+from stages.media.inputs import escape, frame_number, frame_times, natural
+from stages.params import ImportBodiesParams, ImportParams
+from stages.params.rules import check
 
 
 def run(

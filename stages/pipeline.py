@@ -1,7 +1,10 @@
-"""What joins commands: the whole chain, data sets by name, shards. Verbs meet in files, in memory, or here.
+"""What joins commands: the whole chain, data sets by name, shards. Stages exchange files, or tables in memory, here.
 
-from stages import run_chain
-run_chain(["photo.jpg"], Path("out"))
+Usage:
+
+    from stages import run_chain
+
+    run_chain(["photo.jpg"], Path("out"))
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from typing import Any
 from stages import detect, evaluate, export, import_, recover, refine, synth, view
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.table import Artefact
-from stages.datasets import LAYOUTS, open_licensed
+from stages.datasets import LAYOUTS
 from stages.datasets.base import Dataset
+from stages.datasets.licensed import open_licensed
 from stages.datasets.synthetic import SynthData
 from stages.engine import runner
 from stages.engine.assembly import Finish
@@ -49,44 +53,46 @@ def run_chain(
 ) -> dict[str, Any]:
     """Images or video in; meshes, overlays, exports and report.html in the folder `out`. Called again, it resumes.
 
-    detections: people that were found already, instead of `inputs` · refined: None refines what the embedded recoverer
-    gives, whose errors the embedded prior knows · refine_params: None takes the mode that the rows allow ·
+    detections: a detections file, instead of `inputs` · refined: None refines the embedded recoverer's meshes, whose
+    errors the embedded prior was fitted to, and no others · refine_params: None takes the mode that the rows allow ·
     export_params: None exports nothing. Returns what was written, by name. Raises what the stages raise.
     """
     out.mkdir(parents=True, exist_ok=True)
     written: dict[str, Any] = {}
     written["detections"] = detections or detect.run(inputs, out / "people.detections.h5", detect_params, run)
-    written["meshes"] = best = recover.run(
+    written["meshes"] = result = recover.run(
         written["detections"], out / "people.meshes.h5", recover_params, run, ckpt=ckpt
     )
-    if not (ckpt or recover_params.model) if refined is None else refined:
+    if refined is None:
+        refined = not (ckpt or recover_params.model)
+    if refined:
         with open_artefact(written["detections"]) as table:
             settings = refine_params or RefineParams(mode=refine.mode_of(table))
         target = out / "people.refined.meshes.h5"
-        written["refined"] = best = refine.run(best, written["detections"], target, settings, run)
-    shown = view.run(best, written["detections"], out, view_params, run)
-    written |= {name: value for name, value in shown.items() if name != "folder"}
+        written["refined"] = result = refine.run(result, written["detections"], target, settings, run)
+    viewed = view.run(result, written["detections"], out, view_params, run)
+    written |= {name: value for name, value in viewed.items() if name != "folder"}
     if export_params is not None:
         # Exports are not artefacts: they are written anew each time.
-        models = export.run(best, out / "models", export_params, dataclasses.replace(run, force=True))
-        written["models"] = models["out"]
+        exported = export.run(result, out / "models", export_params, dataclasses.replace(run, force=True))
+        written["models"] = exported["out"]
     return written
 
 
 def detect_in_memory(inputs: Sequence[str | Path], run: RunOptions = RunOptions()) -> Artefact:
     """The detections of images, without a file."""
-    found = detect.run(inputs, None, run=dataclasses.replace(run, shard=(0, 1), batch_size=None, strict=False))
-    assert isinstance(found, Artefact)
-    return found
+    detections = detect.run(inputs, None, run=dataclasses.replace(run, shard=(0, 1), batch_size=None, strict=False))
+    assert isinstance(detections, Artefact)
+    return detections
 
 
 def open_dataset(
     name: str, data: Path | None = None, run: RunOptions = RunOptions(), *, partial: bool = False
 ) -> Dataset:
-    """The data set of that name, or of a *.detections.h5 made by `hmr synth`.
+    """The data set of that name, or of a *.detections.h5 that `hmr synth` wrote.
 
-    data: the folder where a licensed data set lies, or one of its annotation files; the synthetic sets are made in
-    the cache when first asked for. partial: accept a licensed set that is not whole; scores are marked.
+    data: the folder of a licensed data set, or one of its annotation files; a synthetic set is rendered into the cache
+    on first use. partial: accept a licensed set that is incomplete; its scores are marked.
     Raises UsageError for an unknown name, AssetError for files that are missing or damaged, or rows that are missing.
     """
     if name.endswith(".h5"):
@@ -95,7 +101,7 @@ def open_dataset(
         return SynthData(_synthetic_set(name, run))
     if name not in LAYOUTS:
         choices = ", ".join([*SETS, *LAYOUTS])
-        raise UsageError(f"no data set {name!r}", f"choose one of {choices}, or give a file made by hmr synth")
+        raise UsageError(f"no data set {name!r}", f"choose one of {choices}, or give a file of hmr synth")
     return open_licensed(name, data, partial)
 
 
@@ -111,11 +117,12 @@ def recover_dataset(
             f"the embedded recoverer poses the free body, the truth of {dataset.name} is SMPL's",
             "--ckpt or --meshes of SMPL bodies; without licensed files: hmr eval synth-oc",
         )
-    quick = dataclasses.replace(run, shard=(0, 1), strict=False)
-    meshes: Any = recover.run(dataset.detections, None, RecoverParams(), quick, ckpt=ckpt)
+    whole = dataclasses.replace(run, shard=(0, 1), strict=False)
+    meshes = recover.run(dataset.detections, None, RecoverParams(), whole, ckpt=ckpt)
     if refined:
         params = RefineParams(mode=refine.mode_of(dataset.detections))
-        meshes = refine.run(meshes, dataset.detections, None, params, quick)
+        meshes = refine.run(meshes, dataset.detections, None, params, whole)
+    assert isinstance(meshes, Artefact)  # out None: in memory
     return meshes
 
 
@@ -125,7 +132,7 @@ def merge(out: Path) -> Path:
 
 
 def _synthetic_set(name: str, run: RunOptions) -> Path:
-    """A whole synthetic set in the cache, made now if it is not there (minutes on two cores)."""
+    """A whole synthetic set in the cache, rendered now if it is not there (minutes on two cores)."""
     run = dataclasses.replace(run, shard=(0, 1), batch_size=None, force=False, fresh=False, dry_run=False)
     folder = cache_dir() / f"synth-{VERSION}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,8 @@ from stages.loaders.people import as_artefact
 from stages.models import find_loader
 from stages.models.scorehmr.refiner import EMBEDDED, ScoreHmrRefiner
 from stages.models.tables import REFINERS
-from stages.params import RefineParams, check
+from stages.params import RefineParams
+from stages.params.rules import check
 from stages.refinement.people import find_people, tell, tell_misses
 from stages.refinement.rig import read_rig
 from stages.refinement.rows import RowRefiner, columns, plan_rows, usable
@@ -95,7 +96,7 @@ def run(
         people = find_people(seen, rig, good, meshes=start, body=body)
     plan = plan_rows(start, params, good, None if people is None else people.person)
     if people is not None:
-        tell(people, start, plan, run.report)
+        tell(people, seen, good, run.report)
     job = Job(
         stage="refine",
         kind="meshes",

@@ -18,7 +18,8 @@ from typing import Any
 
 from stages.artefacts.kinds import Column, required_columns
 from stages.errors import UsageError
-from stages.params import SynthParams, check
+from stages.params import SynthParams
+from stages.params.rules import check
 from stages.synthetic.examples import example_maker, spec_of
 from stages.synthetic.sets import VERSION
 
@@ -41,8 +42,8 @@ def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
     """Make set `name`: artefact `out` (*.detections.h5), and pictures in a folder named by set and poses beside it."""
     from stages.engine.job import Job
     from stages.engine.runner import run_frames
-    from stages.engine.stored_params import to_json
     from stages.keypoints.joint_sets import get
+    from stages.params.stored import to_json
 
     params = check(params)
     spec, settings = spec_of(name), json.loads(to_json(params))

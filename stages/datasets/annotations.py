@@ -1,7 +1,7 @@
 """What the readers of licensed data sets fill in, and the data set that is made of it.
 
-A reader knows where files lie and what their numbers mean; it returns a `Table`. `TableData` turns that into rows (a
-detections artefact in memory) and ground truth: meshes of the annotated gender, or joints where there are no meshes.
+A reader knows where files are and what their numbers mean; it returns `Annotations`. `AnnotatedData` turns these into
+rows (a detections artefact in memory) and ground truth: meshes of the annotated gender, or joints where there are none.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
 
 from stages.artefacts.kinds import K_USER
 from stages.artefacts.table import Artefact, in_memory
-from stages.datasets.base import Truth
+from stages.datasets import joint_regressors
+from stages.datasets.base import Dataset, Truth
 from stages.datasets.protocols import Protocol
 from stages.datasets.subsets import definition
 from stages.errors import AssetError, UsageError
 from stages.keypoints import joint_sets
+from stages.smpl.body import BATCH_MULTIPLE, Body, load_body
 
-DETECTED = 0.05  # DPMesh's least confidence of a joint that was found
+MIN_CONFIDENCE = 0.05  # of a joint that counts as detected, DPMesh's
 SMPL = "smpl"  # name of the added bodies: hmr body-model add FILE --name smpl --gender ...
 GENDERS = {"m": "male", "f": "female", "n": "neutral", "male": "male", "female": "female", "neutral": "neutral"}
 _FILES = {
@@ -39,7 +43,7 @@ class Annotations:
     keypoints (R, J, 3) px and score, the papers' input, of `joint_set` (a name, or names) · smpl: body_pose with root
     (R, 72) in the camera frame, betas (R, 10), gender (R,) · joints (R, K, 3) metres, camera frame, NaN where not
     annotated, of `joint_names` · labelled (R, L, 3) px and visibility of `labelled_names`: 2D truth · detected: the
-    keypoints are a detector's, and a joint that it did not find counts as hidden (DPMesh's split of the joints)."""
+    keypoints are a detector's, and a joint that it missed counts as hidden (DPMesh's split of the joints)."""
 
     name: str
     protocol: str
@@ -59,90 +63,82 @@ class Annotations:
     detected: bool = False
 
 
-class AnnotatedData:
-    """A licensed data set, read (stages.datasets.base.Dataset)."""
+class AnnotatedData(Dataset):
+    """The data set of a reader's annotations. data: the folder or file that they were read from."""
 
-    def __init__(self, table: Annotations, data: Path) -> None:
-        self.table = table
-        self.data: Path | None = data
-        self.name, self.protocol = table.name, table.protocol
-        self.topology = "smpl" if table.smpl is not None else ""
-        self.detections = _detections(table)
-        self.subset = definition(table.name.split(" ")[0]) | {"rows": self.detections.n_rows}
+    def __init__(self, annotations: Annotations, data: Path) -> None:
+        self.annotations, self.data = annotations, data
+        self.name, self.protocol = annotations.name, annotations.protocol
+        self.topology = "smpl" if annotations.smpl is not None else ""
+        self.detections = _detections(annotations)
+        self.subset = definition(annotations.name.split(" ")[0]) | {"rows": self.detections.n_rows}
 
     def check(self, protocol: Protocol) -> None:
-        """Raise AssetError for a body or regressor that scoring will need, before anything is computed."""
-        from stages.datasets import joint_regressors
-
-        if self.table.smpl is None:
+        if self.annotations.smpl is None:
             return
         for gender in {"neutral", *self._genders(protocol)}:
             joint_regressors.find(_body(str(gender)), protocol.joint_set, self.data)
 
     def truth(self, rows: np.ndarray, protocol: Protocol) -> Truth:
-        """Meshes posed with the body of each row's gender, or the annotated joints (Dataset.truth)."""
-        found = self._posed(rows, protocol) if self.table.smpl is not None else self._annotated(rows, protocol)
-        if self.table.labelled is not None:
-            found.labelled, found.labelled_names = self.table.labelled[rows], self.table.labelled_names
-        if self.table.detected:
-            keypoints = joint_sets.convert(self.table.keypoints[rows], _names(self.table), found.names)
-            found.visible = keypoints[..., 2] > DETECTED
-        return found
+        """Meshes posed with the body of each row's gender, or the annotated joints."""
+        source = self.annotations
+        truth = self._posed(rows, protocol) if source.smpl is not None else self._annotated(rows, protocol)
+        if source.labelled is not None:
+            truth.labelled, truth.labelled_names = source.labelled[rows], source.labelled_names
+        if source.detected:
+            keypoints = joint_sets.convert(source.keypoints[rows], _names(source), truth.names)
+            truth.visible = keypoints[..., 2] > MIN_CONFIDENCE
+        return truth
 
     def _genders(self, protocol: Protocol) -> np.ndarray:
-        assert self.table.smpl is not None
-        own = self.table.smpl["gender"]
-        return np.full(len(own), "neutral") if protocol.gender == "neutral" else own
+        assert self.annotations.smpl is not None
+        gender = self.annotations.smpl["gender"]
+        return np.full(len(gender), "neutral") if protocol.gender == "neutral" else gender
 
+    @torch.no_grad()
     def _posed(self, rows: np.ndarray, protocol: Protocol) -> Truth:
-        import torch
-
-        from stages.datasets import joint_regressors
-        from stages.smpl.body import BATCH_MULTIPLE
-
-        assert self.table.smpl is not None
-        pose, betas = (self.table.smpl[k][rows].astype(np.float32) for k in ("pose", "betas"))
+        """Meshes of rows, one gender after the other, in whole multiples of BATCH_MULTIPLE rows."""
+        assert self.annotations.smpl is not None
+        pose, betas = (self.annotations.smpl[k][rows].astype(np.float32) for k in ("pose", "betas"))
         gender = self._genders(protocol)[rows]
         groups = [np.flatnonzero(gender == each) for each in np.unique(gender)]
-        meshes, points = [], []
-        with torch.no_grad():
-            for mine in groups:
-                body = _body(str(gender[mine[0]]))
-                filled = np.resize(mine, -(-len(mine) // BATCH_MULTIPLE) * BATCH_MULTIPLE)
-                orient, turns, shape = (torch.tensor(x[filled]) for x in (pose[:, :3], pose[:, 3:], betas))
-                found, tree = body.posed(body.rotmat(orient, turns), shape)
-                regress = joint_regressors.find(body, protocol.joint_set, self.data)
-                points.append((tree if protocol.joint_set == "smpl24" else regress(found))[: len(mine)])
-                meshes.append(found[: len(mine)].permute(1, 2, 0))
-            vertices, xyz = meshes[0], points[0]
-            if len(groups) > 1:
-                order = torch.from_numpy(np.argsort(np.concatenate(groups)))
-                vertices, xyz = torch.cat(meshes, 2).index_select(2, order), torch.cat(points)[order]
-            vertices = vertices.permute(2, 0, 1)
-            # The neutral regressor on every mesh, as in the programs of 3DCrowdNet, JOTR and DPMesh.
-            pelvis = joint_regressors.pelvis(_body("neutral"))(vertices)[:, 0]
+        meshes, joints = [], []
+        for group in groups:
+            body = _body(str(gender[group[0]]))
+            padded = np.resize(group, -(-len(group) // BATCH_MULTIPLE) * BATCH_MULTIPLE)
+            orient, body_pose, shape = (torch.tensor(x[padded]) for x in (pose[:, :3], pose[:, 3:], betas))
+            vertices, tree = body.posed(body.rotmat(orient, body_pose), shape)
+            regress = joint_regressors.find(body, protocol.joint_set, self.data)
+            joints.append((tree if protocol.joint_set == "smpl24" else regress(vertices))[: len(group)])
+            meshes.append(vertices[: len(group)].permute(1, 2, 0))
+        vertices, xyz = meshes[0], joints[0]
+        if len(groups) > 1:
+            order = torch.from_numpy(np.argsort(np.concatenate(groups)))
+            vertices, xyz = torch.cat(meshes, 2).index_select(2, order), torch.cat(joints)[order]
+        vertices = vertices.permute(2, 0, 1)
+        # The neutral regressor on every mesh, as in the programs of 3DCrowdNet, JOTR and DPMesh.
+        pelvis = joint_regressors.pelvis(_body("neutral"))(vertices)[:, 0]
         return Truth(xyz.numpy(), joint_sets.get(protocol.joint_set), vertices.numpy(), pelvis.numpy())
 
     def _annotated(self, rows: np.ndarray, protocol: Protocol) -> Truth:
         """Joints by name; those that the data set does not have are NaN and are not scored."""
         names = joint_sets.get(protocol.joint_set)
         xyz = np.full((len(rows), len(names), 3), np.nan)
-        if self.table.joints is not None:
-            have = self.table.joint_names
-            at = joint_sets.index(have, names)
-            if not {*protocol.root} <= {*have} and protocol.joints:
+        if self.annotations.joints is not None:
+            annotated = self.annotations.joint_names
+            index = joint_sets.index(annotated, names)
+            if not {*protocol.root} <= {*annotated} and protocol.joints:
                 raise UsageError(
-                    f"protocol {protocol.name} wants {' and '.join(protocol.root)}, {self.name} annotates "
-                    f"{', '.join(have)}",
+                    f"protocol {protocol.name} needs {' and '.join(protocol.root)}, {self.name} annotates "
+                    f"{', '.join(annotated)}",
                     f"--protocol {self.protocol} is the data set's own",
                 )
-            xyz[:, at >= 0] = self.table.joints[rows][:, at[at >= 0]]
+            xyz[:, index >= 0] = self.annotations.joints[rows][:, index[index >= 0]]
         return Truth(xyz, names)
 
 
-def _body(gender: str) -> Any:
-    from stages.smpl.body import load_body
-
+def _body(gender: str) -> Body:
+    """The added SMPL body of a gender. Raises AssetError that names the archive."""
     try:
         return load_body(SMPL, gender)
     except AssetError as error:
@@ -153,41 +149,46 @@ def _body(gender: str) -> Any:
         ) from error
 
 
-def _names(table: Annotations) -> tuple[str, ...]:
-    return joint_sets.get(table.joint_set) if isinstance(table.joint_set, str) else table.joint_set
+def _names(annotations: Annotations) -> tuple[str, ...]:
+    """The names of its keypoints."""
+    joint_set = annotations.joint_set
+    return joint_sets.get(joint_set) if isinstance(joint_set, str) else joint_set
 
 
-def _detections(table: Annotations) -> Artefact:
-    names = _names(table)
-    rows: dict[str, Any] = {"frame": table.frame, "box": table.box}
-    if table.track is not None:
-        rows["track"] = table.track
-    attrs = {"joint_set": table.joint_set if isinstance(table.joint_set, str) else "", "joints": list(names)}
+def _detections(annotations: Annotations) -> Artefact:
+    names = _names(annotations)
+    rows: dict[str, Any] = {"frame": annotations.frame, "box": annotations.box}
+    if annotations.track is not None:
+        rows["track"] = annotations.track
+    attrs = {
+        "joint_set": annotations.joint_set if isinstance(annotations.joint_set, str) else "",
+        "joints": list(names),
+    }
     return in_memory(
         "detections",
-        frames={"K_source": K_USER, **table.frames},
+        frames={"K_source": K_USER, **annotations.frames},
         rows=rows,
-        columns={"keypoints/xy": table.keypoints[..., :2], "keypoints/score": table.keypoints[..., 2]},
-        group_attrs={"keypoints": {**attrs, "score_definition": table.input_2d}},
-        attrs={"root": str(table.root.absolute()), "stage": "dataset", "params": {"dataset": table.name}},
+        columns={"keypoints/xy": annotations.keypoints[..., :2], "keypoints/score": annotations.keypoints[..., 2]},
+        group_attrs={"keypoints": {**attrs, "score_definition": annotations.input_2d}},
+        attrs={"root": str(annotations.root.absolute()), "stage": "dataset", "params": {"dataset": annotations.name}},
     )
 
 
 def box_of(keypoints: np.ndarray, size: np.ndarray, scale: float = 1.2) -> np.ndarray:
     """Boxes (n, 4) xyxy around the keypoints (n, J, 3) that have a score, `scale` times as large; of rows without
-    any, the whole picture (size (n, 2))."""
-    seen = np.asarray(keypoints[..., 2] > 0)
-    low = np.where(seen[..., None], keypoints[..., :2], 1e9).min(1)
-    high = np.where(seen[..., None], keypoints[..., :2], -1e9).max(1)
+    any, the whole image (size (n, 2))."""
+    scored = np.asarray(keypoints[..., 2] > 0)
+    low = np.where(scored[..., None], keypoints[..., :2], 1e9).min(1)
+    high = np.where(scored[..., None], keypoints[..., :2], -1e9).max(1)
     centre, half = (low + high) / 2, (high - low) / 2 * scale
     box = np.concatenate([centre - half, centre + half], 1)
     whole = np.concatenate([np.zeros_like(size), size - 1], 1)
-    return np.where(seen.any(1, keepdims=True), box, whole)
+    return np.where(scored.any(1, keepdims=True), box, whole)
 
 
-def runs(sequence: np.ndarray, person: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Track numbers (R,): one per person of a sequence and run of consecutive frame numbers, so that no gap in an
-    annotation passes for a step in time."""
+def consecutive_tracks(sequence: np.ndarray, person: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Track numbers (R,): one per person of a sequence and run of consecutive frame numbers, so that no gap in the
+    annotation is taken for one step in time."""
     order = np.lexsort((number, person, sequence))
     s, p, n = sequence[order], person[order], number[order]
     new = np.r_[True, (s[1:] != s[:-1]) | (p[1:] != p[:-1]) | (n[1:] != n[:-1] + 1)] if len(order) else np.zeros(0)
@@ -196,16 +197,14 @@ def runs(sequence: np.ndarray, person: np.ndarray, number: np.ndarray) -> np.nda
     return track
 
 
-def turned(root: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """Root orientation (n, 3) axis-angle in the world -> in the camera, rotation (n, 3, 3) world to camera."""
-    from scipy.spatial.transform import Rotation
-
-    return (Rotation.from_matrix(rotation) * Rotation.from_rotvec(root)).as_rotvec()
+def orient_to_camera(orient_world: np.ndarray, R_world_to_camera: np.ndarray) -> np.ndarray:
+    """Root orientation (n, 3) axis-angle in the world -> in the camera; R_world_to_camera (n, 3, 3)."""
+    return (Rotation.from_matrix(R_world_to_camera) * Rotation.from_rotvec(orient_world)).as_rotvec()
 
 
-def camera_of(xyz: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Intrinsics (3, 3) from points (n, 3) in the camera frame and where they are seen (n, 2): least squares in
-    x / z and y / z, no skew. For data sets that give both but no camera (lens distortion becomes noise)."""
+def intrinsics_of(xyz: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Intrinsics (3, 3) from points (n, 3) in the camera frame and their pixels (n, 2): least squares in x / z and
+    y / z, no skew. For data sets that give both but no camera (lens distortion becomes noise)."""
     K = np.eye(3)
     good = np.isfinite(xyz).all(1) & np.isfinite(pixels).all(1) & (xyz[:, 2] > 0)
     for axis in range(2):
@@ -214,9 +213,12 @@ def camera_of(xyz: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     return K
 
 
-def of_sequences(pieces: Sequence[Mapping[str, Any]], **rest: Any) -> Annotations:
-    """One Table of the sequences of a video data set, each with its frames' names, size, K, time and its people's frame
-    (counted from the sequence's first), track, box, keypoints, pose, betas, gender; `rest` are Table's other fields."""
+def join_sequences(pieces: Sequence[Mapping[str, Any]], **rest: Any) -> Annotations:
+    """The annotations of all sequences of a video data set.
+
+    Each piece has its frames' names, size, K, time and its people's frame (counted from the sequence's first), track,
+    box, keypoints, pose, betas, gender; `rest` are the other fields of Annotations.
+    """
     starts = np.cumsum([0] + [len(piece["names"]) for piece in pieces])
 
     def join(key: str) -> np.ndarray:

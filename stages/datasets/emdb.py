@@ -2,8 +2,8 @@
 
     EMDB/P?/<NN_name>/images/00000.jpg      EMDB/P?/<NN_name>/P?_<NN_name>_data.pkl
 
-Frames outside the good mask are not scored. Gendered SMPL, roots turned into the camera frame. ScoreHMR's authors
-ran OpenPose on these pictures and did not publish the result; the input here is EMDB's own `kp2d` (24 projected
+Frames outside the good mask are not scored. Gendered SMPL, root orientations rotated into the camera frame. ScoreHMR's
+authors ran OpenPose on these images and did not publish the result; the input here is EMDB's own `kp2d` (24 projected
 joints).
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.annotations import GENDERS, Annotations, of_sequences, turned
-from stages.datasets.files import DatasetOrigin, Entry, contents, need, need_pictures, read_pickle
+from stages.datasets.annotations import GENDERS, Annotations, join_sequences, orient_to_camera
+from stages.datasets.files import DatasetOrigin, Entry, contents, need, need_images, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.errors import AssetError
 
@@ -25,10 +25,10 @@ SOURCE = DatasetOrigin("eth-ait.github.io/emdb", "EMDB's P0.zip to P9.zip")
 def read(name: str, data: Path, partial: bool = False) -> Annotations:
     """The good frames of EMDB 1. Raises AssetError with the exact file, or the counts per sequence."""
     root = data / "EMDB" if (data / "EMDB").is_dir() else data
-    wanted = facts()["emdb"]["sequences"]
+    sequences = facts()["emdb"]["sequences"]
     parts: list[dict[str, Any]] = []
-    found: dict[str, int] = {}
-    for number, sequence in enumerate(wanted):
+    rows: dict[str, int] = {}
+    for number, sequence in enumerate(sequences):
         folder = root / sequence[:2] / sequence[3:]
         path = folder / f"{sequence}_data.pkl"
         if partial and not path.exists():
@@ -36,10 +36,10 @@ def read(name: str, data: Path, partial: bool = False) -> Annotations:
         need(path, SOURCE, root)
         with contents(path, SOURCE):
             parts.append(_sequence(path, folder, root, sequence, number))
-        found[sequence] = len(parts[-1]["frame"])
-    most = {key: value["good"] for key, value in wanted.items()}
-    part = check_count(name, root, found, facts()["emdb"]["rows"], most, partial)
-    return of_sequences(
+        rows[sequence] = len(parts[-1]["frame"])
+    most = {key: value["good"] for key, value in sequences.items()}
+    part = check_count(name, root, rows, facts()["emdb"]["rows"], most, partial)
+    return join_sequences(
         parts,
         name=f"{name}{f' (partial: {part})' if part else ''}",
         protocol="emdb",
@@ -58,9 +58,12 @@ def _sequence(path: Path, folder: Path, root: Path, sequence: str, number: int) 
     camera, smpl = file.entry("camera"), file.entry("smpl")
     names = [f"{i:05d}.jpg" for i in range(n)]
     stem = folder.relative_to(root).as_posix()
-    need_pictures(root, [f"{stem}/images/{names[i]}" for i in good], SOURCE)
-    turn = camera.array("extrinsics", (n, 4, 4))[good, :3, :3]
-    poses = [turned(smpl.array("poses_root", (n, 3))[good], turn), smpl.array("poses_body", (n, 69))[good]]
+    need_images(root, [f"{stem}/images/{names[i]}" for i in good], SOURCE)
+    rotation = camera.array("extrinsics", (n, 4, 4))[good, :3, :3]
+    poses = [
+        orient_to_camera(smpl.array("poses_root", (n, 3))[good], rotation),
+        smpl.array("poses_body", (n, 69))[good],
+    ]
     betas = smpl.shaped(np.ravel(smpl["betas"])[:10], "betas", (10,))
     keypoints = np.concatenate([file.array("kp2d", (n, 24, 2))[good], np.ones((len(good), 24, 1))], -1)
     return {

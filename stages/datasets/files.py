@@ -1,13 +1,14 @@
-"""Files of data sets that hmr may not carry: found, or an AssetError that names the site, the archive and the member.
+"""Files of data sets that hmr may not carry: read and checked, or an AssetError with the site, archive and member.
 
-Pickles are read without running what is in them; whatever is missing, cut or of another shape is one line with the
-exact file.
+Pickles are read without running what is in them; whatever is missing, truncated or of another shape is one line with
+the exact file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ import numpy as np
 
 from stages.errors import AssetError, InputError
 from stages.files.pickles import Refused, load_content
+from stages.media.images import read_image
+from stages.media.video import Video, video_times
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetOrigin:
-    """Where a data set is to be had: its site, the archive, and how the archive lies on disk."""
+    """Where a data set can be obtained: its site and the archive there."""
 
     site: str
     archive: str
@@ -39,18 +42,19 @@ def need(path: Path, source: DatasetOrigin, root: Path | None = None) -> Path:
 
 
 def first(root: Path, names: tuple[str, ...], source: DatasetOrigin) -> Path:
-    """The first of several places (relative to `root`) that is there. Raises AssetError with the first one."""
+    """The first of several paths (relative to `root`) that exists. Raises AssetError with the first one."""
     return next((root / name for name in names if (root / name).exists()), None) or need(root / names[0], source, root)
 
 
 def damaged(path: Path, why: Any, source: DatasetOrigin) -> AssetError:
+    """The error for a file whose content cannot be used; `why` in one line."""
     text = " ".join(str(why).split())[:160]
     return AssetError(f"{path} is damaged: {text}", f"get it again; {source.hint()}")
 
 
 @contextlib.contextmanager
 def contents(path: Path, source: DatasetOrigin) -> Iterator[None]:
-    """Inside, whatever a reader stumbles over is damage of this file: a text for a number, a list that is too short."""
+    """Inside, every error of a reader is damage of this file: a text for a number, a list that is too short."""
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
@@ -92,8 +96,6 @@ def read_json(path: Path, source: DatasetOrigin) -> Any:
 
 def read_npz(path: Path, source: DatasetOrigin) -> dict[str, np.ndarray]:
     """All arrays of a .npz, none of which may be a pickle. Raises AssetError."""
-    import io
-
     try:
         with np.load(io.BytesIO(_bytes(path, source)), allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
@@ -104,7 +106,10 @@ def read_npz(path: Path, source: DatasetOrigin) -> dict[str, np.ndarray]:
 
 
 class Entry:
-    """A dictionary of a file: `entry["poses"]` or `entry.array("betas", (-1, 10))`, AssetError naming file and key."""
+    """A dictionary of a file: `entry["poses"]` or `entry.array("betas", (-1, 10))`.
+
+    Raises AssetError naming the file and the key. where: the position of this dictionary in the file, for messages.
+    """
 
     def __init__(self, content: Any, path: Path, source: DatasetOrigin, where: str = "") -> None:
         self.path, self.source, self.where = path, source, f" {where}" if where else ""
@@ -117,8 +122,8 @@ class Entry:
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.content:
-            have = ", ".join(sorted(map(str, self.content))[:12])
-            raise damaged(self.path, f"no {key!r}{self.where} (it has {have})", self.source)
+            present = ", ".join(sorted(map(str, self.content))[:12])
+            raise damaged(self.path, f"no {key!r}{self.where} (it has {present})", self.source)
         return self.content[key]
 
     def entry(self, key: str) -> Entry:
@@ -130,21 +135,19 @@ class Entry:
 
     def shaped(self, value: Any, key: str, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            found = np.asarray(value, np.float64)
+            array = np.asarray(value, np.float64)
         except (TypeError, ValueError) as error:
             raise damaged(self.path, f"{key!r}{self.where} is not numbers", self.source) from error
-        if len(found.shape) != len(shape) or any(
-            w not in (-1, have) for w, have in zip(shape, found.shape, strict=True)
+        if len(array.shape) != len(shape) or any(
+            n not in (-1, size) for n, size in zip(shape, array.shape, strict=True)
         ):
-            need = " x ".join("n" if w < 0 else str(w) for w in shape)
-            raise damaged(self.path, f"{key!r}{self.where} has shape {found.shape}, needed {need}", self.source)
-        return found
+            expected = " x ".join("n" if n < 0 else str(n) for n in shape)
+            raise damaged(self.path, f"{key!r}{self.where} has shape {array.shape}, needed {expected}", self.source)
+        return array
 
 
-def picture_size(path: Path, source: DatasetOrigin) -> tuple[int, int]:
-    """Width, height of a picture. Raises AssetError for one that is missing or damaged."""
-    from stages.media.images import read_image
-
+def image_size(path: Path, source: DatasetOrigin) -> tuple[int, int]:
+    """Width, height of an image. Raises AssetError for one that is missing or damaged."""
     need(path, source)
     try:
         return read_image(path).size
@@ -154,8 +157,6 @@ def picture_size(path: Path, source: DatasetOrigin) -> tuple[int, int]:
 
 def video_size(path: Path, source: DatasetOrigin) -> tuple[int, int, int]:
     """Width, height and number of frames of a video. Raises AssetError."""
-    from stages.media.video import Video, video_times
-
     need(path, source)
     try:
         times = video_times(path)
@@ -167,19 +168,20 @@ def video_size(path: Path, source: DatasetOrigin) -> tuple[int, int, int]:
     return width, height, len(times)
 
 
-def need_pictures(root: Path, names: Iterable[str], source: DatasetOrigin) -> None:
-    """Raise AssetError for the first of the pictures (names relative to root) that is missing, with their number."""
+def need_images(root: Path, names: Iterable[str], source: DatasetOrigin) -> None:
+    """Raise AssetError for the first of the images (names relative to root) that is missing, with their number."""
     folders: dict[str, list[str]] = {}
     for name in dict.fromkeys(map(str, names)):
         folder, _, file = name.rpartition("/")
         folders.setdefault(folder, []).append(file)
-    lost = [f"{folder}/{f}" for folder, files in folders.items() for f in missing_pictures(root / folder, files)]
-    if lost:
-        more = f" and {len(lost) - 1} more of {sum(map(len, folders.values()))}" if len(lost) > 1 else ""
-        raise AssetError(f"{root / lost[0].lstrip('/')}: no such file{more}", source.hint(lost[0].lstrip("/")))
+    missing = [f"{folder}/{f}" for folder, files in folders.items() for f in missing_images(root / folder, files)]
+    if missing:
+        more = f" and {len(missing) - 1} more of {sum(map(len, folders.values()))}" if len(missing) > 1 else ""
+        first = missing[0].lstrip("/")
+        raise AssetError(f"{root / first}: no such file{more}", source.hint(first))
 
 
-def missing_pictures(folder: Path, names: list[str]) -> list[str]:
+def missing_images(folder: Path, names: list[str]) -> list[str]:
     """Those of `names` that are not in the folder."""
-    have = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    return [name for name in names if name not in have]
+    present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    return [name for name in names if name not in present]

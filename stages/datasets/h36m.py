@@ -6,7 +6,7 @@
 
 Every fifth frame of 50 a second, the poses' own frame numbers (ProHMR's scripts are one frame late and lose the first).
 Marker-based joints without SMPL; the 2D input is their projection, the camera follows from both files. CDF is read by
-cdflib: pip install "hmr[h36m]".
+cdflib: pip install "hmr-toolchain[h36m]".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.annotations import Annotations, box_of, camera_of
+from stages.datasets.annotations import Annotations, box_of, intrinsics_of
 from stages.datasets.files import DatasetOrigin, damaged, need, video_size
 from stages.datasets.subsets import facts
 from stages.errors import AssetError
@@ -36,7 +36,7 @@ def read(name: str, data: Path, partial: bool = False) -> Annotations:
     fact = facts()["h36m"]
     cameras = [fact["p2"]] if name == "h36m-p2" else fact["cameras"]
     parts: list[dict[str, Any]] = []
-    lost: list[Path] = []
+    missing: list[Path] = []
     moment, take = 0, 0
     for subject in fact["subjects"]:
         folder = data / subject / "MyPoseFeatures" / "D3_Positions_mono"
@@ -44,24 +44,24 @@ def read(name: str, data: Path, partial: bool = False) -> Annotations:
             need(folder, SOURCE, data)
         actions = sorted({p.name.rpartition(".")[0].rpartition(".")[0] for p in folder.glob("*.cdf")})
         for action in (a for a in actions if "_ALL" not in a):
-            most = 0
+            longest = 0
             for view, camera in enumerate(cameras):
                 files = _files(data, subject, f"{action}.{camera}")
-                if missing := [f for f in files if not f.exists()]:
+                if lacking := [f for f in files if not f.exists()]:
                     if not partial:
-                        need(missing[0], SOURCE, data)
-                    lost.append(missing[0])
+                        need(lacking[0], SOURCE, data)
+                    missing.append(lacking[0])
                     continue
                 part = _video(*files, data, fact["every"])
                 # Several views of one moment share time and track; single views are videos one after the other.
                 part |= {"view": np.full(len(part["time"]), view), "moment": moment + np.arange(len(part["time"]))}
                 part |= {"track": np.full(len(part["time"]), take if name == "h36m-multiview" else len(parts))}
-                most = max(most, len(part["time"]))
+                longest = max(longest, len(part["time"]))
                 parts.append(part)
-            moment, take = moment + most, take + 1
+            moment, take = moment + longest, take + 1
     if not parts:
         raise AssetError(f"{data} holds no test sequence of Human3.6M", SOURCE.hint("S9 and S11"))
-    return _table(name, data, parts, lost)
+    return _annotations(name, data, parts, missing)
 
 
 def _files(data: Path, subject: str, stem: str) -> tuple[Path, Path, Path]:
@@ -73,22 +73,22 @@ def _files(data: Path, subject: str, stem: str) -> tuple[Path, Path, Path]:
     )
 
 
-def _table(name: str, data: Path, parts: list[dict[str, Any]], lost: list[Path]) -> Annotations:
+def _annotations(name: str, data: Path, parts: list[dict[str, Any]], missing: list[Path]) -> Annotations:
     def join(key: str) -> np.ndarray:
         return np.concatenate([p[key] for p in parts])
 
     views = name == "h36m-multiview"
-    each = [len(p["time"]) for p in parts]
-    frames: dict[str, Any] = {"name": join("name"), "size": np.repeat([p["size"] for p in parts], each, 0)}
-    frames |= {"K": np.repeat([p["K"] for p in parts], each, 0), "source": np.repeat(np.arange(len(parts)), each)}
+    lengths = [len(p["time"]) for p in parts]
+    frames: dict[str, Any] = {"name": join("name"), "size": np.repeat([p["size"] for p in parts], lengths, 0)}
+    frames |= {"K": np.repeat([p["K"] for p in parts], lengths, 0), "source": np.repeat(np.arange(len(parts)), lengths)}
     frames |= {"time": join("moment").astype(float) if views else join("time")}
-    keypoints = np.concatenate([join("pixels"), np.ones((sum(each), 17, 1))], -1)
+    keypoints = np.concatenate([join("pixels"), np.ones((sum(lengths), 17, 1))], -1)
     return Annotations(
-        name=f"{name}{f' (partial: without {len(lost)} files)' if lost else ''}",
+        name=f"{name}{f' (partial: without {len(missing)} files)' if missing else ''}",
         protocol="scorehmr" if views else "h36m",
         root=data,
         frames=frames | ({"view": join("view")} if views else {}),
-        frame=np.arange(sum(each)),
+        frame=np.arange(sum(lengths)),
         track=join("track"),
         box=box_of(keypoints, frames["size"]),
         keypoints=keypoints,
@@ -113,15 +113,15 @@ def _video(video: Path, d3: Path, d2: Path, data: Path, every: int) -> dict[str,
     width, height, n = video_size(video, SOURCE)
     if n < len(xyz) - 2 * every:
         raise damaged(video, f"{n} frames, the poses have {len(xyz)}", SOURCE)
-    chosen = np.arange(0, min(n, len(xyz)), every)
+    indices = np.arange(0, min(n, len(xyz)), every)
     stem = video.relative_to(data).as_posix()
     return {
-        "name": np.array([f"{stem}#{i}" for i in chosen], object),
+        "name": np.array([f"{stem}#{i}" for i in indices], object),
         "size": (width, height),
-        "K": camera_of(xyz.reshape(-1, 3), pixels.reshape(-1, 2)),
-        "time": chosen / 50.0,
-        "xyz": xyz[chosen][:, keep],
-        "pixels": pixels[chosen][:, keep],
+        "K": intrinsics_of(xyz.reshape(-1, 3), pixels.reshape(-1, 2)),
+        "time": indices / 50.0,
+        "xyz": xyz[indices][:, keep],
+        "pixels": pixels[indices][:, keep],
     }
 
 
@@ -129,9 +129,11 @@ def _poses(path: Path, axes: int) -> np.ndarray:
     """(N, 32, axes) of a CDF file. Raises AssetError for one that is missing, damaged, or without cdflib."""
     need(path, SOURCE)
     try:
-        import cdflib
+        import cdflib  # the extra h36m: nothing else needs it
     except ImportError as error:
-        raise AssetError(f"{path.name} is a CDF file, which needs cdflib", 'pip install "hmr[h36m]"') from error
+        raise AssetError(
+            f"{path.name} is a CDF file, which needs cdflib", 'pip install "hmr-toolchain[h36m]"'
+        ) from error
     try:
         values = np.asarray(cdflib.CDF(path).varget("Pose"), float)
     except Exception as error:  # cdflib fails in many ways on a damaged file

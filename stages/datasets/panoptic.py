@@ -7,7 +7,7 @@
 
 or the preprocessed pickle of CRMH's data package, `<sequence>.pkl` or `<scene>.pkl`. Which frames count is in that
 package alone (the list of Zanfir et al.), so hmr cannot carry it. 3D joints without SMPL; the 2D input is their
-projection. Each person meets the nearest of the bodies recovered in the picture.
+projection. Each person is compared with the nearest of the bodies recovered in the image.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.annotations import Annotations, box_of, camera_of
-from stages.datasets.files import DatasetOrigin, Entry, contents, damaged, need, picture_size, read_json, read_pickle
+from stages.datasets.annotations import Annotations, box_of, intrinsics_of
+from stages.datasets.files import DatasetOrigin, Entry, contents, damaged, image_size, need, read_json, read_pickle
 from stages.datasets.subsets import facts
 from stages.errors import AssetError
 
@@ -37,7 +37,7 @@ _CRMH24 = (
     "right_eye left_ear right_ear"
 )
 CRMH24 = tuple(_CRMH24.split())
-RESIZED = np.array([832, 512])  # pictures that CRMH's pixel values refer to fit into this
+RESIZED = np.array([832, 512])  # images that CRMH's pixel values refer to fit into this
 
 
 def read(name: str, data: Path, partial: bool = False) -> Annotations:
@@ -54,8 +54,8 @@ def read(name: str, data: Path, partial: bool = False) -> Annotations:
     with contents(path, SOURCE):
         listed = Entry(read_json(path, SOURCE), path, SOURCE)["cameras"]
         cameras = {str(c["name"]): _camera(Entry(c, path, SOURCE, f"in camera {c['name']}")) for c in listed}
-    parts = [_picture(root, camera, number, cameras, path) for camera, number in _frames(root, sequence)]
-    return _table(name, data, parts, tuple(COCO19), "1: projected joints")
+    parts = [_image(root, camera, number, cameras, path) for camera, number in _frames(root, sequence)]
+    return _annotations(name, data, parts, tuple(COCO19), "1: projected joints")
 
 
 def _frames(root: Path, sequence: str) -> list[tuple[str, str]]:
@@ -66,11 +66,11 @@ def _frames(root: Path, sequence: str) -> list[tuple[str, str]]:
             f"{path}: no list of frames; which frames of {sequence} count is not public",
             f"lines such as 00_16_00002945, or the scene's pickle {sequence}.pkl; {CRMH.hint()}",
         )
-    found = re.findall(r"(00_\d\d)_(\d{8})", path.read_text(errors="replace"))
-    wanted = [f for f in dict.fromkeys(found) if f[0] in facts()["panoptic"]["cameras"]]
-    if not wanted:
+    listed = re.findall(r"(00_\d\d)_(\d{8})", path.read_text(errors="replace"))
+    frames = [f for f in dict.fromkeys(listed) if f[0] in facts()["panoptic"]["cameras"]]
+    if not frames:
         raise damaged(path, "no line such as 00_16_00002945", CRMH)
-    return wanted
+    return frames
 
 
 def _camera(view: Entry) -> dict[str, np.ndarray]:
@@ -79,7 +79,7 @@ def _camera(view: Entry) -> dict[str, np.ndarray]:
     return flat | {key: view.array(key, (3, 3)) for key in ("R", "K")}
 
 
-def _picture(
+def _image(
     root: Path, camera: str, number: str, cameras: dict[str, dict[str, np.ndarray]], calibration: Path
 ) -> dict[str, Any]:
     if camera not in cameras:
@@ -95,12 +95,12 @@ def _picture(
     folder = root / "hdImgs" / camera
     image = next((p for p in (folder / f"{camera}_{number}{e}" for e in (".jpg", ".png")) if p.is_file()), None)
     image = image or need(folder / f"{camera}_{number}.jpg", SOURCE, root.parent)
-    seen = (joints[..., 3] > 0) & (xyz[..., 2] > 0)
+    visible = (joints[..., 3] > 0) & (xyz[..., 2] > 0)  # annotated, and before the camera
     return {
         "name": image.relative_to(root.parent).as_posix(),
-        "size": picture_size(image, SOURCE),
+        "size": image_size(image, SOURCE),
         "K": view["K"],
-        "keypoints": np.concatenate([np.where(seen[..., None], pixels, 0), seen[..., None]], -1),
+        "keypoints": np.concatenate([np.where(visible[..., None], pixels, 0), visible[..., None]], -1),
         "xyz": np.where(joints[..., 3:] > 0, xyz, np.nan),
     }
 
@@ -121,25 +121,27 @@ def _packed(name: str, path: Path) -> Annotations:
     """CRMH's pickle: a list of {filename, width, height, bboxes, kpts2d (P, 24, 3), kpts3d (P, 24, 4)}."""
     items = read_pickle(path, CRMH)
     if not isinstance(items, (list, tuple)) or not items:
-        raise damaged(path, "it is not a list of pictures", CRMH)
+        raise damaged(path, "it is not a list of images", CRMH)
     parts = []
     for k, value in enumerate(items):
         each = Entry(value, path, CRMH, f"in entry {k}")
         n = len(each["kpts3d"])
         truth, keypoints = each.array("kpts3d", (n, 24, 4)), each.array("kpts2d", (n, 24, 3)).copy()
         file = str(each["filename"])
-        places = [path.parent / file, path.parent / "images" / file, path.parent.parent / file]
-        image = next((p for p in places if p.is_file()), places[0])
-        size = picture_size(image, CRMH)
+        paths = [path.parent / file, path.parent / "images" / file, path.parent.parent / file]
+        image = next((p for p in paths if p.is_file()), paths[0])
+        size = image_size(image, CRMH)
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * max(np.array(size) / RESIZED) - 0.5
         xyz = np.where(truth[..., 3:] > 0, truth[..., :3], np.nan)
-        shown = {"name": image.relative_to(path.parent.parent).as_posix(), "size": size, "xyz": xyz}
-        shown |= {"keypoints": keypoints, "K": camera_of(xyz.reshape(-1, 3), keypoints[..., :2].reshape(-1, 2))}
-        parts.append(shown)
-    return _table(f"{name} from {path.name}", path.parent.parent, parts, tuple(CRMH24), "CRMH's 2D joints")
+        part = {"name": image.relative_to(path.parent.parent).as_posix(), "size": size, "xyz": xyz}
+        part |= {"keypoints": keypoints, "K": intrinsics_of(xyz.reshape(-1, 3), keypoints[..., :2].reshape(-1, 2))}
+        parts.append(part)
+    return _annotations(f"{name} from {path.name}", path.parent.parent, parts, tuple(CRMH24), "CRMH's 2D joints")
 
 
-def _table(name: str, root: Path, parts: list[dict[str, Any]], names: tuple[str, ...], input_2d: str) -> Annotations:
+def _annotations(
+    name: str, root: Path, parts: list[dict[str, Any]], names: tuple[str, ...], input_2d: str
+) -> Annotations:
     frame = np.repeat(np.arange(len(parts)), [len(p["xyz"]) for p in parts])
     size = np.array([p["size"] for p in parts])
     keypoints = np.concatenate([p["keypoints"] for p in parts])

@@ -15,7 +15,7 @@ HIPS = ("left_hip", "right_hip")
 class Protocol:
     """joint_set: regressed from both meshes · joints: those that are scored · root: joints whose mean is subtracted ·
     vertex_root: the same for vertices ("smpl24" = SMPL's own pelvis) · gender of the ground truth · matching: "rows",
-    the recovered body of the same row, or "nearest", of the bodies in the picture the one with the smallest MPJPE."""
+    the recovered body of the same row, or "nearest", of the bodies in the image the one with the smallest MPJPE."""
 
     name: str
     joint_set: str
@@ -112,7 +112,7 @@ PROTOCOLS = {
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of that name. Raises UsageError, naming those there are."""
+    """The protocol of that name. Raises UsageError, naming all of them."""
     if name not in PROTOCOLS:
         raise UsageError(f"no protocol {name!r}", f"choose one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

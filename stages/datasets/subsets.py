@@ -1,4 +1,4 @@
-"""Which sequences and frames a benchmark has (subsets.json, with sources), and whether what was found is all of it."""
+"""Which sequences and frames a benchmark has (subsets.json, with sources), and whether the rows read are all of it."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ def definition(name: str) -> dict[str, Any]:
 
 
 def check_count(
-    name: str, where: Path, found: Mapping[str, int], wanted: int | None, most: Mapping[str, int], partial: bool
+    name: str, where: Path, rows: Mapping[str, int], expected: int | None, most: Mapping[str, int], partial: bool
 ) -> str:
-    """'' when the rows found per sequence add up to the published number, else (with `partial`) how many there are.
+    """'' when the rows of all sequences add up to the expected number, else (with `partial`) how many there are.
 
-    most: rows of each sequence before any filter, where known. Raises AssetError with the count of every sequence when
-    they do not add up and `partial` was not asked for.
+    rows: that were read, by sequence · expected: the published number, None unknown · most: rows of each sequence
+    before any filter, where known. Raises AssetError with the count of every sequence when they do not add up, unless
+    `partial`.
     """
-    total = sum(found.values())
-    lost = [key for key in most if not found.get(key)]
+    total = sum(rows.values())
+    missing = [key for key in most if not rows.get(key)]
     if not total:
         raise AssetError(f"{where} holds no row of {name}", "is this the folder of the data set?")
-    if (wanted is None and not lost) or total == wanted:
+    if (expected is None and not missing) or total == expected:
         return ""
-    count = f"{total} rows" if wanted is None else f"{total} of {wanted} rows"
+    count = f"{total} rows" if expected is None else f"{total} of {expected} rows"
     if partial:
         return count
-    keys = sorted({*found, *most})
-    each = ", ".join(f"{key} {found.get(key, 0)}" + (f"/{most[key]}" if key in most else "") for key in keys)
+    keys = sorted({*rows, *most})
+    each = ", ".join(f"{key} {rows.get(key, 0)}" + (f"/{most[key]}" if key in most else "") for key in keys)
     raise AssetError(
         f"{where}: {count} of {name}; rows found / people in all frames per sequence: {each}",
         "complete the data set, or --partial scores what is there and says so in the scores",

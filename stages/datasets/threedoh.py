@@ -1,8 +1,8 @@
-"""3DOH50K (Zhang et al., CVPR 2020), test set: one person a picture, behind things.
+"""3DOH50K (Zhang et al., CVPR 2020), test set: one person per image, behind objects.
 
     3DOH50K/testset/{images/, annots.json}     or JOTR's and DPMesh's 3doh_test_annots_scale_1.json
 
-The poses of annots.json are in the world frame: `extri` turns the root. Their scale is left out (metric bodies come
+The poses of annots.json are in the world frame: `extri` rotates the root. Their scale is left out (metric bodies come
 from pose and betas). The neutral body.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from stages.artefacts.kinds import K_DEFAULT
-from stages.datasets.annotations import Annotations, box_of, turned
-from stages.datasets.files import DatasetOrigin, Entry, contents, first, need, picture_size, read_json
+from stages.datasets.annotations import Annotations, box_of, orient_to_camera
+from stages.datasets.files import DatasetOrigin, Entry, contents, first, image_size, need, read_json
 from stages.datasets.subsets import check_count, facts
 from stages.geometry.cameras import default_K
 
@@ -45,11 +45,11 @@ def _annotated(name: str, root: Path, path: Path, partial: bool) -> Annotations:
     camera = np.stack([p.array("extri", (4, 4)) for p in people])
     keypoints = np.stack([p.array("lsp_joints_2d", (14, 2)) for p in people])
     K = np.stack([p.array("intri", (3, 3)) for p in people])
-    return _table(
+    return _annotations(
         f"{name}{f' (partial: {part})' if part else ''}",
         root,
         names,
-        pose=np.concatenate([turned(pose[:, :3], camera[:, :3, :3]), pose[:, 3:]], 1),
+        pose=np.concatenate([orient_to_camera(pose[:, :3], camera[:, :3, :3]), pose[:, 3:]], 1),
         betas=np.concatenate([p.array("betas", (1, 10)) for p in people]),
         keypoints=np.concatenate([keypoints, np.ones((len(people), 14, 1))], -1),
         box=np.stack([p.array("bbox", (2, 2)).ravel() for p in people]),
@@ -63,11 +63,11 @@ def _jotr(name: str, path: Path, partial: bool) -> Annotations:
     content = Entry(read_json(path, JOTR), path, JOTR).content
     people = [Entry(content[key], path, JOTR, f"in entry {key}") for key in sorted(content)]
     part = check_count(name, path, {"testset": len(people)}, facts()["3doh"]["rows"], {}, partial)
-    places = ("testset", "3DOH50K/testset", "3DOH/testset", ".")
-    root = next((path.parent / p for p in places if (path.parent / p / "images").is_dir()), path.parent)
+    folders = ("testset", "3DOH50K/testset", "3DOH/testset", ".")
+    root = next((path.parent / p for p in folders if (path.parent / p / "images").is_dir()), path.parent)
     keypoints = np.stack([p.array("hrnet_results", (17, 3)) for p in people])
     box = np.stack([p.shaped(np.ravel(p["bbox"]), "bbox", (4,)) for p in people])
-    return _table(
+    return _annotations(
         f"{name} from {path.name}{f' (partial: {part})' if part else ''}",
         root,
         [f"images/{PurePosixPath(key.replace(chr(92), '/')).name}" for key in sorted(content)],
@@ -81,7 +81,7 @@ def _jotr(name: str, path: Path, partial: bool) -> Annotations:
     )
 
 
-def _table(
+def _annotations(
     name: str,
     root: Path,
     names: list[str],
@@ -94,17 +94,17 @@ def _table(
     input_2d: str,
     K: np.ndarray | None,
 ) -> Annotations:
-    size = np.array([picture_size(need(root / n, SOURCE, root), SOURCE) for n in names])
+    size = np.array([image_size(need(root / n, SOURCE, root), SOURCE) for n in names])
     frames: dict[str, Any] = {"name": np.array(names, object), "size": size}
     frames |= {"K": default_K(size), "K_source": K_DEFAULT} if K is None else {"K": K}
-    seen = np.any(keypoints[..., 2] > 0, 1, keepdims=True)
+    has_keypoints = np.any(keypoints[..., 2] > 0, 1, keepdims=True)
     return Annotations(
         name=name,
         protocol="dpmesh",
         root=root,
         frames=frames,
         frame=np.arange(len(names)),
-        box=np.where(seen, box_of(keypoints, size), box),
+        box=np.where(has_keypoints, box_of(keypoints, size), box),
         keypoints=keypoints,
         joint_set=joint_set,
         input_2d=input_2d,

@@ -3,9 +3,9 @@
     3DPW/imageFiles/<sequence>/image_00000.jpg
     3DPW/sequenceFiles/{train,validation,test}/<sequence>.pkl     poses, betas, cam_poses, poses2d, campose_valid, ...
 
-Poses are in the world frame: the root is turned by the camera's rotation. Which frames of which people belong to a
-subset is in subsets.json; three rules of validity are in use (shared by most of the field: `valid`; ROMP: `official`;
-the JSON files of 3DCrowdNet, JOTR and DPMesh: `json`).
+Poses are in the world frame: the root is rotated by the camera's rotation. Which frames of which people belong to a
+subset is in subsets.json; three rules of validity are in use (most of the field: `valid`; ROMP: `official`; the JSON
+files of 3DCrowdNet, JOTR and DPMesh: `json`).
 """
 
 from __future__ import annotations
@@ -15,23 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.annotations import GENDERS, Annotations, box_of, of_sequences, turned
-from stages.datasets.files import (
-    DatasetOrigin,
-    Entry,
-    contents,
-    damaged,
-    need,
-    need_pictures,
-    picture_size,
-    read_pickle,
-)
+from stages.datasets.annotations import GENDERS, Annotations, box_of, join_sequences, orient_to_camera
+from stages.datasets.files import DatasetOrigin, Entry, contents, damaged, image_size, need, need_images, read_pickle
 from stages.datasets.subsets import check_count, facts
 from stages.errors import AssetError
 
 SITE = "virtualhumans.mpi-inf.mpg.de/3DPW"
 POSES, IMAGES = DatasetOrigin(SITE, "sequenceFiles.zip"), DatasetOrigin(SITE, "imageFiles.zip")
-OFFICIAL_LEAST = 1  # 2D joints with any confidence for rule `official`
+MIN_KEYPOINTS = 1  # 2D joints with any confidence for rule `official`
 
 
 def read(name: str, data: Path, partial: bool = False) -> Annotations:
@@ -39,7 +30,7 @@ def read(name: str, data: Path, partial: bool = False) -> Annotations:
     root = data / "3DPW" if (data / "3DPW").is_dir() else data
     subset, known = facts()["3dpw-test" if name == "3dpw" else name], facts()["3dpw"]["sequences"]
     need(root / "sequenceFiles", POSES, root)
-    pieces, found, most = [], {}, {}
+    pieces, rows, most = [], {}, {}
     for number, sequence in enumerate(subset["sequences"]):
         first, last = subset.get("ranges", {}).get(sequence, (0, known[sequence]["frames"]))
         most[sequence] = (last - first) * known[sequence]["persons"]
@@ -49,10 +40,10 @@ def read(name: str, data: Path, partial: bool = False) -> Annotations:
         with contents(path, POSES):
             piece = _sequence(path, root, sequence, (first, last), subset["filter"], partial)
         piece["track"] += 100 * number
-        found[sequence] = len(piece["frame"])
+        rows[sequence] = len(piece["frame"])
         pieces.append(piece)
-    part = check_count(name, root / "sequenceFiles", found, subset["rows"], most, partial)
-    return of_sequences(
+    part = check_count(name, root / "sequenceFiles", rows, subset["rows"], most, partial)
+    return join_sequences(
         pieces,
         name=f"{name}{f' (partial: {part})' if part else ''}",
         protocol="dpmesh",
@@ -81,9 +72,13 @@ def _sequence(
     rows: list[dict[str, Any]] = []
     for person in range(people):
         each = _person(file, person, n, frames, cameras, K, size)
-        kept = {"valid": each["valid"] == 1, "official": (each["valid"] == 1) & each["given"], "json": each["inside"]}
+        kept = {
+            "valid": each["valid"] == 1,
+            "official": (each["valid"] == 1) & each["labelled"],
+            "json": each["inside"],
+        }
         keep = kept[rule]
-        rows.append({k: v[keep] for k, v in each.items() if k not in ("valid", "given", "inside")})
+        rows.append({k: v[keep] for k, v in each.items() if k not in ("valid", "labelled", "inside")})
     out = {key: np.concatenate([r[key] for r in rows]) for key in (rows[0] if rows else ())}
     if not rows:
         raise damaged(path, "it holds nobody", POSES)
@@ -100,7 +95,7 @@ def _sequence(
 def _person(
     file: Entry, person: int, n: int, frames: np.ndarray, cameras: np.ndarray, K: np.ndarray, size: np.ndarray
 ) -> dict[str, Any]:
-    """All frames of one person, with what the rules look at: valid, given (2D joints there), inside (the picture)."""
+    """All frames of one person, with what the rules check: valid, labelled (it has 2D joints), inside (the image)."""
 
     def part(key: str, shape: tuple[int, ...]) -> np.ndarray:
         values = file[key]
@@ -116,10 +111,10 @@ def _person(
         pixels = (cam @ K.T)[..., :2] / cam[..., 2:]
     inside = ((pixels >= 0) & (pixels < size)).all(-1) & (cam[..., 2] > 0)
     keypoints = part("poses2d", (n, 3, 18))[frames].transpose(0, 2, 1)
-    given = (keypoints[..., 2] > 0).sum(1) >= OFFICIAL_LEAST
+    labelled = (keypoints[..., 2] > 0).sum(1) >= MIN_KEYPOINTS
     body = np.concatenate([pixels, inside[..., None]], -1)
     sizes = np.repeat(size[None], len(frames), 0)
-    box = np.where(given[:, None], box_of(keypoints, sizes), box_of(body, sizes))
+    box = np.where(labelled[:, None], box_of(keypoints, sizes), box_of(body, sizes))
     betas = file.shaped(np.asarray(file["betas"][person]).ravel()[:10], f"betas[{person}]", (10,))
     gender = str(file["genders"][person])
     if gender not in GENDERS:
@@ -130,19 +125,19 @@ def _person(
         "track": np.full(len(frames), person),
         "box": box,
         "keypoints": keypoints,
-        "pose": np.concatenate([turned(pose[:, :3], camera[:, :3, :3]), pose[:, 3:]], 1),
+        "pose": np.concatenate([orient_to_camera(pose[:, :3], camera[:, :3, :3]), pose[:, 3:]], 1),
         "betas": np.repeat(betas[None], len(frames), 0),
         "gender": np.full(len(frames), GENDERS[gender]),
         "valid": valid,
-        "given": given,
+        "labelled": labelled,
         "inside": (valid != 0) & inside.any(1),
     }
 
 
 def _size(root: Path, sequence: str, frames: np.ndarray) -> tuple[int, int]:
-    """Width, height of the pictures (one size a sequence). Raises AssetError for the first that is missing."""
+    """Width, height of the images (one size per sequence). Raises AssetError for the first that is missing."""
     folder = root / "imageFiles" / sequence
     need(folder, IMAGES, root)
     names = [f"imageFiles/{sequence}/image_{i:05d}.jpg" for i in frames]
-    need_pictures(root, names, IMAGES)
-    return picture_size(root / names[0], IMAGES)
+    need_images(root, names, IMAGES)
+    return image_size(root / names[0], IMAGES)

@@ -1,4 +1,4 @@
-"""3DPW as users of 3DCrowdNet, JOTR and DPMesh have it: COCO-style annotation files beside the pictures.
+"""3DPW as users of 3DCrowdNet, JOTR and DPMesh have it: COCO-style annotation files beside the images.
 
     3DPW_latest_test.json, 3DPW_oc.json, 3DPW_pc.json; Crowd: 3DPW_latest_validation.json with the 2D poses of
     3DPW_validation_crowd_hhrnet_result.json (HigherHRNet, by annotation id; OpenPose where there is none)
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.annotations import GENDERS, Annotations, box_of, runs
-from stages.datasets.files import DatasetOrigin, Entry, damaged, need_pictures, read_json
+from stages.datasets.annotations import GENDERS, Annotations, box_of, consecutive_tracks
+from stages.datasets.files import DatasetOrigin, Entry, damaged, need_images, read_json
 from stages.datasets.subsets import check_count, facts
 from stages.datasets.threedpw import IMAGES
 from stages.errors import AssetError
@@ -34,15 +34,15 @@ HHRNET = "3DPW_validation_crowd_hhrnet_result.json"
 
 def file_of(name: str, data: Path) -> Path | None:
     """The annotation file of a subset in the folder, None without one."""
-    places = [data, data / "3DPW", data / "annotations"]
-    return next((p / FILES[name] for p in places if (p / FILES[name]).is_file()), None)
+    folders = [data, data / "3DPW", data / "annotations"]
+    return next((p / FILES[name] for p in folders if (p / FILES[name]).is_file()), None)
 
 
 def read(name: str, path: Path, partial: bool = False) -> Annotations:
     """The rows of an annotation file. Raises AssetError with the file and what is wrong in it, or the counts."""
     file = Entry(read_json(path, SOURCE), path, SOURCE)
     subset = facts()["3dpw-test" if name == "3dpw" else name]
-    only = set(subset["sequences"]) if name == "3dpw-crowd" else None
+    sequences = set(subset["sequences"]) if name == "3dpw-crowd" else None
     poses = _poses(path) if name == "3dpw-crowd" else None
     images = {}
     for k, value in enumerate(file["images"]):
@@ -54,37 +54,37 @@ def read(name: str, path: Path, partial: bool = False) -> Annotations:
         if each["image_id"] not in images:
             raise damaged(path, f"annotations[{k}] belongs to image {each['image_id']}, which is not listed", SOURCE)
         image = images[each["image_id"]]
-        if (only is None or image["sequence"] in only) and _inside(each.array("bbox", (4,)), image):
+        if (sequences is None or image["sequence"] in sequences) and _inside(each.array("bbox", (4,)), image):
             people.append((str(image["sequence"]), int(image["frame_idx"]), int(each["person_id"]), each, image))
     people.sort(key=lambda p: p[:3])
-    found: dict[str, int] = {}
+    rows: dict[str, int] = {}
     for person in people:
-        found[person[0]] = found.get(person[0], 0) + 1
+        rows[person[0]] = rows.get(person[0], 0) + 1
     known = facts()["3dpw"]["sequences"]
     most = {s: known[s]["frames"] * known[s]["persons"] for s in subset["sequences"]}
-    part = check_count(name, path, found, subset["rows"], most, partial)
-    return _table(name, part, path, people, poses)
+    part = check_count(name, path, rows, subset["rows"], most, partial)
+    return _annotations(name, part, path, people, poses)
 
 
-def _table(name: str, part: str, path: Path, people: list[Any], poses: Entry | None) -> Annotations:
+def _annotations(name: str, part: str, path: Path, people: list[Any], poses: Entry | None) -> Annotations:
     keys = list(dict.fromkeys(p[:2] for p in people))
-    place = {key: i for i, key in enumerate(keys)}
+    frame_of = {key: i for i, key in enumerate(keys)}
     first = {p[:2]: p[4] for p in reversed(people)}
-    shown = [first[key] for key in keys]
+    images = [first[key] for key in keys]
     smpl = [p[3].entry("smpl_param") for p in people]
     root = path.parent if (path.parent / "imageFiles").is_dir() else path.parent.parent
-    frame = np.array([place[p[:2]] for p in people])
-    size = np.array([[i["width"], i["height"]] for i in shown], int)
+    frame = np.array([frame_of[p[:2]] for p in people])
+    size = np.array([[i["width"], i["height"]] for i in images], int)
     keypoints = np.stack([_keypoints(p[3], poses) for p in people])
     order = np.unique([p[0] for p in people], return_inverse=True)[1]
     boxes = np.stack([p[3].array("bbox", (4,)) for p in people])
     boxes[:, 2:] += boxes[:, :2]
-    seen = np.any(keypoints[..., 2] > 0, 1, keepdims=True)
+    has_keypoints = np.any(keypoints[..., 2] > 0, 1, keepdims=True)
     for s in smpl:
         if str(s["gender"]) not in GENDERS:
             raise damaged(path, f"gender {s['gender']!r}", SOURCE)
-    names = [f"imageFiles/{i['sequence']}/{i['file_name']}" for i in shown]
-    need_pictures(root, names, IMAGES)
+    names = [f"imageFiles/{i['sequence']}/{i['file_name']}" for i in images]
+    need_images(root, names, IMAGES)
     return Annotations(
         name=f"{name} from {path.name}{f' (partial: {part})' if part else ''}",
         protocol="dpmesh",
@@ -92,11 +92,11 @@ def _table(name: str, part: str, path: Path, people: list[Any], poses: Entry | N
         frames={
             "name": np.array(names, object),
             "size": size,
-            "K": np.stack([_camera(i) for i in shown]),
+            "K": np.stack([_camera(i) for i in images]),
         },
         frame=frame,
-        track=runs(order, np.array([p[2] for p in people]), np.array([p[1] for p in people])),
-        box=np.where(seen, box_of(keypoints, size[frame]), boxes),
+        track=consecutive_tracks(order, np.array([p[2] for p in people]), np.array([p[1] for p in people])),
+        box=np.where(has_keypoints, box_of(keypoints, size[frame]), boxes),
         keypoints=keypoints,
         joint_set="openpose18" if poses is None else "coco17",
         input_2d="OpenPose confidence" if poses is None else "HigherHRNet confidence (OpenPose where there is none)",
@@ -111,18 +111,19 @@ def _table(name: str, part: str, path: Path, people: list[Any], poses: Entry | N
 
 def _poses(path: Path) -> Entry:
     """HigherHRNet's poses by annotation id. Raises AssetError when the file is not beside the annotations."""
-    near = next((f / HHRNET for f in (path.parent, path.parent.parent) if (f / HHRNET).is_file()), path.parent / HHRNET)
-    return Entry(read_json(near, SOURCE), near, SOURCE)
+    paths = [folder / HHRNET for folder in (path.parent, path.parent.parent)]
+    file = next((p for p in paths if p.is_file()), paths[0])
+    return Entry(read_json(file, SOURCE), file, SOURCE)
 
 
 def _keypoints(each: Entry, poses: Entry | None) -> np.ndarray:
     """The papers' 2D input of one person: (18, 3) OpenPose, or (17, 3) COCO with HigherHRNet's poses."""
     if poses is not None and (pose := poses.content.get(str(each["id"]))) is not None:
         return Entry(pose, poses.path, SOURCE, f"in entry {each['id']}").array("coco_joints", (17, 3))
-    own = each.array("openpose_result", (18, 3))
+    openpose = each.array("openpose_result", (18, 3))
     if poses is None:
-        return own
-    return np.nan_to_num(joint_sets.convert(own[None], joint_sets.get("openpose18"), "coco17")[0])
+        return openpose
+    return np.nan_to_num(joint_sets.convert(openpose[None], joint_sets.get("openpose18"), "coco17")[0])
 
 
 def _camera(image: Entry) -> np.ndarray:
@@ -132,11 +133,11 @@ def _camera(image: Entry) -> np.ndarray:
 
 
 def _inside(box: np.ndarray, image: Entry) -> bool:
-    """Is anything of the box in the picture? (The programs drop what is not.)"""
+    """Whether any part of the box is in the image. (The programs drop other boxes.)"""
     try:
         width, height = int(image["width"]), int(image["height"])
     except (TypeError, ValueError) as error:
-        raise AssetError(f"{image.path} is damaged: a picture without size", SOURCE.hint()) from error
+        raise AssetError(f"{image.path} is damaged: an image without size", SOURCE.hint()) from error
     x1, y1 = max(box[0], 0), max(box[1], 0)
     x2, y2 = min(width - 1, x1 + max(0, box[2] - 1)), min(height - 1, y1 + max(0, box[3] - 1))
     return bool(box[2] * box[3] > 0 and x2 >= x1 and y2 >= y1)

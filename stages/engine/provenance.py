@@ -10,7 +10,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from stages.artefacts.schema import find_column
 from stages.artefacts.table import Artefact
 from stages.engine.header import Header, PartPlan
 from stages.engine.job import Job
-from stages.engine.stored_params import to_json
 from stages.errors import ArtefactError
+from stages.files.package import installed_version
+from stages.params.stored import to_json
 
 
 def make_header(job: Job, parts: PartPlan, out: Path | None, rows_fingerprint: str) -> Header:
@@ -49,7 +49,7 @@ def make_header(job: Job, parts: PartPlan, out: Path | None, rows_fingerprint: s
         model=model,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         rows_fingerprint=rows_fingerprint,
-        hmr_version=_version(),
+        hmr_version=installed_version(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         command=_command(),
         parts=parts,
@@ -73,13 +73,6 @@ def _relative(root: Path, out: Path | None) -> str:
         return Path(os.path.relpath(root, out.absolute().parent)).as_posix()
     except ValueError:  # another drive
         return ""
-
-
-def _version() -> str:
-    try:
-        return version("hmr")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import OK
 from stages.artefacts.table import Artefact
 from stages.engine.provenance import check_rows_agree
 from stages.errors import ArtefactError
-from stages.evaluate import MEANS
+from stages.evaluation.tables import TITLES
+from stages.loaders.people import as_artefact
 
 RESAMPLES, SEED, CHUNK = 2_000, 0, 50
 
@@ -25,7 +25,7 @@ def compare(first: Path | Artefact, second: Path | Artefact, *, share: float = 0
 
     Raises ArtefactError when rows or protocols differ.
     """
-    a, b = (x if isinstance(x, Artefact) else open_artefact(x, "scores") for x in (first, second))
+    a, b = (as_artefact(scores, "scores") for scores in (first, second))
     check_rows_agree({"a": a, "b": b})
     lines = [x.attrs["protocol"]["line"] for x in (a, b)]
     if lines[0] != lines[1]:
@@ -33,14 +33,14 @@ def compare(first: Path | Artefact, second: Path | Artefact, *, share: float = 0
         raise ArtefactError(f"the scores follow different protocols: {names}", "score both with one --protocol")
     ok = (a.rows["status"] == OK) & (b.rows["status"] == OK)
     result = {}
-    for name in (n for n in MEANS if a.has(f"errors/{n}") and b.has(f"errors/{n}")):
+    for name in (n for n in TITLES if a.has(f"errors/{n}") and b.has(f"errors/{n}")):
         x, y = (table.read(f"errors/{name}")[ok].astype(np.float64) for table in (a, b))
         both = np.isfinite(x) & np.isfinite(y)
         if both.any():
             low, high = interval(y[both] - x[both], share)
             mean_a, mean_b = float(x[both].mean()), float(y[both].mean())
-            found = {"a": mean_a, "b": mean_b, "difference": mean_b - mean_a, "low": low, "high": high}
-            result[name] = found | {"rows": int(both.sum())}
+            means = {"a": mean_a, "b": mean_b, "difference": mean_b - mean_a}
+            result[name] = means | {"low": low, "high": high, "rows": int(both.sum())}
     return result
 
 

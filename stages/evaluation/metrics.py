@@ -2,8 +2,8 @@
 
 Every function takes prediction and truth with the row axis first and returns one float64 value per row (or per row and
 joint): means are for the caller, over rows, never over batch means. A row that cannot be scored (NaN, fewer than three
-distinct points, no joint in the mask) is NaN, never zero. Definitions: shared by the field, differences between the
-papers are data in stages/datasets (root, joints, regressor), not code here.
+distinct points, no joint in the mask) is NaN, never zero. The definitions are the field's; what differs between the
+papers (root, joints, regressor) is data in stages/datasets/protocols.py, not code here.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def masked_mean(errors: ArrayLike, mask: ArrayLike | None = None) -> Float:
 def align(pred: ArrayLike, truth: ArrayLike) -> Float:
     """The similarity (rotation without reflection, scale, translation) of pred (n, J, 3) closest to truth, (n, J, 3).
 
-    Least squares, Umeyama 1991 (eq. 40 to 42). Rows with NaN, or with all points
-    in one place or on one line, are NaN.
+    Least squares, Umeyama 1991 (eq. 40 to 42). Rows with NaN, or with all points at one position or on one line, are
+    NaN.
     """
     pred, truth = np.asarray(pred, np.float64), np.asarray(truth, np.float64)
     usable = np.isfinite(pred).all((1, 2)) & np.isfinite(truth).all((1, 2))
@@ -65,7 +65,7 @@ def align(pred: ArrayLike, truth: ArrayLike) -> Float:
     sign[:, 2] = np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)
     rotation = (u * sign[:, None]) @ vt
     spread = (a**2).sum((1, 2))
-    # rank below two on either side: all points on one line or in one place, the rotation is not defined
+    # rank below two on either side: all points on one line or at one position, so the rotation is undefined
     usable &= _rank_two(a) & _rank_two(b)
     scale = np.divide((s * sign).sum(1), spread, out=np.full(len(a), np.nan), where=usable & (spread > 0))
     return scale[:, None, None] * (a @ np.swapaxes(rotation, 1, 2)) + b_mean

@@ -5,101 +5,122 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from stages.artefacts.table import Artefact
+from stages.datasets import joint_regressors
 from stages.datasets.base import Dataset, Truth
 from stages.datasets.protocols import Protocol
 from stages.errors import ArtefactError, AssetError
 from stages.evaluation import metrics
+from stages.geometry.cameras import project
+from stages.keypoints import joint_sets
+from stages.loaders.bodies import BodyLoader
+from stages.smpl.body import BATCH_MULTIPLE, Body
 
-CHUNK = 128  # rows at a time for each thread: enough for products of matrices, few enough for the memory
+CHUNK = 128  # rows at a time for each thread: enough for matrix products, few enough for the memory
+
+Columns = dict[str, np.ndarray]
 
 
 @contextlib.contextmanager
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """As many as torch may use (OMP_NUM_THREADS), each of which computes alone: no sum is split among them, so their
-    number changes no digit, and products this small gain nothing from threads inside."""
-    import torch
+    """A pool of as many threads as torch may use (OMP_NUM_THREADS), each of which computes alone.
 
+    No sum is split among them, so their number changes no digit, and products this small gain nothing from threads
+    inside.
+    """
     count = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        torch.empty(31 << 20, dtype=torch.uint8)  # once so much was freed, glibc keeps pages and hands none back
+        torch.empty(31 << 20, dtype=torch.uint8)  # once this much was freed, glibc keeps its pages for later chunks
         with ThreadPoolExecutor(count) as pool:
             yield pool
     finally:
         torch.set_num_threads(count)
 
 
-def make_scorer(meshes: Any, dataset: Dataset, protocol: Protocol, pool: ThreadPoolExecutor) -> tuple[Any, str]:
-    """rows -> the error columns, and which regressor they rest on."""
-    from stages.smpl.body import BATCH_MULTIPLE
+class Scorer:
+    """rows (n,) -> the error columns of these rows. `regressor` says which regressor the predicted joints come from.
 
-    predict, points, regressor = predictor(meshes, dataset, protocol)
-    before, after = neighbours(dataset.detections)
-    mates = frame_mates(dataset.detections) if protocol.matching == "nearest" else None
+    Raises ArtefactError for meshes of another body than the data set's.
+    """
 
-    def chunk(rows: np.ndarray) -> dict[str, np.ndarray]:
-        pred, truth = predict(rows), dataset.truth(rows, protocol)
-        if mates is not None:
-            pred = nearest(pred, truth, dataset.detections.rows["frame"][rows], protocol)
-        both = {"pred": relative(pred, protocol), "truth": relative(truth, protocol)}
-        return compare(pred, truth, protocol) | reprojection(pred, truth, dataset.detections, rows, points) | both
+    def __init__(self, meshes: Artefact, dataset: Dataset, protocol: Protocol, pool: ThreadPoolExecutor) -> None:
+        self.dataset, self.protocol, self.pool = dataset, protocol, pool
+        self.predicted = PredictedBodies(meshes, dataset, protocol)
+        self.regressor = self.predicted.regressor.about
+        self.before, self.after = neighbours(dataset.detections)
+        self.rows_of_same_frames = frame_mates(dataset.detections) if protocol.matching == "nearest" else None
 
-    def score(rows: np.ndarray) -> dict[str, Any]:
-        near = [rows, before[rows], after[rows]] if mates is None else [mates(rows)]
-        wanted = np.unique(np.concatenate(near))
-        wanted = wanted[wanted >= 0]
-        # Whole steps, filled up with rows again: so no batch, shard or thread changes a digit.
-        steps = np.resize(wanted, (-(-len(wanted) // BATCH_MULTIPLE), BATCH_MULTIPLE))
-        parts = max(1, len(wanted) // CHUNK) if mates is None else 1
-        found = list(pool.map(chunk, (part.ravel() for part in np.array_split(steps, parts))))
-        errors = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
-        pred, truth = errors.pop("pred"), errors.pop("truth")
-        own = np.searchsorted(wanted, rows)
-        acceleration = np.full(len(rows), np.nan)
-        place = [np.searchsorted(wanted, part[rows]).clip(0, len(wanted) - 1) for part in (before, after)]
-        whole = (wanted[place[0]] == before[rows]) & (wanted[place[1]] == after[rows])
-        second = [x[place[0]] - 2 * x[own] + x[place[1]] for x in (pred, truth)]
-        if protocol.joints:
-            value = metrics.MM * np.linalg.norm(second[0] - second[1], axis=-1).mean(-1)
-            acceleration[whole] = value[whole]
-        return {name: values[own] for name, values in errors.items()} | {"errors/acceleration": acceleration}
+    def __call__(self, rows: np.ndarray) -> Columns:
+        if self.rows_of_same_frames is None:
+            needed = np.unique(np.concatenate([rows, self.before[rows], self.after[rows]]))
+            needed = needed[needed >= 0]
+            chunks = max(1, len(needed) // CHUNK)
+        else:
+            needed, chunks = np.unique(self.rows_of_same_frames(rows)), 1
+        # Whole multiples, padded by repeating rows: so no batch, shard or thread changes a digit.
+        padded = np.resize(needed, (-(-len(needed) // BATCH_MULTIPLE), BATCH_MULTIPLE))
+        results = list(self.pool.map(self._chunk, (part.ravel() for part in np.array_split(padded, chunks))))
+        columns = {name: np.concatenate([each[name] for each in results]) for name in results[0]}
+        acceleration = self._acceleration(rows, needed, columns.pop("pred"), columns.pop("truth"))
+        index = np.searchsorted(needed, rows)
+        return {name: values[index] for name, values in columns.items()} | {"errors/acceleration": acceleration}
 
-    return score, regressor
+    def _chunk(self, rows: np.ndarray) -> Columns:
+        """The error columns of rows but the acceleration, and the root-relative joints "pred" and "truth" for it."""
+        pred, truth = self.predicted(rows), self.dataset.truth(rows, self.protocol)
+        detections = self.dataset.detections
+        if self.rows_of_same_frames is not None:
+            pred = nearest(pred, truth, detections.rows["frame"][rows], self.protocol)
+        errors = pose_errors(pred, truth, self.protocol)
+        errors |= reprojection(pred, truth, detections, rows, self.predicted.labelled_points)
+        return errors | {"pred": relative(pred, self.protocol), "truth": relative(truth, self.protocol)}
+
+    def _acceleration(self, rows: np.ndarray, needed: np.ndarray, pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Acceleration error (n,) of rows, mm per frame^2; NaN without both neighbours. pred, truth: of `needed`."""
+        error = np.full(len(rows), np.nan)
+        if not self.protocol.joints:
+            return error
+        index = np.searchsorted(needed, rows)
+        before, after = (np.searchsorted(needed, side[rows]) for side in (self.before, self.after))
+        before, after = before.clip(0, len(needed) - 1), after.clip(0, len(needed) - 1)
+        both = (needed[before] == self.before[rows]) & (needed[after] == self.after[rows])
+        second = [x[before] - 2 * x[index] + x[after] for x in (pred, truth)]
+        value = metrics.MM * np.linalg.norm(second[0] - second[1], axis=-1).mean(-1)
+        error[both] = value[both]
+        return error
 
 
-def frame_mates(detections: Any) -> Any:
-    """rows -> all rows of the same pictures."""
+def frame_mates(detections: Artefact) -> Callable[[np.ndarray], np.ndarray]:
+    """rows -> all rows of the same images."""
     order = np.argsort(detections.rows["frame"], kind="stable")
     frame = detections.rows["frame"][order]
 
     def mates(rows: np.ndarray) -> np.ndarray:
-        own = np.unique(detections.rows["frame"][rows])
-        low, high = np.searchsorted(frame, own), np.searchsorted(frame, own, side="right")
+        frames = np.unique(detections.rows["frame"][rows])
+        low, high = np.searchsorted(frame, frames), np.searchsorted(frame, frames, side="right")
         return np.concatenate([order[a:b] for a, b in zip(low, high, strict=True)])
 
     return mates
 
 
 def nearest(pred: Truth, truth: Truth, frame: np.ndarray, protocol: Protocol) -> Truth:
-    """For each row, of the bodies recovered in its picture (frame (n,)) the one with the smallest MPJPE."""
+    """For each row, the body with the smallest MPJPE of those that were recovered in its image (frame (n,))."""
     a, b = relative(pred, protocol), relative(truth, protocol)
     best = np.arange(len(frame))
     for each in np.unique(frame):
-        mine = np.flatnonzero(frame == each)
-        gap = np.stack([metrics.per_joint_error(a[mine], b[[row] * len(mine)]) for row in mine])
-        found = np.stack(
-            [
-                metrics.masked_mean(g, np.isfinite(b[[row] * len(mine)]).all(-1))
-                for g, row in zip(gap, mine, strict=True)
-            ]
-        )
-        best[mine] = mine[np.where(np.isfinite(found), found, np.inf).argmin(1)]
+        rows = np.flatnonzero(frame == each)
+        for row in rows:
+            true = b[[row] * len(rows)]
+            error = metrics.masked_mean(metrics.per_joint_error(a[rows], true), np.isfinite(true).all(-1))
+            best[row] = rows[np.where(np.isfinite(error), error, np.inf).argmin()]
     vertices, root = pred.vertices, pred.vertex_root
     return dataclasses.replace(
         pred,
@@ -109,32 +130,31 @@ def nearest(pred: Truth, truth: Truth, frame: np.ndarray, protocol: Protocol) ->
     )
 
 
-def predictor(meshes: Any, dataset: Dataset, protocol: Protocol) -> tuple[Any, Points2D, str]:
-    """rows -> Truth of what was recovered (vertices as they are, or posed from SMPL parameters), the body's points that
-    people label, and which regressor its joints come from."""
-    from stages.datasets import joint_regressors
-    from stages.keypoints import joint_sets
-    from stages.loaders.bodies import BodyLoader
+class PredictedBodies:
+    """rows (n,) -> Truth of the recovered bodies: vertices as they are, or posed from SMPL parameters.
 
-    people = BodyLoader(meshes)
-    body = people.body
-    check_body(body, dataset, str(meshes.path or "the meshes"))
-    regress = joint_regressors.find(body, protocol.joint_set, dataset.data)
-    pelvis_of, names = joint_regressors.pelvis(body), joint_sets.get(protocol.joint_set)
+    `regressor`: of their joints · `labelled_points`: the points of this body that people label in images.
+    """
 
-    def predict(rows: np.ndarray) -> Truth:
-        vertices, tree = people.posed(rows)
-        if tree is None:  # a network's own vertices: turned round once, for all the sums that follow
+    def __init__(self, meshes: Artefact, dataset: Dataset, protocol: Protocol) -> None:
+        self.bodies, self.joint_set = BodyLoader(meshes), protocol.joint_set
+        body = self.bodies.body
+        check_body(body, dataset, str(meshes.path or "the meshes"))
+        self.regressor = joint_regressors.find(body, protocol.joint_set, dataset.data)
+        self.pelvis, self.names = joint_regressors.pelvis(body), joint_sets.get(protocol.joint_set)
+        self.labelled_points = LabelledPoints(body)
+
+    def __call__(self, rows: np.ndarray) -> Truth:
+        vertices, tree = self.bodies.posed(rows)
+        if tree is None:  # a network's own vertices: transposed once, into the layout of Body.posed
             vertices = vertices.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        found = tree if protocol.joint_set == "smpl24" and tree is not None else regress(vertices)
-        xyz = found.numpy().copy()
-        xyz[~people.ok[rows]] = np.nan
-        return Truth(xyz, names, vertices.numpy(), pelvis_of(vertices)[:, 0].numpy())
-
-    return predict, Points2D(body), regress.about
+        joints = tree if self.joint_set == "smpl24" and tree is not None else self.regressor(vertices)
+        xyz = joints.numpy().copy()
+        xyz[~self.bodies.ok[rows]] = np.nan
+        return Truth(xyz, self.names, vertices.numpy(), self.pelvis(vertices)[:, 0].numpy())
 
 
-def check_body(body: Any, dataset: Dataset, meshes: str) -> None:
+def check_body(body: Body, dataset: Dataset, meshes: str) -> None:
     """Raise ArtefactError for meshes of another body than the data set's."""
     if dataset.topology and body.topology != dataset.topology:
         raise ArtefactError(
@@ -143,58 +163,47 @@ def check_body(body: Any, dataset: Dataset, meshes: str) -> None:
         )
 
 
-class Points2D:
-    """The points of a body that people label in pictures, as far as it has them: vertices (n, V, 3) -> (n, L, 3)."""
+class LabelledPoints:
+    """The points of a body that people label in images, as far as it has them: vertices (n, V, 3) -> (n, L, 3)."""
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: Body) -> None:
         self.body = body
 
     @functools.cached_property
-    def rows(self) -> dict[str, Any]:
-        from stages.keypoints import joint_sets
-
-        found: dict[str, Any] = {}
+    def rows(self) -> dict[str, Tensor]:
+        """Regressor row (V,) of each point, by name; of a name in several sets, COCO's."""
+        rows: dict[str, Tensor] = {}
         for joint_set in ("coco17", "lsp14", "smpl24"):
             with contextlib.suppress(AssetError):
-                rows = zip(joint_sets.get(joint_set), self.body.regressor(joint_set), strict=True)
-                found = {**dict(rows), **found}
-        return found
+                rows = {**dict(zip(joint_sets.get(joint_set), self.body.regressor(joint_set), strict=True)), **rows}
+        return rows
 
     @functools.cached_property
-    def regressor(self) -> Any:
-        import torch
-
-        from stages.datasets.joint_regressors import Regressor
-
-        return Regressor(torch.stack(list(self.rows.values())), "")
+    def regressor(self) -> joint_regressors.Regressor:
+        return joint_regressors.Regressor(torch.stack(list(self.rows.values())), "")
 
     def __call__(self, vertices: np.ndarray) -> np.ndarray:
-        import torch
-
         return self.regressor(torch.from_numpy(vertices)).numpy()
 
 
 def reprojection(
-    pred: Truth, truth: Truth, detections: Any, rows: np.ndarray, points: Points2D
+    pred: Truth, truth: Truth, detections: Artefact, rows: np.ndarray, points: LabelledPoints
 ) -> dict[str, np.ndarray]:
-    """errors/error_2d (px) and errors/pck of rows: the body's points in the picture against the labelled ones."""
-    from stages.geometry.cameras import project
-    from stages.keypoints import joint_sets
-
+    """errors/error_2d (px) and errors/pck of rows: the body's points, projected, against the labelled ones."""
     if truth.labelled is None or pred.vertices is None:
         return {name: np.full(len(rows), np.nan) for name in ("errors/error_2d", "errors/pck")}
-    at = joint_sets.index(tuple(points.rows), truth.labelled_names)
+    index = joint_sets.index(tuple(points.rows), truth.labelled_names)
     frame = detections.rows["frame"][rows]
-    drawn = points(pred.vertices)[:, at.clip(0)].astype(np.float64)
+    projected = points(pred.vertices)[:, index.clip(0)].astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = project(drawn, detections.frames["K"][frame].astype(float))
-    given = (truth.labelled[..., 2] > 0) & (at >= 0)
+        projected = project(projected, detections.frames["K"][frame].astype(float))
+    scored = (truth.labelled[..., 2] > 0) & (index >= 0)
     box = detections.rows["box"][rows]
     radius = 0.1 * (box[:, 2:] - box[:, :2]).max(1)
-    goal = truth.labelled[..., :2]
+    labelled = truth.labelled[..., :2]
     return {
-        "errors/error_2d": metrics.masked_mean(np.linalg.norm(drawn - goal, axis=-1), given),
-        "errors/pck": metrics.pck(drawn, goal, radius, given),
+        "errors/error_2d": metrics.masked_mean(np.linalg.norm(projected - labelled, axis=-1), scored),
+        "errors/pck": metrics.pck(projected, labelled, radius, scored),
     }
 
 
@@ -202,24 +211,23 @@ def relative(side: Truth, protocol: Protocol) -> np.ndarray:
     """The protocol's joints (n, J, 3) minus the root."""
     if not protocol.joints:
         return np.zeros((len(side.joints), 0, 3))
-    root = side.joints[:, [side.names.index(name) for name in protocol.root]].mean(1)
-    return metrics.centred(side.joints[:, [side.names.index(name) for name in protocol.joints]], root)
+    return metrics.centred(side.select(protocol.joints), side.select(protocol.root).mean(1))
 
 
-def compare(pred: Truth, truth: Truth, protocol: Protocol) -> dict[str, np.ndarray]:
-    """The error columns of n rows, but for the acceleration."""
+def pose_errors(pred: Truth, truth: Truth, protocol: Protocol) -> dict[str, np.ndarray]:
+    """The error columns of n rows in space, without the acceleration."""
     a, b = relative(pred, protocol), relative(truth, protocol)
     each = metrics.per_joint_error(a, b)
     aligned = metrics.per_joint_error(metrics.align(a, b), b)
-    given = np.isfinite(b).all(-1)  # joints that a data set does not annotate are not scored
+    annotated = np.isfinite(b).all(-1)  # joints that a data set does not annotate are not scored
     visible = np.ones_like(each, dtype=bool)
     if truth.visible is not None:
         visible = truth.visible[:, [truth.names.index(name) for name in protocol.joints]]
     return {
-        "errors/mpjpe": metrics.masked_mean(each, given),
+        "errors/mpjpe": metrics.masked_mean(each, annotated),
         "errors/pa_mpjpe": metrics.masked_mean(aligned),
         "errors/mpve": _vertex_error(pred, truth, protocol),
-        "errors/occ_mpjpe": metrics.masked_mean(each, given & ~visible),
+        "errors/occ_mpjpe": metrics.masked_mean(each, annotated & ~visible),
         "errors/occ_pa_mpjpe": metrics.masked_mean(aligned, ~visible),
         "errors/per_joint": each,
         "errors/visible": visible,
@@ -227,6 +235,7 @@ def compare(pred: Truth, truth: Truth, protocol: Protocol) -> dict[str, np.ndarr
 
 
 def _vertex_error(pred: Truth, truth: Truth, protocol: Protocol) -> np.ndarray:
+    """MPVE (n,) mm, vertices minus the protocol's vertex root; NaN where either side has no vertices."""
     if pred.vertices is None or truth.vertices is None or not protocol.joints:
         return np.full(len(pred.joints), np.nan)
 
@@ -234,11 +243,10 @@ def _vertex_error(pred: Truth, truth: Truth, protocol: Protocol) -> np.ndarray:
         if protocol.vertex_root == "smpl24 pelvis":
             assert side.vertex_root is not None
             return side.vertex_root
-        wanted = ("left_hip", "right_hip") if protocol.vertex_root == "hips" else ("pelvis",)
-        return side.joints[:, [side.names.index(name) for name in wanted]].mean(1)
+        return side.select(("left_hip", "right_hip") if protocol.vertex_root == "hips" else ("pelvis",)).mean(1)
 
-    # float32: the errors are fractions of a millimetre at least, and meshes are what costs; some vertices at a time, in
-    # the order of Body.posed
+    # float32, because errors are fractions of a millimetre at least and meshes cost most of the time; 256 vertices at
+    # a time, in the memory order of Body.posed
     shift = (root(pred) - root(truth)).astype(np.float32).T
     total = np.zeros(len(pred.joints))
     for part in (slice(i, i + 256) for i in range(0, pred.vertices.shape[1], 256)):
@@ -248,7 +256,7 @@ def _vertex_error(pred: Truth, truth: Truth, protocol: Protocol) -> np.ndarray:
     return metrics.MM * total / pred.vertices.shape[1]
 
 
-def neighbours(detections: Any) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(detections: Artefact) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers (R,) of the same track in the frame before and after, -1 where there is none."""
     track, frame = detections.rows["track"], detections.rows["frame"]
     source, view = detections.frames["source"], detections.frames["view"]
@@ -256,7 +264,7 @@ def neighbours(detections: Any) -> tuple[np.ndarray, np.ndarray]:
     tracked = np.flatnonzero(track >= 0)
     order = tracked[np.lexsort((frame[tracked], track[tracked]))]
     first, second = order[:-1], order[1:]
-    next_to = (track[first] == track[second]) & (frame[second] == frame[first] + 1)
-    next_to &= (source[frame[first]] == source[frame[second]]) & (view[frame[first]] == view[frame[second]])
-    before[second[next_to]], after[first[next_to]] = first[next_to], second[next_to]
+    consecutive = (track[first] == track[second]) & (frame[second] == frame[first] + 1)
+    consecutive &= (source[frame[first]] == source[frame[second]]) & (view[frame[first]] == view[frame[second]])
+    before[second[consecutive]], after[first[consecutive]] = first[consecutive], second[consecutive]
     return before, after

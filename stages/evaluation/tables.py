@@ -1,4 +1,4 @@
-"""Scores as tables that can be pasted: Markdown or LaTeX, ours beside the published rows."""
+"""Scores as Markdown or LaTeX tables, our rows beside the published ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.files.folders import packaged
 
+# The errors that are averaged over rows (errors/NAME in scores), with the headings of their columns in tables.
 TITLES = {
     "mpjpe": "MPJPE",
     "pa_mpjpe": "PA-MPJPE",
@@ -42,7 +43,7 @@ def source(dataset: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], style: str = "markdown", first: str = "method") -> str:
-    """Rows (a name under `first`, mm under TITLES' keys) as Markdown or LaTeX; empty columns are left out."""
+    """Rows (a name under `first`, numbers under TITLES' keys) as Markdown or LaTeX; empty columns are left out."""
     keys = [key for key in TITLES if any(row.get(key) is not None for row in rows)]
     head = [first.replace("_", " "), *(TITLES[key] for key in keys)]
     body = [[str(row[first]), *(_number(row.get(key), key) for key in keys)] for row in rows]

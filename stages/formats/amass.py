@@ -2,15 +2,15 @@
 
 Keys: poses (T, 156) axis-angle (SMPL+H order: root, 21 body joints, 30 finger joints, which are zero here), betas (10,)
 the mean of the sequence, trans (T, 3) metres, mocap_framerate, gender. Readers of AMASS take poses[:, :66]. Beside
-these: hand_poses (T, 6), SMPL's own last two joints, which that layout has no place for; betas_per_frame (T, 10);
-rows (T,) of the artefact, -1 in a filled gap; observed (T,), False there; world; body_model.
+these: hand_poses (T, 6), SMPL's own last two joints, which the layout lacks; betas_per_frame (T, 10); rows (T,) of the
+artefact, -1 where interpolated; observed (T,), False there; world; body_model.
 
 Coordinates. The camera frame (x right, y down, z forward) becomes a world with x right, y forward, z up, origin at the
-camera, as if the camera had been held level (gravity is not known):
+camera, as if the camera had been level (gravity is not known):
 
     W = [[1, 0, 0], [0, 0, 1], [0, -1, 0]],   root' = W root,   trans' = W (J0 + transl) - J0(betas)
 
-J0 is the pelvis of the T pose, about which SMPL turns the root; `from_amass` is the exact inverse.
+J0 is the pelvis of the T pose, about which SMPL rotates the root; `from_amass` is the exact inverse.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from stages.smpl.body import Body, load_body
 TO_WORLD = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
-def to_amass(moved: Motion, body: Body, fps: float, *, camera: bool = False) -> dict[str, np.ndarray]:
+def to_amass(motion: Motion, body: Body, fps: float, *, camera: bool = False) -> dict[str, np.ndarray]:
     """The arrays of the file. camera: keep the camera frame (W = identity)."""
     world = torch.eye(3) if camera else TO_WORLD
-    betas = moved.mean_betas()[0]
-    pelvis = body.rest_joints(moved.betas.to(body.device))[:, 0].cpu()
+    betas = motion.mean_betas()[0]
+    pelvis = body.rest_joints(motion.betas.to(body.device))[:, 0].cpu()
     pelvis_mean = body.rest_joints(betas[None].to(body.device))[:, 0].cpu()
-    rotmat = moved.rotmat.clone()
+    rotmat = motion.rotmat.clone()
     rotmat[:, 0] = world @ rotmat[:, 0]
     pose = matrix_to_axis_angle(rotmat)
-    trans = (pelvis + moved.transl) @ world.T - pelvis_mean
+    trans = (pelvis + motion.transl) @ world.T - pelvis_mean
     n = len(pose)
     return {
         "poses": torch.cat([pose[:, :22].reshape(n, 66), torch.zeros(n, 90)], 1).numpy(),
@@ -52,9 +52,9 @@ def to_amass(moved: Motion, body: Body, fps: float, *, camera: bool = False) -> 
         "mocap_framerate": np.array(fps),
         "gender": np.array(body.gender),
         "hand_poses": pose[:, 22:].reshape(n, 6).numpy(),
-        "betas_per_frame": moved.betas.numpy(),
-        "observed": moved.observed,
-        "rows": moved.rows.astype(np.int32),
+        "betas_per_frame": motion.betas.numpy(),
+        "observed": motion.observed,
+        "rows": motion.rows.astype(np.int32),
         "world": np.array("camera: x right, y down, z forward" if camera else "x right, y forward, z up"),
         "body_model": np.array(body.name),
     }
@@ -71,7 +71,7 @@ def write_amass(path: Path, arrays: dict[str, np.ndarray]) -> Path:
 def from_amass(arrays: dict[str, np.ndarray], body: Body) -> dict[str, np.ndarray]:
     """global_orient (T, 3), body_pose (T, 23, 3), betas (T, 10), transl (T, 3) in the camera frame: `to_amass` undone.
 
-    A file of another program (AMASS itself) comes out as seen by a level camera at the world's origin, looking along y.
+    A file of another program (AMASS itself) is placed before a level camera at the world's origin, looking along y.
     """
     camera = str(arrays.get("world", "")).startswith("camera")
     world = torch.eye(3) if camera else TO_WORLD
@@ -95,7 +95,7 @@ def from_amass(arrays: dict[str, np.ndarray], body: Body) -> dict[str, np.ndarra
 
 
 def read_amass(path: Path, params: Params) -> Bodies:
-    """An AMASS npz, or one of `hmr export`: every frame one person, seen by a level camera at the world's origin."""
+    """An AMASS npz, or one of `hmr export`: one person per frame, before a level camera at the world's origin."""
     arrays, fingerprint = read_npz(path, ("poses", "trans", "betas"))
     poses = np.asarray(arrays["poses"])
     if poses.ndim != 2 or poses.shape[1] < 66 or len(arrays["trans"]) != len(poses):
@@ -107,13 +107,13 @@ def read_amass(path: Path, params: Params) -> Bodies:
     size = np.tile(np.array(parse_size(params.size) or (1000, 1000)), (n, 1))
     K = cameras.default_K(size)
     with torch.no_grad():
-        out = [
+        parameters = [
             torch.from_numpy(np.asarray(smpl[k], np.float32)) for k in ("global_orient", "body_pose", "betas", "transl")
         ]
-        points = body(*out).joints.numpy()
-    front = (points[..., 2] > 0.1).all(1)
-    xy = cameras.project(np.where(front[:, None, None], points, 1.0), K)
-    box = np.where(front[:, None], np.concatenate([xy.min(1), xy.max(1)], 1), 0)
+        points = body(*parameters).joints.numpy()
+    in_front = (points[..., 2] > 0.1).all(1)
+    xy = cameras.project(np.where(in_front[:, None, None], points, 1.0), K)
+    box = np.where(in_front[:, None], np.concatenate([xy.min(1), xy.max(1)], 1), 0)
     names = [f"{path.stem}#{i:06d}" for i in range(n)]
     return Bodies(
         "amass", path, fingerprint, names, size, np.arange(n), box, smpl, K,

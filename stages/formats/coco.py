@@ -20,7 +20,7 @@ from stages.formats.base import (
 )
 from stages.formats.base import entries as _entries
 from stages.formats.source import KeypointSource, Person, box_of, file_source, joint_names
-from stages.media.frames import PICTURES, frame_number
+from stages.media.inputs import IMAGE_SUFFIXES, frame_number
 from stages.params import ImportParams
 
 COCO_SETS = {17: "coco17"}
@@ -106,7 +106,7 @@ def _by_number(images: Path | None, path: Path) -> Callable[[Any], str | None]:
     if images is None or not images.is_dir():
         text = f"{path} holds results, which name no pictures"
         raise InputError(text, "give --annotations FILE, --images DIR or --images VIDEO")
-    files = [p for p in sorted(images.rglob("*")) if p.suffix.lower()[1:] in PICTURES]
+    files = [p for p in sorted(images.rglob("*")) if p.suffix.lower()[1:] in IMAGE_SUFFIXES]
     table: dict[Any, str] = {}
     for file in files:
         name = file.relative_to(images).as_posix()

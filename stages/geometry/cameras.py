@@ -1,7 +1,7 @@
 """Pinhole cameras and the weak cameras that networks predict. Every function takes numpy arrays or torch tensors.
 
 Frames: OpenCV camera (x right, y down, z forward), metres. Pixel (0, 0) is the centre of the first pixel, so the middle
-of a w x h picture is ((w - 1) / 2, (h - 1) / 2).
+of a w x h image is ((w - 1) / 2, (h - 1) / 2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ A = TypeVar("A", np.ndarray, torch.Tensor)
 
 
 def default_K(size: A) -> A:
-    """Intrinsics for pictures of unknown camera: focal length = the picture's diagonal, principal point = its middle.
+    """Intrinsics for images of an unknown camera: focal length = the image's diagonal, principal point = its middle.
 
     size (n, 2) width, height -> (n, 3, 3). The diagonal (a lens of 53 degrees across it) is the guess of CLIFF (Li et
     al., ECCV 2022, section 3.2), which DPMesh shares.
@@ -44,7 +44,7 @@ def weak_to_transl(camera: A, center: A, side: A, K: A) -> A:
     """Translation (n, 3) in the full camera from a weak camera of a square box.
 
     camera (n, 3) s, tx, ty: a point X falls on s (X + t) in the box's [-1, 1] · center (n, 2), side (n,) of the box in
-    picture pixels · K (n, 3, 3). Depth is where the focal length gives the same scale: z = 2 f / (s side) (HMR 2.0,
+    image pixels · K (n, 3, 3). Depth is where the focal length gives the same scale: z = 2 f / (s side) (HMR 2.0,
     4D-Humans `cam_crop_to_full`; ScoreHMR starts from it with f = 5000 px).
     """
     z = 2 * K[:, 0, 0] / (side * camera[:, 0] + 1e-9)
@@ -52,25 +52,25 @@ def weak_to_transl(camera: A, center: A, side: A, K: A) -> A:
 
 
 def crop_to_full(transl: A, focal: float | A, crop_side: float, center: A, side: A, K: A) -> A:
-    """Translation (n, 3) in the full camera of a person placed in front of a crop's camera.
+    """Translation (n, 3) in the full camera of a person from that in a crop's camera.
 
     transl (n, 3) metres in a camera whose focal length is `focal` pixels of a crop with `crop_side` pixels and whose
-    principal point is the crop's middle · center (n, 2), side (n,) the crop's square in picture pixels · K (n, 3, 3).
-    The crop shows side / crop_side picture pixels per crop pixel; depth is rescaled so that the person keeps the size.
+    principal point is the crop's middle · center (n, 2), side (n,) the crop's square in image pixels · K (n, 3, 3).
+    A crop pixel covers side / crop_side image pixels; depth is rescaled so that the person keeps the size.
     """
     z = transl[:, 2] * (K[:, 0, 0] / focal) * (crop_side / side)
     return _at(transl[:, 0], transl[:, 1], z, center, K)
 
 
 def _at(x: A, y: A, z: A, center: A, K: A) -> A:
-    """x, y, z moved sideways so that the axis of the crop's camera meets the box's centre."""
+    """x, y, z shifted sideways so that the axis of the crop's camera passes through the box's centre."""
     x = x + (center[:, 0] - K[:, 0, 2]) * z / K[:, 0, 0]
     y = y + (center[:, 1] - K[:, 1, 2]) * z / K[:, 1, 1]
     return torch.stack([x, y, z], -1) if isinstance(x, torch.Tensor) else np.stack([x, y, z], -1)
 
 
 def scaled_K(K: A, factor: float) -> A:
-    """Intrinsics (..., 3, 3) of pictures resized by `factor`; points move as (xy + 0.5) * factor - 0.5."""
+    """Intrinsics (..., 3, 3) of images resized by `factor`; points move as (xy + 0.5) * factor - 0.5."""
     K = K * 1.0
     K[..., :2, :2] = K[..., :2, :2] * factor
     K[..., :2, 2] = (K[..., :2, 2] + 0.5) * factor - 0.5
@@ -78,22 +78,22 @@ def scaled_K(K: A, factor: float) -> A:
 
 
 def look_at(image: torch.Tensor, confidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A camera turned so that the middle of the keypoints' box lies on its axis; batch last.
+    """A virtual camera whose axis passes through the middle of the keypoints' box; batch last.
 
-    image (2, K, n) tangents, confidence (K, n) with 0 = not seen -> turn (3, 3, n) camera to virtual camera,
-    half (n,) tangents, keypoints (2, K, n) in half sides, 0 where not seen."""
-    seen = confidence > 0
-    far = torch.where(seen, image, image.new_tensor(float("inf")))
-    low = far.amin(1)
-    high = torch.where(seen, image, image.new_tensor(float("-inf"))).amax(1)
+    image (2, K, n) tangents, confidence (K, n) with 0 = not visible -> R_camera_to_virtual (3, 3, n), half (n,) half
+    side of the box there as a tangent, keypoints (2, K, n) in half sides, 0 where not visible."""
+    visible = confidence > 0
+    masked = torch.where(visible, image, image.new_tensor(float("inf")))
+    low = masked.amin(1)
+    high = torch.where(visible, image, image.new_tensor(float("-inf"))).amax(1)
     middle = torch.where(torch.isfinite(low + high), (low + high) / 2, torch.zeros_like(low))
-    turn = ray_rotation(middle)
-    x, y = torch.where(seen, image, torch.zeros_like(image))
-    moved = turn[:, 0, None] * x + turn[:, 1, None] * y + turn[:, 2, None]
-    moved = moved[:2] / moved[2].clamp(min=1e-3)
-    moved = torch.where(seen, moved, torch.zeros_like(moved))
-    half = moved.abs().amax((0, 1)).clamp(min=1e-6)
-    return turn, half, moved / half
+    rotation = ray_rotation(middle)
+    x, y = torch.where(visible, image, torch.zeros_like(image))
+    rays = rotation[:, 0, None] * x + rotation[:, 1, None] * y + rotation[:, 2, None]
+    tangents = rays[:2] / rays[2].clamp(min=1e-3)
+    tangents = torch.where(visible, tangents, torch.zeros_like(tangents))
+    half = tangents.abs().amax((0, 1)).clamp(min=1e-6)
+    return rotation, half, tangents / half
 
 
 def ray_rotation(ray: torch.Tensor) -> torch.Tensor:

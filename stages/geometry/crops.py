@@ -1,7 +1,7 @@
-"""Which part of the picture a network looks at: one small function for each published rule, and the warp.
+"""The part of the image that a network reads: one small function for each published rule, and the warp.
 
-A crop is an affine (2, 3): picture pixels to crop pixels, in float64 here and float32 in artefacts. Pixel (0, 0) is the
-centre of the first pixel. Boxes are xyxy. Nothing loops over people but the warp, which OpenCV does one crop at a time.
+A crop is an affine (2, 3): image pixels to crop pixels, in float64 here and float32 in artefacts. Pixel (0, 0) is the
+centre of the first pixel. Boxes are xyxy. Only the warp loops over people, because OpenCV warps one crop at a time.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# OpenCV's own threads spin against ours; crops are small.
+# OpenCV's threads compete with ours, and crops are small.
 cv2.setNumThreads(1)
 
 
-# ---- rules: who is in the crop
+# ---- rules: the box of a crop
 
 
 def dpmesh_boxes(keypoints: np.ndarray, size: np.ndarray, threshold: float = 0.05, grow: float = 1.2) -> np.ndarray:
     """DPMesh's square box from keypoints alone; NaN where no joint's score is above `threshold`.
 
-    keypoints (n, J, 3) x, y px, score · size (n, 2) picture width, height -> (n, 4) xyxy. The tight box of the seen
-    joints is grown by 1.2, clipped to the picture (the far edge starts from the clipped corner), made square along its
+    keypoints (n, J, 3) x, y px, score · size (n, 2) image width, height -> (n, 4) xyxy. The tight box of the visible
+    joints is grown by 1.2, clipped to the image (the far edge starts from the clipped corner), made square along its
     longer side and grown by 1.1 (DPMesh `get_bbox` and `process_bbox`, after 3DCrowdNet).
     """
     xy = keypoints[..., :2].astype(np.float64)
-    seen = (keypoints[..., 2] > threshold) & np.isfinite(xy).all(-1)
-    none = ~seen.any(1)
-    low = np.where(seen[..., None], xy, np.inf).min(1, initial=np.inf)
-    high = np.where(seen[..., None], xy, -np.inf).max(1, initial=-np.inf)
+    visible = (keypoints[..., 2] > threshold) & np.isfinite(xy).all(-1)
+    none = ~visible.any(1)
+    low = np.where(visible[..., None], xy, np.inf).min(1, initial=np.inf)
+    high = np.where(visible[..., None], xy, -np.inf).max(1, initial=-np.inf)
     low[none], high[none] = 0, 0
     middle, extent = (low + high) / 2, (high - low) * grow
     corner = np.maximum(0, middle - extent / 2)
@@ -46,7 +46,7 @@ def dpmesh_boxes(keypoints: np.ndarray, size: np.ndarray, threshold: float = 0.0
 def metro_boxes(center: np.ndarray, scale: np.ndarray, size: int) -> np.ndarray:
     """METRO's integer boxes (n, 4) xyxy, far edge excluded, for crops of `size` (256; FastMETRO 224) pixels.
 
-    center (n, 2), scale (n,): the side is 200 px times the scale. The crop's corners are taken back to the picture and
+    center (n, 2), scale (n,): the side is 200 px times the scale. The crop's corners are mapped back to the image and
     cut to integers, toward zero (MeshTransformer `image_ops.crop`); the patch is cut there and then resized.
     """
     side = 200 * scale
@@ -62,13 +62,13 @@ def metro_boxes(center: np.ndarray, scale: np.ndarray, size: int) -> np.ndarray:
 def square_boxes(box: np.ndarray, grow: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Centre (n, 2) and side (n,) of the square around each box (n, 4): its longer side times `grow`.
 
-    ScoreHMR and PARE: no growth. Other networks: their own factor.
+    ScoreHMR and PARE: factor 1. Other networks have other factors.
     """
     box = box.astype(np.float64)
     return (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]).max(1, initial=0) * grow
 
 
-# ---- affines: where it lands
+# ---- affines: from the image to the crop
 
 
 def square_affine(center: np.ndarray, side: np.ndarray, size: int) -> np.ndarray:
@@ -100,11 +100,11 @@ def resize_affine(box: np.ndarray, size: int) -> np.ndarray:
     return _affine(scale, box[:, :2] - 0.5, np.array([-0.5, -0.5]))
 
 
-def _affine(scale: np.ndarray, point: np.ndarray, lands_on: np.ndarray) -> np.ndarray:
-    """Affine without rotation (n, 2, 3) that scales by (n, 2) and takes point (n, 2) to lands_on."""
+def _affine(scale: np.ndarray, point: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Affine without rotation (n, 2, 3) that scales by (n, 2) and takes point (n, 2) to target."""
     affine = np.zeros((len(scale), 2, 3))
     affine[:, 0, 0], affine[:, 1, 1] = scale[:, 0], scale[:, 1]
-    affine[:, :, 2] = lands_on - scale * point
+    affine[:, :, 2] = target - scale * point
     return affine
 
 
@@ -117,7 +117,7 @@ def apply(affine: np.ndarray, xy: np.ndarray) -> np.ndarray:
 
 
 def invert(affine: np.ndarray) -> np.ndarray:
-    """The affines (n, 2, 3) that take the crop back to the picture."""
+    """The affines (n, 2, 3) from the crop back to the image."""
     linear = np.linalg.inv(affine[:, :, :2])
     return np.concatenate([linear, -linear @ affine[:, :, 2:]], 2)
 
@@ -134,21 +134,21 @@ def warp(
     size: int | tuple[int, int],
     dtype: type = np.uint8,
 ) -> np.ndarray:
-    """Crops (n, height, width, 3) of pictures, bilinear, black outside.
+    """Crops (n, height, width, 3) of images, bilinear, black outside.
 
-    images RGB uint8 · frame (n,) index into them · affine (n, 2, 3) picture to crop · size: side or (width, height).
+    images RGB uint8 · frame (n,) index into them · affine (n, 2, 3) image to crop · size: side or (width, height).
     dtype np.float32 keeps fractions of grey levels, as DPMesh and ScoreHMR do; uint8 rounds.
     """
     width, height = (size, size) if isinstance(size, int) else size
     crops: np.ndarray = np.zeros((len(affine), height, width, 3), dtype)
     converted: dict[int, np.ndarray] = {}
-    for k, (which, matrix) in enumerate(zip(frame, affine, strict=True)):
+    for k, (index, matrix) in enumerate(zip(frame, affine, strict=True)):
         if not np.isfinite(matrix).all():
             continue
-        if which not in converted:
-            converted = {which: np.ascontiguousarray(images[which], dtype)}
+        if index not in converted:  # the rows of an image follow each other
+            converted = {index: np.ascontiguousarray(images[index], dtype)}
         cv2.warpAffine(
-            converted[which], np.asarray(matrix, np.float64), (width, height), dst=crops[k], flags=cv2.INTER_LINEAR
+            converted[index], np.asarray(matrix, np.float64), (width, height), dst=crops[k], flags=cv2.INTER_LINEAR
         )
     return crops
 
@@ -181,8 +181,8 @@ def cut_and_resize(images: Sequence[np.ndarray], frame: np.ndarray, box: np.ndar
     The resize is bilinear without antialiasing, in floating point (grey levels are not rounded).
     """
     crops = np.zeros((len(box), size, size, 3), np.float32)
-    for k, (which, (x0, y0, x1, y1)) in enumerate(zip(frame, box, strict=True)):
-        image = images[which]
+    for k, (index, (x0, y0, x1, y1)) in enumerate(zip(frame, box, strict=True)):
+        image = images[index]
         height, width = image.shape[:2]
         patch = np.zeros((max(y1 - y0, 1), max(x1 - x0, 1), 3), np.float32)
         left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)

@@ -1,4 +1,4 @@
-"""Gaussian heatmaps of joints, and the condition that DPMesh makes of a person's 2D keypoints."""
+"""Gaussian heatmaps of joints, and the joints that DPMesh draws of a person's 2D keypoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def gaussian_heatmaps(xy: Tensor, visible: Tensor, size: tuple[int, int], sigma:
     exponential per row and column, not per pixel.
     """
     height, width = size
-    # A hidden joint may be NaN; 0 * NaN is NaN, so it is moved, not only masked.
+    # A hidden joint may be NaN; 0 * NaN is NaN, so it is replaced, not only masked.
     xy = torch.where(visible[..., None], xy, torch.zeros_like(xy))
     x = torch.arange(width, device=xy.device, dtype=xy.dtype) - xy[..., 0, None]
     y = torch.arange(height, device=xy.device, dtype=xy.dtype) - xy[..., 1, None]
@@ -39,12 +39,12 @@ def dpmesh_keypoints(keypoints: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """
     keypoints = np.nan_to_num(np.asarray(keypoints, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     out = np.nan_to_num(joint_sets.convert(keypoints, names, "dpmesh30"))
-    wanted = joint_sets.SETS["dpmesh30"]
+    targets = joint_sets.SETS["dpmesh30"]
     for middle, pair in (("pelvis", ("left_hip", "right_hip")), ("neck", ("left_shoulder", "right_shoulder"))):
         direct = joint_sets.index(names, [middle, "mid_hip" if middle == "pelvis" else middle])
         ends = joint_sets.index(names, pair)
         if (direct < 0).all() and (ends >= 0).all():
-            k = wanted.index(middle)
+            k = targets.index(middle)
             a, b = keypoints[:, ends[0]], keypoints[:, ends[1]]
             out[:, k, :2] = (a[:, :2] + b[:, :2]) / 2
             out[:, k, 2] = a[:, 2] * b[:, 2]
@@ -53,8 +53,8 @@ def dpmesh_keypoints(keypoints: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class JointsInCrop:
-    """Where a crop's joints are: affine (n, 2, 3) float64, picture to heatmap pixels, NaN without a seen joint;
-    xy (n, J, 2) float32 heatmap pixels (a missing joint is where the picture's origin falls), visible (n, J) bool."""
+    """The joints of n crops: affine (n, 2, 3) float64, image to heatmap pixels, NaN without a visible joint · xy (n, J,
+    2) float32 heatmap pixels (a missing joint is at the image's origin) · visible (n, J) bool."""
 
     affine: np.ndarray
     xy: np.ndarray
@@ -62,7 +62,7 @@ class JointsInCrop:
 
 
 def joints_in_crop(keypoints: np.ndarray, size: np.ndarray, side: int = 32, threshold: float = 0.05) -> JointsInCrop:
-    """The crop and crop joints of keypoints (n, J, 3) by DPMesh's rule; size (n, 2) of the pictures, side of the map.
+    """The crop and crop joints of keypoints (n, J, 3) by DPMesh's rule; size (n, 2) of the images, side of the map.
 
     A joint is visible when its score is above the threshold and it lies inside the map. The affine of the network's
     256-pixel crop is `crops.scaled(affine, 256 / side)`.

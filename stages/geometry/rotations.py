@@ -55,9 +55,10 @@ def geodesic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, fraction: Tensor) -> Tensor:
-    """Between a (..., 3, 3) at fraction 0 and b at fraction 1, the shorter way; fraction (...) may be broadcast."""
-    way = matrix_to_axis_angle(a.transpose(-1, -2) @ b)
-    return a @ axis_angle_to_matrix(way * fraction[..., None])
+    """Between a (..., 3, 3) at fraction 0 and b at fraction 1, along the shorter arc; fraction (...) may be
+    broadcast."""
+    difference = matrix_to_axis_angle(a.transpose(-1, -2) @ b)
+    return a @ axis_angle_to_matrix(difference * fraction[..., None])
 
 
 def about(axis: str, angle: Tensor | float, *, degrees: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""The bodies of a meshes artefact, row by row: what `hmr view`, `hmr export` and `hmr eval` share."""
+"""The bodies of a meshes artefact, row by row, for `hmr view`, `hmr export` and `hmr eval`."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class BodyLoader:
 
     def smpl(self, rows: np.ndarray) -> dict[str, Tensor]:
         """global_orient (n, 3), body_pose (n, 23, 3), betas (n, 10), transl (n, 3); NaN for failed rows."""
-        at = torch.from_numpy(np.asarray(rows, np.int64))
-        return {name: value[at].to(self.device) for name, value in self._smpl.items()}
+        indices = torch.from_numpy(np.asarray(rows, np.int64))
+        return {name: value[indices].to(self.device) for name, value in self._smpl.items()}
 
     @functools.cached_property
     def _smpl(self) -> dict[str, Tensor]:
@@ -56,21 +56,21 @@ class BodyLoader:
         return {name: torch.from_numpy(self.table.read(f"smpl/{name}")) for name in SMPL}
 
     def vertices(self, rows: np.ndarray) -> Tensor:
-        """(n, V, 3) camera frame, metres: the network's own where it gave them, else from the body; NaN if failed."""
+        """(n, V, 3) camera frame, metres: the network's where it predicts them, else the body's; NaN if failed."""
         return self.posed(rows)[0].contiguous()
 
     @torch.no_grad()
     def posed(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """The vertices, perhaps as the view that `Body.posed` gives, and the joints of the kinematic tree (n, 24, 3),
-        None where the network gave vertices."""
+        """Vertices (n, V, 3), perhaps as the view that `Body.posed` gives, and joints of the kinematic tree (n, 24, 3),
+        None where the network predicted vertices."""
         rows = np.asarray(rows, np.int64)
         if self.has_vertices:
             return torch.from_numpy(self.table.read("vertices/xyz", rows)).to(self.device), None
         if not len(rows):
             return torch.zeros(0, len(self.body.v_template), 3, device=self.device), None
-        given = self.smpl(rows)
-        rotmat = self.body.rotmat(given["global_orient"], given["body_pose"])
-        return self.body.posed(rotmat, given["betas"], given["transl"])
+        smpl = self.smpl(rows)
+        rotmat = self.body.rotmat(smpl["global_orient"], smpl["body_pose"])
+        return self.body.posed(rotmat, smpl["betas"], smpl["transl"])
 
     @torch.no_grad()
     def joints(self, rows: np.ndarray, joint_set: str) -> Tensor | None:
@@ -78,14 +78,14 @@ class BodyLoader:
         try:
             if self.has_vertices:
                 return self.body.regress(self.vertices(rows), joint_set)
-            given = self.smpl(rows)
-            rotmat = self.body.rotmat(given["global_orient"], given["body_pose"])
-            return self.body.joints(rotmat, given["betas"], given["transl"], joint_set)
+            smpl = self.smpl(rows)
+            rotmat = self.body.rotmat(smpl["global_orient"], smpl["body_pose"])
+            return self.body.joints(rotmat, smpl["betas"], smpl["transl"], joint_set)
         except AssetError:
             return None
 
     def licence_note(self) -> str:
-        """What must be said of anything that holds this body's shape; '' for a free body."""
+        """The notice for everything that contains this body's shape; '' for a free body."""
         licence = self.body.licence
         free = licence.lower().startswith(("apache-2.0", "cc0", "mit", "public domain"))
         return "" if free else f"holds shapes of the body {self.body.name} ({licence or 'licence unknown'})"
@@ -101,7 +101,7 @@ def body_rows(table: Artefact) -> dict[int, np.ndarray]:
 
 def stems(names: list[str]) -> list[str]:
     """File stems for frames, one each, safe on any file system: same base names in two folders stay apart."""
-    made: list[str] = []
+    result: list[str] = []
     used: set[str] = set()
     for name in names:
         path, _, number = str(name).partition("#")
@@ -111,5 +111,5 @@ def stems(names: list[str]) -> list[str]:
         while stem.casefold() in used:
             stem, k = f"{text}-{k}", k + 1
         used.add(stem.casefold())
-        made.append(stem)
-    return made
+        result.append(stem)
+    return result

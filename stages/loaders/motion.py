@@ -26,6 +26,11 @@ class Sequence:
     name: str
     number: int
 
+    @property
+    def tracked(self) -> bool:
+        """Whether it is a track of a video, and not one row."""
+        return self.name.startswith("track")
+
 
 def sequences(people: BodyLoader) -> list[Sequence]:
     """Every person of the table whose rows are ok: a track over time is one, everybody else is one per row."""
@@ -67,7 +72,7 @@ def scenes(frames: Mapping[str, np.ndarray]) -> list[str]:
 @dataclasses.dataclass(frozen=True)
 class Motion:
     """Rotations (T, 24, 3, 3) relative to the parent, betas (T, 10), transl (T, 3) metres, OpenCV camera frame, at
-    time (T,) s; rows (T,) of the artefact, -1 where a gap was filled."""
+    time (T,) s; rows (T,) of the artefact, -1 where interpolated."""
 
     rotmat: Tensor
     betas: Tensor
@@ -88,33 +93,33 @@ class Motion:
 
 
 def motion(people: BodyLoader, sequence: Sequence) -> Motion:
-    """What the rows hold. Needs SMPL parameters."""
-    given = people.smpl(sequence.rows)
-    pose = torch.cat([given["global_orient"][:, None], given["body_pose"]], 1).cpu()
+    """The motion that the rows of a sequence hold. Needs SMPL parameters."""
+    smpl = people.smpl(sequence.rows)
+    pose = torch.cat([smpl["global_orient"][:, None], smpl["body_pose"]], 1).cpu()
     rotmat = axis_angle_to_matrix(pose)
-    return Motion(rotmat, given["betas"].cpu(), given["transl"].cpu(), sequence.time, sequence.rows)
+    return Motion(rotmat, smpl["betas"].cpu(), smpl["transl"].cpu(), sequence.time, sequence.rows)
 
 
-def even(moved: Motion, fps: float, longest_gap: float) -> list[Motion]:
-    """At a constant rate, as motion formats need it: short gaps filled (rotations by slerp, the rest linearly), cut
-    where nobody was seen for longer than `longest_gap` seconds."""
-    cuts = np.flatnonzero(np.diff(moved.time) > longest_gap) + 1
-    edges = [0, *cuts.tolist(), len(moved.time)]
-    return [_fill(moved.part(slice(a, b)), fps) for a, b in itertools.pairwise(edges)]
+def even(motion: Motion, fps: float, longest_gap: float) -> list[Motion]:
+    """The motion at a constant rate, as motion formats need it: short gaps are interpolated (rotations by slerp, the
+    rest linearly), and it is cut where no row was observed for longer than `longest_gap` seconds."""
+    cuts = np.flatnonzero(np.diff(motion.time) > longest_gap) + 1
+    edges = [0, *cuts.tolist(), len(motion.time)]
+    return [_interpolated(motion.part(slice(a, b)), fps) for a, b in itertools.pairwise(edges)]
 
 
-def _fill(moved: Motion, fps: float) -> Motion:
-    tick = np.round((moved.time - moved.time[0]) * fps).astype(int)
+def _interpolated(motion: Motion, fps: float) -> Motion:
+    tick = np.round((motion.time - motion.time[0]) * fps).astype(int)
     if len(tick) == 1 or (np.diff(tick) == 1).all():
-        return moved
+        return motion
     tick, first = np.unique(tick, return_index=True)
-    at = np.arange(tick[-1] + 1)
-    before = np.maximum(np.searchsorted(tick, at, side="right") - 1, 0)
+    ticks = np.arange(tick[-1] + 1)
+    before = np.maximum(np.searchsorted(tick, ticks, side="right") - 1, 0)
     after = np.minimum(before + 1, len(tick) - 1)
-    fraction = (at - tick[before]) / np.maximum(tick[after] - tick[before], 1)
+    fraction = (ticks - tick[before]) / np.maximum(tick[after] - tick[before], 1)
     a, b = first[before], first[after]
     f = torch.from_numpy(fraction).float()
-    turned = slerp(moved.rotmat[a], moved.rotmat[b], f[:, None])
-    mix = lambda x: torch.lerp(x[a], x[b], f[:, None])  # noqa: E731
-    rows = np.where(np.isin(at, tick), moved.rows[a], -1)
-    return Motion(turned, mix(moved.betas), mix(moved.transl), moved.time[0] + at / fps, rows)
+    rotmat = slerp(motion.rotmat[a], motion.rotmat[b], f[:, None])
+    betas, transl = (torch.lerp(x[a], x[b], f[:, None]) for x in (motion.betas, motion.transl))
+    rows = np.where(np.isin(ticks, tick), motion.rows[a], -1)
+    return Motion(rotmat, betas, transl, motion.time[0] + ticks / fps, rows)

@@ -83,7 +83,8 @@ def link(table: Artefact, *, untimed: bool = False, fps: float = SEQUENCE_FPS, m
         gap = max(max_gap, 3 * float(np.median(np.diff(time)))) if len(own) > 1 else max_gap
         tracker = Tracker(sigmas(names), first=count, max_gap=gap)
         for i, rows, keypoints in _frames(table, own, len(names)):
-            track[rows] = tracker.step(time[i], table.rows["box"][rows], keypoints, table.rows["score"][rows])
+            size = tuple(table.frames["size"][own[i]].tolist())
+            track[rows] = tracker.step(time[i], table.rows["box"][rows], keypoints, size if min(size) else None)
         count = tracker.count
     return track
 

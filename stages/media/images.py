@@ -1,6 +1,7 @@
-"""One picture file: bytes in, RGB uint8 out, or an InputError that names the cause. Used through media/frames.py.
+"""One image file: bytes in, RGB uint8 out, or an InputError that names the cause.
 
-The header is read before anything is decoded, so a bomb costs nothing; Pillow's strict reader notices truncation.
+The header is read before anything is decoded, so a decompression bomb costs nothing; Pillow's strict reader notices
+truncation.
 """
 
 from __future__ import annotations
@@ -23,11 +24,8 @@ from stages.params import MAX_PIXELS
 
 MIN_SIDE = 32
 DIAGONAL_35MM = float(np.hypot(36.0, 24.0))
-WHOLE, SAMPLE, SAMPLES = (
-    1 << 24,
-    1 << 20,
-    16,
-)  # bytes: larger files are fingerprinted by 16 evenly spaced blocks of 1 MiB
+WHOLE = 1 << 24  # bytes: larger files are fingerprinted by SAMPLES evenly spaced blocks of SAMPLE bytes
+SAMPLE, SAMPLES = 1 << 20, 16
 MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # EXIF FocalPlaneResolutionUnit
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit here is lower and an error
@@ -64,9 +62,9 @@ def file_fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """The picture in `path`: first frame of an animation, EXIF orientation applied, any mode to RGB, alpha over white.
+    """The image in `path`: first frame of an animation, EXIF orientation applied, any mode to RGB, alpha over white.
 
-    Raises InputError (unreadable, not a picture, truncated, too large or too small).
+    Raises InputError (unreadable, not an image, truncated, too large or too small).
     """
     name = Path(path).name
     try:
@@ -75,15 +73,17 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Lo
             content = file.read()
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}") from error
-    mark = hashlib.sha256(size.to_bytes(8, "little") + content).hexdigest() if size <= WHOLE else file_fingerprint(path)
+    fingerprint = (
+        hashlib.sha256(size.to_bytes(8, "little") + content).hexdigest() if size <= WHOLE else file_fingerprint(path)
+    )
     rgb, focal = decode(content, name, max_pixels)
-    return LoadedImage(rgb, "", focal, mark)
+    return LoadedImage(rgb, "", focal, fingerprint)
 
 
 def decode(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, float | None]:
-    """RGB (H, W, 3) uint8 and the focal length in pixels (None unknown) of an encoded picture. Raises InputError."""
-    if wrong := not_a_picture(content):
-        raise InputError(f"{name}: {wrong}")
+    """RGB (H, W, 3) uint8 and the focal length in pixels (None unknown) of an encoded image. Raises InputError."""
+    if foreign := foreign_content(content):
+        raise InputError(f"{name}: {foreign}")
     too_large = f"{name}: larger than the limit of {max_pixels / 1e6:.0f} megapixels"
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -92,9 +92,9 @@ def decode(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[np.
                 raise InputError(f"{too_large} ({width} x {height})", "--max-pixels allows it")
             if min(width, height) < MIN_SIDE:
                 raise InputError(f"{name}: {width} x {height} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
-            if image.format == "PNG":  # Pillow checks the sums of PNG data only when asked
-                with Image.open(io.BytesIO(content)) as twin:
-                    twin.verify()
+            if image.format == "PNG":  # Pillow checks the checksums of PNG data only on request
+                with Image.open(io.BytesIO(content)) as copy:
+                    copy.verify()
             image.load()
             focal = exif_focal(image)
             return np.ascontiguousarray(_rgb(ImageOps.exif_transpose(image))), focal
@@ -108,8 +108,8 @@ def decode(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[np.
         raise InputError(f"{name}: damaged or truncated ({' '.join(str(error).split())[:120]})") from error
 
 
-def not_a_picture(content: bytes) -> str:
-    """What the first bytes give away, '' for what may be a picture."""
+def foreign_content(content: bytes) -> str:
+    """What the first bytes say that a file is instead of an image, '' for what may be one."""
     head = content[:512].lstrip().lower()
     if not content:
         return "the file is empty"
@@ -123,6 +123,7 @@ def not_a_picture(content: bytes) -> str:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an image of any mode."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N"):
         return np.repeat((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)[:, :, None], 3, 2)
     if image.mode in ("I", "F"):
@@ -137,7 +138,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def exif_focal(image: Image.Image) -> float | None:
-    """Focal length in pixels of the stored picture from EXIF, None where it says nothing usable.
+    """Focal length in pixels of the stored image from EXIF, None where it says nothing usable.
 
     FocalLengthIn35mmFilm refers to the diagonal of 36 x 24 mm; else FocalLength and the focal plane's resolution.
     """
@@ -148,20 +149,20 @@ def exif_focal(image: Image.Image) -> float | None:
             focal = film / DIAGONAL_35MM * float(np.hypot(width, height))
         else:
             unit = MM_PER_UNIT[int(exif.get(ExifTags.Base.FocalPlaneResolutionUnit, 2))]
-            taken = max(
+            exif_side = max(
                 float(exif.get(ExifTags.Base.ExifImageWidth, width)),
                 float(exif.get(ExifTags.Base.ExifImageHeight, height)),
             )
             focal = float(exif[ExifTags.Base.FocalLength]) * float(exif[ExifTags.Base.FocalPlaneXResolution]) / unit
-            focal *= max(width, height) / taken
+            focal *= max(width, height) / exif_side
         if np.isfinite(focal) and 0.2 * max(width, height) < focal < 100 * max(width, height):
             return focal
     return None
 
 
 def intrinsics(size: tuple[int, int], focal: float | None = None) -> tuple[np.ndarray, int]:
-    """K (3, 3) float32 of a picture of `size` (width, height) and its K_source: EXIF with a focal length, else the
-    stated default, a focal length of the diagonal (view angle 53 degrees). The principal point is the centre."""
+    """K (3, 3) float32 of an image of `size` (width, height), and its K_source: EXIF with a focal length, else the
+    default, a focal length of the diagonal (an angle of view of 53 degrees). The principal point is the centre."""
     width, height = size
     f = float(np.hypot(width, height)) if focal is None else focal
     K = np.array([[f, 0, (width - 1) / 2], [0, f, (height - 1) / 2], [0, 0, 1]], np.float32)

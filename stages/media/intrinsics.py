@@ -1,6 +1,6 @@
-"""Intrinsics given by the user: one matrix for all pictures, or one per picture.
+"""Intrinsics from a file of the user: one matrix for all images, or one per image.
 
-.json  {"K": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]}, or {"name.jpg": [[...]], ...} (a video counts as one picture)
+.json  {"K": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]}, or {"name.jpg": [[...]], ...} (a video counts as one image)
 .npy, .txt  the nine numbers
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 
 from stages.errors import InputError
 
-HINT = "see hmr detect --help; K is in pixels of the whole picture"
+HINT = "see hmr detect --help; K is in pixels of the whole image"
 
 
 @dataclasses.dataclass(frozen=True)
 class CameraFile:
-    """Matrices by picture name; the name '' stands for all pictures. Goes into a Job's inputs."""
+    """Matrices by image name; the name '' stands for all images. Can be one of a Job's inputs."""
 
     path: Path
     matrices: dict[str, np.ndarray]
@@ -35,11 +35,11 @@ class CameraFile:
             digest.update(name.encode("utf-8", "surrogateescape") + self.matrices[name].astype("<f8").tobytes())
         return digest.hexdigest()
 
-    def of(self, name: str, size: tuple[int, int]) -> np.ndarray:
+    def find(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """K (3, 3) of the frame `name`. Raises InputError: none for it, or its principal point lies outside."""
         plain = name.rpartition("#")[0] or name
-        keys = (plain, plain.rpartition("/")[2], "")
-        K = next((self.matrices[k] for k in keys if k in self.matrices), None)
+        names = (plain, plain.rpartition("/")[2], "")
+        K = next((self.matrices[k] for k in names if k in self.matrices), None)
         if K is None:
             raise InputError(f"{self.path.name} has no camera for {name}", HINT)
         if not (0 <= K[0, 2] <= size[0] and 0 <= K[1, 2] <= size[1]):
@@ -52,7 +52,7 @@ class CameraFile:
 
     @classmethod
     def read(cls, path: Path) -> CameraFile:
-        """Raises InputError for a file that is missing, not understood or holds an impossible matrix."""
+        """The file at `path`. Raises InputError where it is missing, not understood or holds an impossible matrix."""
         try:
             if path.suffix.lower() == ".json":
                 content = json.loads(path.read_text())
@@ -66,10 +66,10 @@ class CameraFile:
             raise InputError(f"{path}: no camera matrix: {str(error).splitlines()[0]}", HINT) from error
         if isinstance(content, dict) and set(content) == {"K"}:
             content = content["K"]
-        named = content if isinstance(content, dict) else {"": content}
-        if not named:
+        by_name = content if isinstance(content, dict) else {"": content}
+        if not by_name:
             raise InputError(f"{path} holds no camera", HINT)
-        return cls(path, {name: _matrix(path, name, value) for name, value in named.items()})
+        return cls(path, {name: _matrix(path, name, value) for name, value in by_name.items()})
 
 
 def _matrix(path: Path, name: str, value: object) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Video files through PyAV: which frames there are, at which times, and any of them as RGB in constant memory.
 
-A frame is known by its presentation time from the packet table, never by counting what the decoder delivers: frames of
-a damaged stretch fail, the others keep their places.
+A frame is identified by its presentation time in the packet table, never by counting what the decoder delivers: frames
+of a damaged section fail, the others keep their indices.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import numpy as np
 from stages.errors import InputError, MachineError
 from stages.files.atomic import replacing
 
-LOST = -(1 << 62)  # earlier than every presentation time
+UNKNOWN_TIME = -(1 << 62)  # earlier than every presentation time
 SEEK_AHEAD = 200  # frames: reading on is cheaper than seeking for gaps up to about a group of pictures
 
 
 def _av() -> Any:
+    """PyAV, imported for videos only. Raises MachineError without it."""
     try:
         import av
     except ImportError as error:
@@ -33,6 +34,7 @@ def _av() -> Any:
 
 
 def _open(path: Path) -> tuple[Any, Any]:
+    """The container and its first video stream. Raises InputError."""
     av = _av()
     try:
         # Metadata that is not UTF-8 must not end a run: PyAV 19 reads it by itself, older ones are told to.
@@ -67,7 +69,7 @@ def video_times(path: Path) -> np.ndarray:
                     packets += 1
                     if packet.pts is not None:
                         times.add(packet.pts)
-    if len(times) < packets:  # packets without times (raw streams, some AVI): only decoding tells
+    if len(times) < packets:  # packets without times (raw streams, some AVI): they must be decoded
         reader = Video(path, np.zeros(0, np.int64))
         times = {f.pts for f in reader.frames() if f.pts is not None}
         reader.close()
@@ -92,10 +94,10 @@ class Video:
         if self.stream.width * self.stream.height > max_pixels:
             raise InputError(f"{path.name}: {self.stream.width} x {self.stream.height} is larger than the limit")
         self.stream.thread_type = "SLICE"
-        self.stream.codec_context.options = {"err_detect": "explode"}  # or damage is painted over without a word
+        self.stream.codec_context.options = {"err_detect": "explode"}  # or the decoder conceals damage
         self.lock = threading.Lock()
         self.source: Iterator[Any] = self.frames()
-        self.held: Any = None  # decoded, not yet asked for
+        self.pending: Any = None  # decoded, not yet requested
         self.last: tuple[int, np.ndarray | None] = (-1, None)
         self.position = 0  # index of the next frame that the decoder can deliver
 
@@ -103,15 +105,15 @@ class Video:
         self.container.close()
 
     def frames(self) -> Iterator[Any]:
-        """Decoded frames from the current position on, without those that lean on damaged ones.
+        """Decoded frames from the current position on, without those predicted from damaged ones.
 
-        After a packet that cannot be decoded, or an announced time that is jumped over, the decoder goes on with stale
-        pictures and does not say so; nothing is given until a key frame that comes after the damage.
+        After a packet that cannot be decoded, or an announced time that is skipped, the decoder continues with stale
+        reference images and does not say so; nothing is yielded until a key frame after the damage.
         """
         av = _av()
         packets = self.container.demux(self.stream)
         damaged: int | None = None  # presentation time of the last damage, until a later key frame
-        previous: int | None = None  # index of the last frame that came
+        previous: int | None = None  # index of the last decoded frame
         while True:
             packet = None
             try:
@@ -120,7 +122,7 @@ class Video:
             except (StopIteration, av.EOFError):
                 return
             except av.FFmpegError:
-                damaged = packet.pts if packet is not None and packet.pts is not None else LOST
+                damaged = packet.pts if packet is not None and packet.pts is not None else UNKNOWN_TIME
                 continue
             for frame in decoded:
                 if frame.pts is None:
@@ -137,7 +139,7 @@ class Video:
                     yield frame
 
     def read(self, index: int) -> np.ndarray:
-        """RGB (H, W, 3) uint8, upright, of frame `index`. Raises InputError for a frame that the file does not give."""
+        """RGB (H, W, 3) uint8, upright, of frame `index`. Raises InputError for a frame that cannot be decoded."""
         with self.lock:
             if self.last[0] != index:
                 self.last = (index, self._decode(index))
@@ -148,20 +150,20 @@ class Video:
         return rgb
 
     def _decode(self, index: int) -> np.ndarray | None:
-        wanted = int(self.times[index])
+        time = int(self.times[index])
         if index < self.position or index > self.position + SEEK_AHEAD:
-            self.container.seek(wanted, stream=self.stream, backward=True)
-            self.source, self.held = self.frames(), None
+            self.container.seek(time, stream=self.stream, backward=True)
+            self.source, self.pending = self.frames(), None
         self.position = index + 1
         while True:
-            frame = self.held if self.held is not None else next(self.source, None)
-            self.held = None
+            frame = self.pending if self.pending is not None else next(self.source, None)
+            self.pending = None
             if frame is None:
                 return None
-            if frame.pts == wanted:
+            if frame.pts == time:
                 return _upright(frame)
-            if frame.pts > wanted:
-                self.held = frame
+            if frame.pts > time:
+                self.pending = frame
                 return None
 
 

@@ -1,4 +1,5 @@
-"""The networks, one folder per system. `find` gives the class behind a name, `find_loader` the one that a file is for.
+"""The networks, one folder per system. `find_model` gives the class for a name or a checkpoint, `load_model` the
+network.
 
 base.py is the contract of a network, tables.py says which systems there are.
 """
@@ -7,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import AssetError, UsageError
+from stages.models.base import PersonModel
 
 if TYPE_CHECKING:
     from stages.files.checkpoints import Checkpoint
+    from stages.smpl.body import Body
 
 
 def find(table: Mapping[str, str], model: str) -> Callable[..., Any]:
@@ -29,11 +33,46 @@ def find(table: Mapping[str, str], model: str) -> Callable[..., Any]:
         ) from error
 
 
+def find_model(table: Mapping[str, str], model: str | None, checkpoint: Checkpoint | None, contract: Any) -> Any:
+    """The class named by `model` or, where that is None, the class of `table` that recognises the checkpoint.
+
+    contract: the class PersonModel or Refiner. Raises UsageError for a class that is no subclass of it or lacks
+    members, AssetError for a checkpoint that nothing recognises.
+    """
+    if not model:
+        assert checkpoint is not None
+        return find_loader(table, checkpoint)
+    loader: Any = find(table, model)
+    suits = inspect.isclass(loader) and issubclass(loader, contract)
+    if not suits:
+        raise UsageError(
+            f"{model} is no subclass of stages.models.base.{contract.__name__}",
+            "make it one: that class documents every member, docs/examples/recoverer.py shows a whole network",
+        )
+    if missing := sorted(loader.__abstractmethods__):
+        raise UsageError(f"{model} does not define {', '.join(missing)}", "stages/models/base.py documents them")
+    return loader
+
+
+def load_model(loader: type[PersonModel], checkpoint: Checkpoint | None, device: str, body: Body | None) -> PersonModel:
+    """The network of a checkpoint. Raises AssetError for a file that does not fit, UsageError for a broken contract."""
+    from stages.files.checkpoints import usable  # imports torch, which the tables do without
+
+    with usable(checkpoint.path if checkpoint else loader.__name__):
+        model = loader.load(checkpoint, device=device, body=body)
+    if not (isinstance(model, PersonModel) and model.name and model.columns):
+        raise UsageError(
+            f"{loader.__module__}:{loader.__name__}.load gives {type(model).__name__} without a name or columns",
+            "it must return an object of its class; stages/models/base.py documents the members",
+        )
+    return model
+
+
 def find_loader(table: Mapping[str, str], checkpoint: Checkpoint) -> Any:
-    """The class of `table` (see stages.models) that recognises the file. Raises AssetError naming the choices."""
-    found = loaders(table, checkpoint)
-    if found:
-        return next(iter(found.values()))
+    """The class of `table` that recognises the file. Raises AssetError naming the choices."""
+    recognising = loaders(table, checkpoint)
+    if recognising:
+        return next(iter(recognising.values()))
     tops = sorted({".".join(name.split(".")[:2]) for name in checkpoint.names})
     raise AssetError(
         f"{checkpoint.where} is a checkpoint of none of {', '.join(table)}: "
@@ -44,10 +83,10 @@ def find_loader(table: Mapping[str, str], checkpoint: Checkpoint) -> Any:
 
 def loaders(table: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, Any]:
     """The classes of `table` that recognise the file, by name. A system that cannot be imported here is not asked."""
-    found: dict[str, Any] = {}
+    recognising: dict[str, Any] = {}
     for name in table:
         with contextlib.suppress(UsageError):
             loader: Any = find(table, name)
             if loader.recognises(checkpoint.names):
-                found[name] = loader
-    return found
+                recognising[name] = loader
+    return recognising

@@ -1,23 +1,39 @@
-"""The contract of a network: what it is given and what it returns."""
+"""The contract of a network: every member that verbs and loaders read, with its default.
+
+A recoverer or a feature extractor is a subclass of `PersonModel`, a refiner one of `Refiner`. A subclass needs `name`,
+`load` and `__call__` (a PersonModel also `columns`); everything else has a default that suits most networks. Classes
+from outside this package must be subclasses too: `--model package.module:Class` refuses others and says so. Two whole
+examples are docs/examples/recoverer.py and docs/examples/extractor.py.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from stages.artefacts.kinds import Column
+from stages.errors import UsageError
+
+if TYPE_CHECKING:  # `hmr --help` reads the tables of this package, and needs neither numpy nor torch
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from stages.files.checkpoints import Checkpoint
+    from stages.smpl.body import Body
 
 
 @dataclasses.dataclass
 class PersonBatch:
-    """A batch of n rows (one person in one frame each), in picture pixels; (0, 0) is the centre of the first pixel.
+    """A batch of n rows (one person in one frame each), in image pixels; (0, 0) is the centre of the first pixel.
 
-    box (n, 4) xyxy · keypoints (n, J, 3) x, y, score (NaN or score 0 = not seen) · joints: the J names ·
-    K (n, 3, 3) intrinsics · size (n, 2) picture width, height · frame (n,) index into `images` ·
-    images: the distinct pictures, RGB uint8 (H, W, 3), empty unless the network says `needs_images` ·
-    columns: what earlier artefacts give for these rows, e.g. "heatmaps/value", "features/dpmesh", "smpl/betas" ·
-    row (n,) the rows' numbers in the artefact: what a per-row random generator is seeded with.
+    box (n, 4) xyxy · keypoints (n, J, 3) x, y, score (not visible: NaN, or score 0) · joints: the J names ·
+    K (n, 3, 3) intrinsics · size (n, 2) image width, height · frame (n,) index into `images` ·
+    images: the distinct images, RGB uint8 (H, W, 3), empty unless the network says `needs_images` ·
+    columns: what earlier artefacts hold for these rows, e.g. "heatmaps/value", "features/dpmesh", "smpl/betas" ·
+    row (n,) the rows' numbers in the artefact, which per-row random generators are seeded with.
     """
 
     box: np.ndarray
@@ -34,32 +50,218 @@ class PersonBatch:
         return len(self.box)
 
 
-@runtime_checkable
-class PersonModel(Protocol):
-    """A network over rows: a feature extractor ("features/<name>" columns) or a recoverer (smpl, joints, vertices).
+@dataclasses.dataclass(frozen=True)
+class InputRecord:
+    """What an artefact says of its making; both are empty where it says nothing.
 
-    `columns` name, dtype and shape of what `__call__` returns (stages.artefacts.kinds.Column), `group_attrs` the
-    attributes of their groups (e.g. {"joints": {"joints": [...]}}), `uses` the columns of earlier artefacts that it
-    reads when they are given ("features/dpmesh"); with them `needs_images` may be False.
+    model: of the network that made it (name, sha256, ...) · params: the settings of its stage and the attributes of its
+    group, by name.
     """
 
-    name: str
-    licence: str
-    batch_size: int
-    columns: tuple[Any, ...]
-    group_attrs: Mapping[str, Mapping[str, Any]]
-    uses: tuple[str, ...]
-
-    def needs_images(self, given: frozenset[str]) -> bool: ...
-
-    def __call__(self, people: PersonBatch) -> dict[str, Any]: ...
+    model: Mapping[str, Any]
+    params: Mapping[str, Any]
 
 
-class Loader(Protocol):
-    """The class named in a table below: builds the network from a checkpoint or, without one, from the package."""
+class LoadableModel(abc.ABC):  # noqa: B024 (`load` differs between the two kinds)
+    """What every network has, whatever it is for.
+
+    name, licence: what artefacts say of it (the licence is that of the weights) · batch_size: rows in a batch unless
+    the user says otherwise · remark: what users should know before they trust the results, shown as a warning · record:
+    further text entries that artefacts keep of the network · sha256: of the weights that were used without a checkpoint
+    · source_sha256: of the file that the checkpoint was converted from.
+    """
+
+    name: str = ""
+    licence: str = "unknown"
+    batch_size: int = 64
+    remark: str = ""
+    record: Mapping[str, str] = {}
+    sha256: str = ""
+    source_sha256: str = ""
 
     @classmethod
-    def recognises(cls, names: frozenset[str]) -> bool: ...
+    def recognises(cls, names: frozenset[str]) -> bool:
+        """Whether a checkpoint with these tensor names is for this network: what `--ckpt` without `--model` asks."""
+        return False
 
     @classmethod
-    def load(cls, checkpoint: Any | None, *, device: str, body: Any | None) -> PersonModel: ...
+    def compact(
+        cls, checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """For `hmr convert`: the tensors that inference needs, in `dtype`, and a header of text entries.
+
+        fold: add LoRA into the weights. Raises UsageError where a network has no compact form, which is the default.
+        """
+        raise UsageError(
+            f"{checkpoint.where} is for {cls.__name__}, which has no compact form", "it can be used as it is"
+        )
+
+    @classmethod
+    def describe(cls, checkpoint: Checkpoint) -> dict[str, Any]:
+        """For `hmr checkpoint`: what the file holds beyond names and sizes. Raises AssetError for what is missing."""
+        return {}
+
+    def provenance(self, checkpoint: Checkpoint | None) -> dict[str, str]:
+        """What an artefact says of the network that made it: name, SHA-256 of the weights, licence and `record`."""
+        return {
+            "name": self.name,
+            "sha256": checkpoint.sha256 if checkpoint else self.sha256,
+            "licence": self.licence,
+            **({"source_sha256": self.source_sha256} if self.source_sha256 else {}),
+            **self.record,
+        }
+
+
+class PersonModel(LoadableModel):
+    """A network over rows: a recoverer (smpl, joints, vertices) or a feature extractor ("features/<name>" columns).
+
+    columns: name, dtype and shape of what `__call__` returns · group_attrs: attributes of the columns' groups, e.g.
+    {"joints": {"joints": [...]}} · uses: columns of earlier artefacts that it reads where they are there ("features/
+    dpmesh"); with them `needs_images` may be False · options: the settings that this network has and others lack, name
+    -> choices, the first being the default; each is an attribute, set by `set_option` · part_rows: rows between two
+    saves, fewer for slow networks; None leaves it to the stage.
+    """
+
+    columns: tuple[Column, ...] = ()
+    group_attrs: Mapping[str, Mapping[str, Any]] = {}
+    uses: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = {}
+    part_rows: int | None = None
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, checkpoint: Checkpoint | None, *, device: str, body: Body | None) -> PersonModel:
+        """The network with the weights of `checkpoint`, on `device`, for inference.
+
+        checkpoint: None where the user named none: use packaged weights, or raise AssetError saying where to get some ·
+        body: the body model that the user asked for, or None. It is shared: `body.to(device)` gives a copy.
+        """
+
+    @abc.abstractmethod
+    def __call__(self, people: PersonBatch) -> dict[str, Any]:
+        """The columns of n rows, by name: tensors or arrays (n, ...). Rows that are not finite become failed rows;
+        "error", a list of n texts ('' where a row is fine), says why."""
+
+    def needs_images(self, available: frozenset[str]) -> bool:
+        """Whether `__call__` reads `PersonBatch.images`, given the columns of `uses` that are available."""
+        return True
+
+    def check_inputs(self, inputs: Mapping[str, InputRecord], sha256: str) -> None:
+        """Refuse artefacts that were not made for this network; called once, before the first batch.
+
+        inputs: by role ("heatmaps", "features", "latents") · sha256: of this network's checkpoint, '' without one.
+        Raises InputError naming what differs and how to make the right one. The default accepts everything.
+        """
+
+    def set_option(self, name: str, value: str, default: str) -> None:
+        """Set one of `options`; `default` is what a network without such a choice does.
+
+        Raises UsageError for a value that is no choice, or any other than the default where the network has none.
+        """
+        if name not in self.options:
+            if value != default:
+                raise UsageError(f"{self.name} has no choice of {name}", f"leave out --{name}")
+        elif value not in self.options[name]:
+            raise UsageError(f"--{name} {value}: no such choice", f"one of {', '.join(self.options[name])}")
+        else:
+            setattr(self, name, value)
+
+    def attention(self, people: PersonBatch) -> dict[str, np.ndarray]:
+        """For `hmr view --attention`: how strongly places of the crop attend to each joint.
+
+        {"attn16": (n, J, 16, 16), "attn8": (n, J, 8, 8): shares that sum to 1 over the joints, "seen": (n, J) bool,
+        "images": (n, side, side, 3) uint8 crops}. Raises UsageError for a network without attention over joints, which
+        is the default.
+        """
+        raise UsageError(f"{self.name} has no attention over joints", "--attention needs a DPMesh checkpoint")
+
+
+@dataclasses.dataclass
+class EstimateBatch:
+    """n estimated bodies and the evidence for them: what a refiner reads. Camera frames are OpenCV's, in metres.
+
+    rotmat (n, 24, 3, 3) rotations relative to the parent · betas (n, 10) · transl (n, 3) m, camera frame ·
+    keypoints (n, 25, 3) BODY_25 x, y in image px and confidence, 0 where a joint is not visible · K (n, 3, 3) px ·
+    size (n, 2) width, height of the image in px · known (n,) bool: the intrinsics are measured, not a default ·
+    seed (n,) int64, which random numbers of a row are drawn from, whatever its batch.
+
+    Where the mode provides them, else None: features (n, C) raw image features · linked (n,) bool, video: row i is one
+    frame after row i - 1 of its track · group (n,) int64, views: the person · turn (n, 3, 3) R_camera_to_world and
+    t (n, 3) m world to camera, views of calibrated cameras · known_shape (n,): 1 where the betas are the person's, not
+    the estimate of a row.
+    """
+
+    rotmat: Tensor
+    betas: Tensor
+    transl: Tensor
+    keypoints: Tensor
+    K: Tensor
+    size: Tensor
+    known: Tensor
+    seed: Tensor
+    features: Tensor | None = None
+    linked: Tensor | None = None
+    group: Tensor | None = None
+    turn: Tensor | None = None
+    t: Tensor | None = None
+    known_shape: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> EstimateBatch:
+        """The batch with `change` applied to every tensor, for example to move it to a device or to take some rows."""
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changed: dict[str, Any] = {name: None if v is None else change(v) for name, v in tensors.items()}
+        return EstimateBatch(**changed)
+
+
+@dataclasses.dataclass
+class RefinedBatch:
+    """n refined bodies, in the frames and units of EstimateBatch.
+
+    rotmat (n, 24, 3, 3) · betas (n, 10) · transl (n, 3) m · error (n, 2) px: mean distance over the visible keypoints
+    before and after · energy (n,): how unlikely the body is, lower is better; its unit is the refiner's · hypotheses:
+    with several, all of them, H on a second axis: rotmat (n, H, 24, 3, 3), ... · refined (n,) bool: False where a row
+    was left as it was; None: every row was refined.
+    """
+
+    rotmat: Tensor
+    betas: Tensor
+    transl: Tensor
+    error: Tensor
+    energy: Tensor
+    hypotheses: RefinedBatch | None = None
+    refined: Tensor | None = None
+
+
+class Refiner(LoadableModel):
+    """A network that improves estimated bodies by their evidence.
+
+    condition: name of the features that it reads ("pare": column "features/pare"), '' for none · body: the body model
+    of the estimates · modes, presets: the values of `--mode` and `--preset` that it knows.
+    """
+
+    condition: str = ""
+    body: Body
+    modes: tuple[str, ...] = ("frame",)
+    presets: tuple[str, ...] = ("default",)
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, checkpoint: Checkpoint | None, *, device: str, body: Body, stats: str = "") -> Refiner:
+        """The refiner with the weights of `checkpoint` or packaged ones, on `device`, for estimates of `body`.
+
+        stats: file with the statistics of the image features, where they do not lie beside the checkpoint. Raises
+        AssetError.
+        """
+
+    @classmethod
+    def conditioned_on(cls, checkpoint: Checkpoint) -> str:
+        """The `condition` that these weights will have, known before they are loaded."""
+        return cls.condition
+
+    def settings(self, params: Any) -> Any:
+        """What `__call__` needs of `stages.params.RefineParams`; by default the whole."""
+        return params
+
+    @abc.abstractmethod
+    def __call__(self, estimates: EstimateBatch, settings: Any) -> RefinedBatch:
+        """Refine n rows. Rows influence each other through `linked` and `group` alone."""

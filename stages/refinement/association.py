@@ -17,8 +17,8 @@ import numpy as np
 from stages.refinement.exchange import exchange_rows
 from stages.refinement.likeness import (
     TELL_RAYS,
+    Association,
     Measure,
-    People,
     Sightings,
     always,
     news,
@@ -34,7 +34,7 @@ SAMPLED = 64  # moments at which two tracks are compared, at most
 NUMBER_THEM = "give what is one person the same track number in every view"
 
 
-def associate(seen: Sightings) -> People:
+def associate(seen: Sightings) -> Association:
     """One number for each person, over all cameras. Tracks that carry one number in several cameras are one person
     already, unless a rig shows that their lines of sight pass each other."""
     tracklet, camera, number = _tracklets(seen)
@@ -58,17 +58,17 @@ def associate(seen: Sightings) -> People:
     return people
 
 
-def _method(seen: Sightings, crowded: bool) -> tuple[People, Measure, Callable[[float], float] | None]:
+def _method(seen: Sightings, crowded: bool) -> tuple[Association, Measure, Callable[[float], float] | None]:
     """How people are told apart: the measure, and the weight a moment by which it must tell in so many moments."""
     none = np.zeros(0, int)
     if seen.R is not None:
-        return People(none, "the rig"), ray_weights, tell_rays
+        return Association(none, "the rig"), ray_weights, tell_rays
     if not crowded:
-        return People(none, "one person in each view"), always, None
+        return Association(none, "one person in each view"), always, None
     if seen.joints is not None:
         share = news(seen)
-        return People(none, "body poses"), pose_weights, lambda moments: tell_poses(moments * share)
-    people = People(none, "nothing")
+        return Association(none, "body poses"), pose_weights, lambda moments: tell_poses(moments * share)
+    people = Association(none, "nothing")
     people.warnings.append(
         f"boxes and keypoints of several people do not tell who is who; give --cameras, or {NUMBER_THEM}"
     )
@@ -79,7 +79,7 @@ def _unknown(seen: Sightings, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.full(len(pairs), np.nan), np.zeros(len(pairs))
 
 
-def _why_nobody(seen: Sightings, across: np.ndarray, links: Links, people: People) -> str:
+def _why_nobody(seen: Sightings, across: np.ndarray, links: Links, people: Association) -> str:
     if len(np.unique(seen.camera[seen.ok])) < 2:
         return "people are seen in one view only"
     if not len(across):
@@ -97,7 +97,7 @@ def _why_nobody(seen: Sightings, across: np.ndarray, links: Links, people: Peopl
     return f"the most alike bodies are {min(misses):.2f} m apart at the joints; give --cameras, or {NUMBER_THEM}"
 
 
-def _left_alone(groups: list[Group], doubts: dict[int, Group], number: list[int], people: People) -> list[Group]:
+def _left_alone(groups: list[Group], doubts: dict[int, Group], number: list[int], people: Association) -> list[Group]:
     """Take the tracks in doubt out of their groups, and say so."""
     where = "; ".join(f"view {view} {_named(tracks, number)}" for view, tracks in sorted(doubts.items()))
     advice = NUMBER_THEM if people.how == "the rig" else f"give --cameras, or {NUMBER_THEM}"
@@ -184,9 +184,9 @@ def _numbers(groups: list[set[int]], tracklet: np.ndarray, number: list[int]) ->
     return person[tracklet]
 
 
-def _by_number(seen: Sightings, tracklet: np.ndarray, number: list[int], numbered: list[Group]) -> People:
+def _by_number(seen: Sightings, tracklet: np.ndarray, number: list[int], numbered: list[Group]) -> Association:
     """No rig, and somebody has numbered the people: the numbers are kept."""
-    people = People(seen.track.copy(), "track numbers")
+    people = Association(seen.track.copy(), "track numbers")
     free = seen.track < 0
     people.person[free] = max(number) + 1 + np.unique(tracklet[free], return_inverse=True)[1]
     people.notes.append(f"{len(numbered)} track numbers stand in several views: each is kept as one person")
@@ -197,7 +197,7 @@ def _by_number(seen: Sightings, tracklet: np.ndarray, number: list[int], numbere
 
 
 def _kept(
-    numbered: list[Group], links: Links, rivals: dict[int, Group], number: list[int], people: People
+    numbered: list[Group], links: Links, rivals: dict[int, Group], number: list[int], people: Association
 ) -> list[Group]:
     """The numbered people that the rig agrees with: without their number they would be grouped alike, or hardly better
     otherwise."""

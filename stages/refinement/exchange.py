@@ -6,14 +6,14 @@ from collections import defaultdict
 
 import numpy as np
 
-from stages.refinement.likeness import People, Sightings, ray_weights
+from stages.refinement.likeness import Association, Sightings, ray_weights
 
 OTHERS = 2  # views that must see a person beside the row in question: two alone also meet where nobody stands
 DOUBT = 0.6  # weight a view under which a row may be somebody else
 GAIN = 0.5  # weight a view that an exchange must gain
 
 
-def exchange_rows(seen: Sightings, pairs: np.ndarray, people: People) -> None:
+def exchange_rows(seen: Sightings, pairs: np.ndarray, people: Association) -> None:
     """Change people.person (R,) for rows that fit another person better, who has no row of this view at this moment or
     one that is exchanged. pairs (P, 2): rows of one moment in different views."""
     person, before = people.person, people.person.copy()

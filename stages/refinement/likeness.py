@@ -46,7 +46,7 @@ class Sightings:
 
 
 @dataclass
-class People:
+class Association:
     """person (R,) numbers; `how` they were told apart; notes and warnings for whoever reads along; `nobody`: why no two
     views could be joined, if none were."""
 

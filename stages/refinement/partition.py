@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 Group = set[int]
+PASSES = 5
 
 
 class Between(NamedTuple):
@@ -87,25 +88,31 @@ def _at_odds(a: Group, b: Group, rivals: dict[int, Group]) -> bool:
 
 
 def improve(groups: list[Group], links: Links, rivals: dict[int, Group], fixed: Group) -> list[Group]:
-    """Move single tracks, in exchange for a rival in the other group, as long as the sum of weights grows."""
-    for _ in range(5):
+    """Move single tracks as long as the sum of weights grows: in exchange for a rival in the other group, and with what
+    the track leaves behind joining a third group, if that gains more."""
+    for _ in range(PASSES):
         moved = False
-        for t in sorted(set().union(*groups) - fixed) if groups else ():
+        for t in sorted(set().union(*groups) - fixed):
             home = next(g for g in groups if t in g)
             for other in _near({t}, groups, links):
-                if other is home:
-                    continue
                 back = rivals.get(t, set()) & other
-                if back & fixed or _at_odds(back, home - {t}, rivals):
+                if other is home or back & fixed or _at_odds(back, home - {t}, rivals):
                     continue
-                if _exchange(home, {t}, other, back, links) > 1e-9:
-                    home -= {t}
+                left = (home - {t}) | back
+                gain, third = _exchange(home, {t}, other, back, links), None
+                for g in _near(left, groups, links):
+                    more = links.between(left, g).weight if g is not home and g is not other else 0.0
+                    if more > 0 and gain + more > 0 and not _at_odds(left, g, rivals):
+                        gain, third = gain + more, g
+                        break
+                if gain > 1e-9:
                     other -= back
-                    home |= back
                     other |= {t}
+                    home.clear()
+                    (home if third is None else third).update(left)
                     moved = True
                     break
-        groups = [g for g in groups if g]
+            groups = [g for g in groups if g]
         if not moved:
             break
     return groups

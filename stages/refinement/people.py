@@ -1,8 +1,4 @@
-"""Who is who over the cameras of detections: what association.py needs is read, what it found is told.
-
-people = find_people(detections, rig, usable)
-people.person, joined, told = ...
-"""
+"""Who is who over the cameras of detections: what association.py needs is read, what it found is told."""
 
 from __future__ import annotations
 
@@ -18,9 +14,8 @@ from stages.errors import InputError
 from stages.geometry.rotations import axis_angle_to_matrix
 from stages.refinement.association import associate
 from stages.refinement.counts import view_counts
-from stages.refinement.likeness import People, Sightings
-from stages.refinement.rig import Rig
-from stages.refinement.rows import WindowPlan
+from stages.refinement.likeness import Association, Sightings
+from stages.refinement.rig import CameraRig
 from stages.refinement.windows import moments
 from stages.smpl.body import Body
 
@@ -34,12 +29,12 @@ LIMBS = (
 
 def find_people(
     detections: Artefact,
-    rig: Rig | None,
+    rig: CameraRig | None,
     usable: np.ndarray,
     *,
     meshes: Artefact | None = None,
     body: Body | None = None,
-) -> People:
+) -> Association:
     """One number for each person over all views. usable (R,): rows that may be joined.
 
     With meshes and their body, people are told apart by their poses where there is no rig. Raises InputError for views
@@ -47,19 +42,21 @@ def find_people(
     rows, frames = detections.rows, detections.frames
     view, one_view = frames["view"], len(np.unique(frames["view"])) < 2
     camera = np.arange(len(view)) if one_view else view  # photos of one view number: each from a place of its own
+    frame, track = rows["frame"], rows["track"]
+    if meshes is not None and (track < 0).all():
+        track = meshes.rows["track"]
     good = usable & (rows["status"] == OK)
     crowd = np.bincount(rows["frame"][good], minlength=len(view))
-    if one_view and (crowd > 1).any() and (rows["track"] < 0).all():
+    if one_view and (crowd > 1).any() and (track < 0).all():
         raise InputError(
             f"frame {crowd.argmax()} shows several people who cannot be told apart between views",
             "give each camera a view of its own (hmr detect --views), or each person one track number in all views",
         )
     xy, score = detections.read("keypoints/xy"), detections.read("keypoints/score")
-    frame = rows["frame"]
     placed = rig is not None and rig.placed and not one_view
     R, t = rig.of(view[frame]) if rig is not None and placed else (None, None)
     seen = Sightings(
-        track=rows["track"],
+        track=track,
         camera=camera[frame],
         moment=moments(view, frames["time"])[frame],
         ok=good,
@@ -98,20 +95,17 @@ def _posed(meshes: Artefact, body: Body) -> Callable[[np.ndarray], np.ndarray]:
     return joints
 
 
-def tell(people: People, table: Artefact, plan: WindowPlan, report: Any) -> None:
+def tell(people: Association, table: Artefact, usable: np.ndarray, report: Any) -> None:
     """Say who was seen where and how many rows are joined; warn if none are, with the reason."""
     for text in people.warnings:
         report.warn(text)
     for text in people.notes:
         report.note(text)
-    views = np.ones(table.n_rows, int)
-    for unit in plan.units:
-        views[unit.row] = len(unit)
-    found = view_counts(table, people.person, views)
+    found = view_counts(table, people.person, _views(table, people.person, usable))
     total = sum(p["rows"] for p in found["people"])
     if not found["joined"]:
         if total:
-            report.warn(f"0 of {total} rows are joined with another view, each is refined alone: {people.nobody}")
+            report.warn(f"0 of {total} rows are joined with another view: {people.nobody}")
         return
     together = [p for p in found["people"] if p["joined"]]
     report.note(f"{found['joined']} of {total} rows joined with another view: {len(together)} people, by {people.how}")
@@ -123,6 +117,17 @@ def tell(people: People, table: Artefact, plan: WindowPlan, report: Any) -> None
         where = ", ".join(f"view {v} track {_listed(t)}" for p in alone[:LISTED] for v, t in p["tracks"].items())
         more = " ..." if len(alone) > LISTED else ""
         report.warn(f"{sum(p['rows'] for p in alone)} rows are joined with no other view: {where}{more}")
+
+
+def _views(table: Artefact, person: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """How many usable rows (R,) there are of each row's person at its moment."""
+    good = np.flatnonzero(usable & (table.rows["status"] == OK))
+    moment = moments(table.frames["view"], table.frames["time"])[table.rows["frame"]]
+    key = np.stack([person, moment], 1)[good]
+    _, group, count = np.unique(key, axis=0, return_inverse=True, return_counts=True)
+    views = np.ones(table.n_rows, int)
+    views[good] = count[group.ravel()]
+    return views
 
 
 def tell_misses(table: Artefact, report: Any) -> None:

@@ -15,7 +15,7 @@ EXAMPLE = '{"0": {"R": [[...]], "t": [...]}, ...}'
 
 
 @dataclass(frozen=True)
-class Rig:
+class CameraRig:
     """World-to-camera poses by view number: R (3, 3), and t (3,) m of every view or of none. An input of a job."""
 
     R: dict[int, np.ndarray]
@@ -50,7 +50,7 @@ class Rig:
         return R, np.stack([self.t[int(v)] for v in view]) if len(view) else np.zeros((0, 3), np.float32)
 
 
-def read_rig(path: str | None) -> Rig | None:
+def read_rig(path: str | None) -> CameraRig | None:
     """The rig of a file; None without a path. Raises InputError."""
     if not path:
         return None
@@ -69,4 +69,4 @@ def read_rig(path: str | None) -> Rig | None:
             raise InputError(f"{path}: t of view {view} is not three numbers", "metres, world to camera: x = R X + t")
     if t and (without := sorted(R.keys() - t.keys())):
         raise InputError(f"{path}: view {without[0]} has no t, others have one", "give t of every view, or of none")
-    return Rig(R, t, Path(path))
+    return CameraRig(R, t, Path(path))

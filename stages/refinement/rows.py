@@ -21,7 +21,7 @@ from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from stages.models.scorehmr.body25 import evidence
 from stages.models.scorehmr.kalman_update import NOT_UPDATED
 from stages.models.scorehmr.refiner import EstimateBatch, RefinedBatch, ScoreHmrRefiner, ScoreHmrSettings
-from stages.refinement.rig import Rig, read_rig
+from stages.refinement.rig import CameraRig, read_rig
 from stages.refinement.windows import Interpolated, Window, track_windows, view_windows
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def plan_rows(
     return WindowPlan(table, element[order], units, filled, usable, person)
 
 
-def settings(refiner: ScoreHmrRefiner, params: RefineParams, rig: Rig | None) -> ScoreHmrSettings:
+def settings(refiner: ScoreHmrRefiner, params: RefineParams, rig: CameraRig | None) -> ScoreHmrSettings:
     """What the refiner is told."""
     base = refiner.preset(params.preset, alone=params.mode == "frame" or (rig is not None and rig.placed))
     return dataclasses.replace(

@@ -1,7 +1,7 @@
-"""Body files: the embedded default, our own .npz, and SMPL's own files, which are read without running what is in them.
+"""Body files: the embedded default, our .npz, and SMPL's files, whose pickles are read without running their content.
 
 In: a .pkl of SMPL (chumpy inside or not), a .npz, or the name of a body added earlier. Out: checked float32 arrays with
-a description, as a `Body`, as our .npz, or as a pickle that `smplx.SMPL` loads.
+a description (stages/smpl/body.py makes a `Body` of them), our .npz, or a pickle that `smplx.SMPL` loads.
 
 A file holds v_template (V, 3), shapedirs (V, 3, B), posedirs (V, 3, 207) or none, J_regressor (24, V), weights (V, 24),
 kintree_table (2, 24), f (F, 3); ours also landmarks, vertex_ids, regressor_<joint set> and `about`: JSON with name,
@@ -27,15 +27,14 @@ from stages.files.atomic import replacing
 from stages.files.folders import cache_dir, packaged
 from stages.files.pickles import Refused, load_arrays
 from stages.keypoints.joint_sets import SETS, SMPL_PARENTS
-from stages.smpl.body import Body
 
 EMBEDDED = packaged("data/body.npz")
 GENDERS = ("neutral", "female", "male")
 NEEDED = "a file of SMPL: 6890 vertices, 24 joints, at least 10 shape components (.pkl or .npz)"
 REQUIRED = ("v_template", "shapedirs", "J_regressor", "weights", "kintree_table", "f")
 _SMPL_LICENCE = "SMPL body licence (smpl.is.tue.mpg.de); not redistributable"
-# Surface points of SMPL's mesh that OpenPose's keypoints are taken to be (the choice of SMPLify and ProHMR).
-_SMPL_LANDMARKS = {
+# Vertices of SMPL for OpenPose's keypoints (the choice of SMPLify and ProHMR).
+SMPL_LANDMARKS = {
     "nose": 332,
     "right_eye": 6260,
     "left_eye": 2800,
@@ -48,7 +47,7 @@ _SMPL_LANDMARKS = {
     "right_small_toe": 6624,
     "right_heel": 6787,
 }
-# (vertices, joints) of the other members of the family, to name what somebody gave instead.
+# (vertices, joints) of related body models, to name what was given instead of SMPL.
 _OTHERS = {(10475, 55): "SMPL-X", (6890, 52): "SMPL+H", (778, 16): "MANO", (5023, 5): "FLAME", (10475, 54): "SMPL-X"}
 
 Arrays = dict[str, Any]
@@ -59,8 +58,11 @@ def folder() -> Path:
     return cache_dir() / "bodies"
 
 
-def read_body(name_or_path: str, gender: str = "neutral") -> Body:
-    """The body behind "embedded", a name given to `hmr body-model add`, or a file. Raises AssetError."""
+def read_named(name_or_path: str, gender: str = "neutral") -> Arrays:
+    """The arrays of "embedded", of a body added by `hmr body-model add` under that name, or of a file.
+
+    Raises AssetError, also where the named body has another gender.
+    """
     path = find(name_or_path, gender)
     arrays = read_arrays(path)
     about = arrays["about"]
@@ -69,22 +71,22 @@ def read_body(name_or_path: str, gender: str = "neutral") -> Body:
             f"the body {name_or_path} is {about['gender']}, a {gender} one is needed",
             "hmr body-model add FILE --gender ... ; hmr body-model list shows what is there",
         )
-    return to_body(arrays)
+    return arrays
 
 
 def find(name_or_path: str, gender: str = "neutral") -> Path:
     """The file of a body. Raises AssetError that lists what is there."""
-    if name_or_path in ("embedded", "hmr-body-1"):  # as people call it, and as it calls itself in artefacts
+    if name_or_path in ("embedded", "hmr-body-1"):  # as users call it, and as artefacts call it
         return EMBEDDED
     path, added = Path(name_or_path), folder() / f"{name_or_path}_{gender}.npz"
     if path.is_file():
         return path
     if os.sep not in name_or_path and added.is_file():
         return added
-    have = ", ".join(f"{b['name']} ({b['gender']})" for b in listed())
+    available = ", ".join(f"{b['name']} ({b['gender']})" for b in listed())
     raise AssetError(
         f"no body model {name_or_path} ({gender}): neither a file nor added",
-        f"there are: {have}; with SMPL's own file: hmr body-model add FILE --name {path.stem} --gender {gender}",
+        f"there are: {available}; with SMPL's own file: hmr body-model add FILE --name {path.stem} --gender {gender}",
     )
 
 
@@ -108,7 +110,7 @@ def listed() -> list[dict[str, Any]]:
 
 
 def read_arrays(path: Path, *, gender: str | None = None) -> Arrays:
-    """Checked arrays of a body file, `about` decoded. Raises AssetError saying what was found and what is needed."""
+    """Checked arrays of a body file, `about` decoded. Raises AssetError with the problem and what is needed."""
     path = Path(path)
     if not path.is_file():
         raise AssetError(f"body model {path}: {'a folder' if path.is_dir() else 'no such file'}", f"needed: {NEEDED}")
@@ -120,16 +122,16 @@ def read_arrays(path: Path, *, gender: str | None = None) -> Arrays:
     about = _about(raw, path, data, gender)
     arrays = _check(raw, path)
     if about["topology"] == "smpl" and "landmarks" not in arrays:
-        arrays["landmark_names"] = np.array(list(_SMPL_LANDMARKS))
-        arrays["landmarks"] = np.eye(6890, dtype=np.float32)[list(_SMPL_LANDMARKS.values())]
+        arrays["landmark_names"] = np.array(list(SMPL_LANDMARKS))
+        arrays["landmarks"] = np.eye(6890, dtype=np.float32)[list(SMPL_LANDMARKS.values())]
     return arrays | {"about": about}
 
 
 def _decode(data: bytes, path: Path) -> Arrays:
     """The named arrays in the file, whatever its form and whatever its name says."""
 
-    def wrong(found: str, hint: str = f"needed: {NEEDED}") -> AssetError:
-        return AssetError(f"body model {path}: {found}", hint)
+    def wrong(problem: str, hint: str = f"needed: {NEEDED}") -> AssetError:
+        return AssetError(f"body model {path}: {problem}", hint)
 
     head = data[:512].lstrip().lower()
     if not data:
@@ -215,8 +217,8 @@ def gender_in_name(name: str) -> str | None:
 def _check(raw: Arrays, path: Path) -> Arrays:
     """The arrays in our types. Shapes, finite values, sums of weights, the kinematic tree."""
 
-    def wrong(found: str) -> AssetError:
-        return AssetError(f"body model {path}: {found}", f"needed: {NEEDED}")
+    def wrong(problem: str) -> AssetError:
+        return AssetError(f"body model {path}: {problem}", f"needed: {NEEDED}")
 
     missing = [key for key in REQUIRED if key not in raw]
     if missing:
@@ -231,8 +233,8 @@ def _check(raw: Arrays, path: Path) -> Arrays:
         raise wrong(f"an array is not made of numbers ({_short(error)})") from None
     V, J = len(out["v_template"]) if out["v_template"].ndim else 0, len(out["weights"].T)
     if (V, J) != (6890, 24):
-        kind = _OTHERS.get((V, J), "")
-        raise wrong(f"{'this is ' + kind + ': ' if kind else ''}{V} vertices, {J} joints")
+        model = _OTHERS.get((V, J), "")
+        raise wrong(f"{'this is ' + model + ': ' if model else ''}{V} vertices, {J} joints")
     shapes = {"v_template": (V, 3), "J_regressor": (J, V), "weights": (V, J)}
     for key, shape in shapes.items():
         if out[key].shape != shape:
@@ -260,28 +262,6 @@ def _check(raw: Arrays, path: Path) -> Arrays:
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def to_body(arrays: Arrays) -> Body:
-    """A Body from checked arrays."""
-    about = arrays["about"]
-    names = lambda key, values: zip(arrays[key].tolist(), values, strict=True) if key in arrays else ()  # noqa: E731
-    return Body.from_arrays(
-        arrays["v_template"],
-        arrays["shapedirs"],
-        arrays.get("posedirs"),
-        arrays["J_regressor"],
-        arrays["weights"],
-        SMPL_PARENTS,
-        arrays["f"],
-        name=about["name"],
-        topology=about["topology"],
-        gender=about["gender"],
-        licence=about["licence"],
-        landmarks=dict(names("landmark_names", arrays.get("landmarks"))),
-        regressors={k.removeprefix("regressor_"): v for k, v in arrays.items() if k.startswith("regressor_")},
-        vertex_ids=dict(names("vertex_id_names", np.asarray(arrays.get("vertex_ids", ())).tolist())),
-    )
 
 
 def add(path: Path, name: str, gender: str | None = None, regressors: Mapping[str, Path] | None = None) -> Path:

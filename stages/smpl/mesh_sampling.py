@@ -1,12 +1,13 @@
 """Coarser versions of a body's mesh and the fixed maps between them, which mesh networks are built on.
 
-Two levels below the body's own (SMPL: 6890, 1723, 431 vertices), each keeping a quarter of the vertices by quadric edge
-collapse (Garland and Heckbert, SIGGRAPH 1997) restricted to existing vertices, as in CoMA (Ranjan et al., ECCV 2018).
-Derived here from template and faces; on SMPL's own template this gives the published selections, faces and maps.
+Two levels below the body's mesh (SMPL: 6890, 1723, 431 vertices), each keeping a quarter of the vertices by quadric
+edge collapse (Garland and Heckbert, SIGGRAPH 1997) restricted to existing vertices, as in CoMA (Ranjan et al., ECCV
+2018). Derived here from template and faces; on SMPL's own template this gives the published selections, faces and maps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import heapq
@@ -24,6 +25,7 @@ from stages.errors import AssetError
 from stages.files.atomic import replacing
 from stages.files.folders import cache_dir
 from stages.files.pickles import load_content
+from stages.smpl.body_files import listed, read_arrays
 
 if TYPE_CHECKING:
     from stages.smpl.body import Body
@@ -94,29 +96,26 @@ def build(vertices: np.ndarray, faces: np.ndarray, counts: tuple[int, ...] = ())
     return MeshSampling(tuple(all_faces), tuple(keeps), tuple(columns), tuple(weights))
 
 
-def of_body(body: Body, counts: tuple[int, ...] = (), *, own: bool = False) -> MeshSampling:
-    """The levels of a body, derived once and kept in the cache folder ($HMR_CACHE). `counts` as in `build`.
+def of_body(body: Body, counts: tuple[int, ...] = (), *, derive: bool = False) -> MeshSampling:
+    """The levels of a body: stored in the cache folder ($HMR_CACHE), or derived. `counts` as in `build`.
 
-    Published weights know one selection of SMPL's vertices alone, and another template (gender, version) gives another
-    one. So for SMPL's topology, unless `own`, the authors' `mesh_downsampling.npz` is used where a user has put it
-    there, into `mesh_levels`; else the added SMPL body whose template gives the published selection, if any does.
+    Published weights know only one selection of SMPL's vertices, and another template (gender, version) gives another
+    one. For SMPL's topology, unless `derive`, the levels are therefore those of the authors' `mesh_downsampling.npz`
+    where a user has put it there, into `mesh_levels`; else of this template if it gives the published selection; else
+    of the first added SMPL body that does; else of this template.
     """
-    template, faces = body.v_template.double().cpu().numpy(), body.faces.cpu().numpy()
     folder = cache_dir() / "mesh_levels"
-    if body.topology != "smpl":
-        return load(template, faces, folder, counts)
-    if not own and not counts and (folder / PUBLISHED).is_file():
+    published = body.topology == "smpl" and not derive and not counts
+    if published and (folder / PUBLISHED).is_file():
         return read_published(folder / PUBLISHED)
-    levels = load(template - template.mean(0), faces, folder, counts)  # where the published template stands
-    if own or counts or is_published(levels):
+    levels = load(*_mesh(body), folder, counts)
+    if not published or is_published(levels):
         return levels
     return next(filter(is_published, _of_added_bodies(folder)), levels)
 
 
 def _of_added_bodies(folder: Path) -> Iterator[MeshSampling]:
     """The levels of every SMPL body that `hmr body-model add` has stored."""
-    from stages.smpl.body_files import listed, read_arrays
-
     for row in listed():
         if row["topology"] == "smpl" and not row["error"]:
             arrays = read_arrays(Path(row["path"]))
@@ -168,27 +167,45 @@ def _objects(npy: bytes) -> list[Any]:
 
 
 def load(vertices: np.ndarray, faces: np.ndarray, folder: Path, counts: tuple[int, ...] = ()) -> MeshSampling:
-    """`build`, kept in `folder` under the mesh's hash (the derivation takes seconds)."""
-    vertices, faces = np.ascontiguousarray(vertices, "<f8"), np.ascontiguousarray(faces, "<i8")
-    name = "-".join(
-        ["levels", hashlib.sha256(vertices.tobytes() + faces.tobytes()).hexdigest()[:16], *map(str, counts)]
-    )
-    path = folder / f"{name}.npz"
+    """The levels stored in `folder` under the mesh's hash or, without them, `build`, kept for the process (seconds).
+
+    A network that is being loaded calls this, so it writes nothing: `store` does.
+    """
+    path = _path(vertices, faces, folder, counts)
     try:
         with np.load(path, allow_pickle=False) as stored:
             return MeshSampling(*(tuple(stored[f"{f}{k}"] for k in range(n)) for f, n in FIELDS))
     except (OSError, KeyError, ValueError):
-        levels = build(vertices, faces, counts)
-    try:
+        if path.stem not in _BUILT:
+            _BUILT[path.stem] = build(vertices, faces, counts)
+        return _BUILT[path.stem]
+
+
+def store(body: Body) -> None:
+    """Derive the levels of a body and keep them in the cache folder, so that networks need not derive them again."""
+    folder = cache_dir() / "mesh_levels"
+    template, faces = _mesh(body)
+    levels = load(template, faces, folder)
+    path = _path(template, faces, folder, ())
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
             np.savez(file, **{f"{f}{k}": getattr(levels, f)[k] for f, n in FIELDS for k in range(n)})
-    except OSError:
-        pass  # a cache that cannot be written costs time, nothing else
-    return levels
+
+
+def _mesh(body: Body) -> tuple[np.ndarray, np.ndarray]:
+    """Template and faces; SMPL's topology is centred, as the published template is."""
+    template, faces = body.v_template.double().cpu().numpy(), body.faces.cpu().numpy()
+    return (template - template.mean(0) if body.topology == "smpl" else template), faces
+
+
+def _path(vertices: np.ndarray, faces: np.ndarray, folder: Path, counts: tuple[int, ...]) -> Path:
+    content = np.ascontiguousarray(vertices, "<f8").tobytes() + np.ascontiguousarray(faces, "<i8").tobytes()
+    return folder / f"{'-'.join(['levels', hashlib.sha256(content).hexdigest()[:16], *map(str, counts)])}.npz"
 
 
 FIELDS = (("faces", LEVELS + 1), ("keep", LEVELS), ("columns", LEVELS), ("weights", LEVELS))
+_BUILT: dict[str, MeshSampling] = {}
 
 
 # ---- selection
@@ -233,15 +250,15 @@ def decimate(vertices: np.ndarray, faces: np.ndarray, count: int) -> tuple[np.nd
             entry[0] = min(at_a, at_b)
             heapq.heappush(heap, entry)
             continue
-        kept, gone = (a, b) if at_a < at_b else (b, a)
+        kept, removed = (a, b) if at_a < at_b else (b, a)
         quadric[kept] = quadric[a] + quadric[b]
         # Renaming in place leaves the costs, hence the heap's order, as they are.
-        for other in named[gone]:
-            other[1:] = [kept if v == gone else v for v in other[1:]]
-        named[kept] += named[gone]
-        touched = {v for v in (kept, gone) if around[v]}
-        for f in around[gone]:
-            corners[f][corners[f] == gone] = kept
+        for other in named[removed]:
+            other[1:] = [kept if v == removed else v for v in other[1:]]
+        named[kept] += named[removed]
+        touched = {v for v in (kept, removed) if around[v]}
+        for f in around[removed]:
+            corners[f][corners[f] == removed] = kept
             if len(set(corners[f].tolist())) < 3:
                 for v in corners[f]:
                     around[v].discard(f)
@@ -249,7 +266,7 @@ def decimate(vertices: np.ndarray, faces: np.ndarray, count: int) -> tuple[np.nd
                 corners[f] = -1
             else:
                 around[kept].add(f)
-        around[gone] = set()
+        around[removed] = set()
         left -= sum(not around[v] for v in touched)
     corners = corners[corners[:, 0] >= 0]
     keep, renamed = np.unique(corners, return_inverse=True)
@@ -303,11 +320,11 @@ def candidates(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> t
     centre = corner.mean(1)
     radius = np.linalg.norm(corner - centre[:, None], axis=2).max(1)
     bound, _ = cKDTree(vertices[np.unique(faces)]).query(points)
-    found = cKDTree(centre).query_ball_point(points, bound + radius.max() + 1e-9)
-    owner = np.repeat(np.arange(len(points)), [len(f) for f in found])
-    face = np.fromiter(itertools.chain.from_iterable(found), np.int64, len(owner))
-    near = np.linalg.norm(centre[face] - points[owner], axis=1) <= bound[owner] + radius[face] + 1e-9
-    return owner[near], face[near]
+    near = cKDTree(centre).query_ball_point(points, bound + radius.max() + 1e-9)
+    owner = np.repeat(np.arange(len(points)), [len(f) for f in near])
+    face = np.fromiter(itertools.chain.from_iterable(near), np.int64, len(owner))
+    possible = np.linalg.norm(centre[face] - points[owner], axis=1) <= bound[owner] + radius[face] + 1e-9
+    return owner[possible], face[possible]
 
 
 def closest(point: np.ndarray, corner: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Cameras and imperfect keypoints for training people: what a detector would have said about a body in space.
+"""Training examples for networks over keypoints: bodies, cameras, and keypoints as a detector would give them.
 
-Batch last, as in models/embedded/kinematics.py. A view is the virtual camera that looks at the middle of the observed
-keypoints (models/embedded/view.py), so the network never sees where in the picture a person stands.
+The batch axis is last, as in models/embedded/kinematics.py. All is in a virtual camera that looks at the middle of the
+observed keypoints (models/embedded/virtual_camera.py), so the network does not depend on a person's position in the
+image.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ import torch
 from torch import Generator, Tensor
 
 from stages.geometry.cameras import look_at
+from stages.keypoints.oks import sigmas
 from stages.models.embedded.kinematics import Skeleton, axis_angle_to_matrix, matmul3, rotate
 from stages.models.embedded.virtual_camera import features
 from stages.synthetic.mocap import COCO, COCO_FLIP, Augment, PoseBank
 
 CROP = 256 / 1.2  # pixels along the longer side of the box of all keypoints in a 256 crop with a margin of 1.2
-MIN_KEYPOINTS = 5  # keypoints
+MIN_KEYPOINTS = 5  # of a person
 
-# Standard deviations of COCO's annotators relative to the root of the person's area (the OKS constants).
-SIGMAS = torch.tensor([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+SIGMAS = torch.from_numpy(sigmas(COCO)).float()
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """World to camera: yaw even, pitch (looking down) and roll normal in degrees, distance in metres (log-)even."""
+    """World to camera: yaw uniform; pitch (looking down) and roll normal, degrees; distance in metres, log-uniform
+    (`even`: uniform)."""
 
-    pitch: tuple[float, float] = (7.0, 14.0)
+    pitch: tuple[float, float] = (7.0, 14.0)  # mean, standard deviation
     roll: float = 5.0
     distance: tuple[float, float] = (2.0, 12.0)
     even: bool = False
@@ -37,27 +39,33 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """What is wrong with the keypoints. Probabilities, and pixels of a 256 crop."""
+    """How keypoints differ from the truth. Probabilities, and pixels of a 256 crop."""
 
     clean: float = 0.2
-    gauss: float = 0.60  # normal noise of 0 to `pixels` per axis; the rest DPMesh's noise
+    gauss: float = 0.60  # normal noise of 0 to `pixels` per axis; the rest: PoseFix's errors, as DPMesh trains
     pixels: float = 5.5
-    told: float = 0.5  # confidence falls with the error; else it says nothing
-    scattered: float = 0.30  # single keypoints missing
-    grouped: float = 0.30  # limbs, halves or a side of a line missing
-    focal: float = 0.3  # probability that the focal length is a guess, wrong by 30 %
+    honest_confidence: float = 0.5  # confidence falls with the error; else it says nothing
+    dropped_joints: float = 0.30  # single keypoints are missing
+    dropped_groups: float = 0.30  # limbs, halves or one side of a line are missing
+    wrong_focal: float = 0.3  # the focal length is a guess, wrong by 30 %
 
 
-EXACT = Corruption(clean=1, gauss=0, pixels=0, told=0, scattered=0, grouped=0, focal=0)
+def noise_only(pixels: float) -> Corruption:
+    """Normal noise of 0 to `pixels` on every keypoint, and nothing else."""
+    return Corruption(0, 1, pixels, honest_confidence=0, dropped_joints=0, dropped_groups=0, wrong_focal=0)
+
+
+EXACT = dataclasses.replace(noise_only(0), clean=1, gauss=0)
 
 
 @dataclasses.dataclass
 class KeypointBatch:
-    """n people in the virtual camera: inputs (n, F), rotation (3, 3, 24, n), betas (10, n), joints (3, 24, n) and
-    points (3, 17, n) from the pelvis, pelvis (3, n), half (n,) tangent units, image (2, 17, n) true keypoints."""
+    """n people in the virtual camera: inputs (n, F) of the network, visible (17, n), observed (2, 17, n) and image
+    (2, 17, n) corrupted and true keypoints in half sides, rotation (3, 3, 24, n), betas (10, n), joints (3, 24, n) and
+    points (3, 17, n) from the pelvis, pelvis (3, n), half (n,) half side in tangents."""
 
     inputs: Tensor
-    seen: Tensor
+    visible: Tensor
     observed: Tensor
     rotation: Tensor
     betas: Tensor
@@ -76,10 +84,10 @@ def draw_batch(
     *,
     augment: Augment = Augment(),
     camera: Camera = Camera(distance=(1.5, 12.0), broad=0.15),
-    defects: Corruption = Corruption(),
+    corruption: Corruption = Corruption(),
 ) -> KeypointBatch:
     """n people with everything drawn at random: pose, betas, camera, noise and missing keypoints."""
-    with generator.device:  # every tensor below is made there
+    with generator.device:  # every new tensor below is on it
         betas = torch.randn(10, n, generator=generator)
         rotation = axis_angle_to_matrix(bank.draw(n, generator, augment).permute(2, 1, 0).contiguous())
         rotation[:, :, 0] = matmul3(draw_rotation(n, camera, generator), rotation[:, :, 0])
@@ -90,29 +98,29 @@ def draw_batch(
         depth = torch.maximum(depth, 0.4 - points[2].amin(0))  # nobody stands inside the camera
         middle = (points[:2].amax(1) + points[:2].amin(1)) / 2
         pelvis = torch.cat([-middle + 0.1 * torch.randn(2, n, generator=generator), depth[None]])
-        image, confidence = disturb(project(points, pelvis), rotation, generator, defects)
+        image, confidence = corrupt(project_tangents(points, pelvis), rotation, generator, corruption)
 
-        turn, half, normal = look_at(image, confidence)
-        rotation[:, :, 0] = matmul3(turn, rotation[:, :, 0])
-        joints, points = (rotate(turn[:, :, None], x) for x in (joints, points))
-        pelvis = rotate(turn, pelvis)
-        guess = torch.rand(n, generator=generator) < defects.focal
-        told = half * torch.exp(0.3 * torch.randn(n, generator=generator) * guess)
+        to_virtual, half, observed = look_at(image, confidence)
+        rotation[:, :, 0] = matmul3(to_virtual, rotation[:, :, 0])
+        joints, points = (rotate(to_virtual[:, :, None], x) for x in (joints, points))
+        pelvis = rotate(to_virtual, pelvis)
+        guess = torch.rand(n, generator=generator) < corruption.wrong_focal
+        assumed_half = half * torch.exp(0.3 * torch.randn(n, generator=generator) * guess)
         return KeypointBatch(
-            inputs=features(normal, confidence, told),
-            seen=confidence > 0,
-            observed=normal,
+            inputs=features(observed, confidence, assumed_half),
+            visible=confidence > 0,
+            observed=observed,
             rotation=rotation,
             betas=betas,
             joints=joints,
             points=points,
             pelvis=pelvis,
             half=half,
-            image=project(points, pelvis) / half,
+            image=project_tangents(points, pelvis) / half,
         )
 
 
-def project(points: Tensor, pelvis: Tensor) -> Tensor:
+def project_tangents(points: Tensor, pelvis: Tensor) -> Tensor:
     """points (3, J, n) from the pelvis (3, n) -> (2, J, n), tangents of the angles to the optical axis."""
     z = (points[2] + pelvis[2]).clamp(min=0.1)
     return (points[:2] + pelvis[:2, None]) / z
@@ -126,48 +134,47 @@ def draw_rotation(n: int, camera: Camera, generator: Generator) -> Tensor:
     roll = torch.deg2rad((camera.roll + 20.0 * wide) * angle[1])
     yaw = torch.rand(n, generator=generator) * 2 * math.pi
     zero = torch.zeros(n)
-    turn = axis_angle_to_matrix(torch.stack([zero, yaw, zero]))
+    heading = axis_angle_to_matrix(torch.stack([zero, yaw, zero]))
     flip = torch.diag(torch.tensor([1.0, -1.0, -1.0])).unsqueeze(-1).expand(3, 3, n)
-    # Looking down by `pitch` turns the person's top towards the camera.
-    world = matmul3(axis_angle_to_matrix(torch.stack([pitch, zero, zero])), matmul3(flip, turn))
-    world = matmul3(axis_angle_to_matrix(torch.stack([zero, zero, roll])), world)
+    # Looking down by `pitch` tilts the person's head towards the camera.
+    world_to_camera = matmul3(axis_angle_to_matrix(torch.stack([pitch, zero, zero])), matmul3(flip, heading))
+    world_to_camera = matmul3(axis_angle_to_matrix(torch.stack([zero, zero, roll])), world_to_camera)
     if camera.broad:
-        any_way = torch.nn.functional.normalize(torch.randn(4, n, generator=generator), dim=0)
-        free = axis_angle_to_matrix(
-            2 * torch.atan2(any_way[1:].norm(dim=0), any_way[0]) * torch.nn.functional.normalize(any_way[1:], dim=0)
-        )
-        lost = wide & (torch.rand(n, generator=generator) < 0.2)
-        world = torch.where(lost, free, world)
-    return world
+        quaternion = torch.nn.functional.normalize(torch.randn(4, n, generator=generator), dim=0)
+        angle = 2 * torch.atan2(quaternion[1:].norm(dim=0), quaternion[0])
+        uniform = axis_angle_to_matrix(angle * torch.nn.functional.normalize(quaternion[1:], dim=0))
+        chosen = wide & (torch.rand(n, generator=generator) < 0.2)
+        world_to_camera = torch.where(chosen, uniform, world_to_camera)
+    return world_to_camera
 
 
-def disturb(image: Tensor, rotation: Tensor, generator: Generator, defects: Corruption) -> tuple[Tensor, Tensor]:
-    """Keypoints as a detector gives them: image (2, 17, n) -> disturbed (2, 17, n), confidence (17, n), 0 = missing."""
+def corrupt(image: Tensor, rotation: Tensor, generator: Generator, corruption: Corruption) -> tuple[Tensor, Tensor]:
+    """Keypoints as a detector gives them: image (2, 17, n) -> corrupted (2, 17, n), confidence (17, n), 0 = missing."""
     n = image.shape[-1]
     side = (image.amax(1) - image.amin(1)).amax(0)
     pixel = side / CROP
     kind = torch.rand(n, generator=generator)
-    sigma = torch.rand(n, generator=generator) * defects.pixels * (kind > defects.clean)
+    sigma = torch.rand(n, generator=generator) * corruption.pixels * (kind > corruption.clean)
     noise = sigma * torch.randn(2, 17, n, generator=generator)
-    detector = (kind > defects.clean + defects.gauss).nonzero()[:, 0]
+    detector = (kind > corruption.clean + corruption.gauss).nonzero()[:, 0]
     if len(detector):
-        noise[:, :, detector] = posefix(image[:, :, detector] / pixel[detector], generator)
+        noise[:, :, detector] = posefix_errors(image[:, :, detector] / pixel[detector], generator)
     error = noise.square().sum(0).sqrt()
-    told = torch.rand(n, generator=generator) < defects.told
+    honest = torch.rand(n, generator=generator) < corruption.honest_confidence
     spread = torch.exp(0.5 * torch.randn(17, n, generator=generator))
-    honest = torch.exp(-error / 12 * spread).clamp(0.06, 1) * (0.75 + 0.25 * torch.rand(n, generator=generator))
+    falling = torch.exp(-error / 12 * spread).clamp(0.06, 1) * (0.75 + 0.25 * torch.rand(n, generator=generator))
     flat = 1 - 0.4 * torch.rand(n, generator=generator) * (torch.rand(n, generator=generator) < 0.4) * (
-        defects.told > 0
+        corruption.honest_confidence > 0
     )
-    confidence = torch.where(told, honest, flat.expand(17, n))
-    return image + noise * pixel, confidence * ~hidden(image, rotation, generator, defects)
+    confidence = torch.where(honest, falling, flat.expand(17, n))
+    return image + noise * pixel, confidence * ~dropped(image, rotation, generator, corruption)
 
 
-def posefix(image: Tensor, generator: Generator) -> Tensor:
+def posefix_errors(image: Tensor, generator: Generator) -> Tensor:
     """Displacements (2, 17, n) in pixels of the crop, after PoseFix (Moon et al. 2019), as DPMesh trains.
 
-    `jitter` about the place, `miss` further off, `inversion` about the mirrored keypoint; swaps need two people. The
-    exact, slower model for pictures of several people is stages/keypoints/noise.py.
+    `jitter` about the true position, `miss` further off, `inversion` about the mirrored keypoint; swaps need two
+    people. The exact, slower model for images of several people is stages/keypoints/noise.py.
     """
     n = image.shape[-1]
     size = (image.amax(1) - image.amin(1)).clamp(min=20.0).prod(0)
@@ -213,22 +220,23 @@ _GROUPS = (
 )
 
 
-def hidden(image: Tensor, rotation: Tensor, generator: Generator, defects: Corruption) -> Tensor:
-    """Which are missing (17, n): scattered ones, whole limbs, everything beyond a line, the far side of the head."""
+def dropped(image: Tensor, rotation: Tensor, generator: Generator, corruption: Corruption) -> Tensor:
+    """Which keypoints are missing (17, n): single ones, whole limbs, all beyond a line, the far side of the head."""
     n = image.shape[-1]
     out = torch.zeros(17, n, dtype=torch.bool)
-    if not defects.scattered + defects.grouped:
+    if not corruption.dropped_joints + corruption.dropped_groups:
         return out
     kind = torch.rand(n, generator=generator)
     rate = 0.05 + 0.55 * torch.rand(n, generator=generator)
-    out |= (torch.rand(17, n, generator=generator) < rate) & (kind < defects.scattered)
+    out |= (torch.rand(17, n, generator=generator) < rate) & (kind < corruption.dropped_joints)
 
-    grouped = (kind >= defects.scattered) & (kind < defects.scattered + defects.grouped)
+    both = corruption.dropped_joints + corruption.dropped_groups
+    grouped = (kind >= corruption.dropped_joints) & (kind < both)
     table = torch.tensor([[any(name.endswith(part) for part in group) for name in COCO] for group in _GROUPS])
     for share in (1.0, 0.5):
-        pick = table[torch.randint(len(_GROUPS), (n,), generator=generator)].T
-        out |= pick & grouped & (torch.rand(n, generator=generator) < share)
-    # A line across the person: the frame's border or something in front.
+        group = table[torch.randint(len(_GROUPS), (n,), generator=generator)].T
+        out |= group & grouped & (torch.rand(n, generator=generator) < share)
+    # A line across the person: the border of the image or an occluder.
     angle = torch.rand(n, generator=generator) * 2 * math.pi
     angle = torch.where(torch.rand(n, generator=generator) < 0.6, torch.full_like(angle, math.pi / 2), angle)
     along = image[0] * angle.cos() + image[1] * angle.sin()
@@ -236,16 +244,16 @@ def hidden(image: Tensor, rotation: Tensor, generator: Generator, defects: Corru
     line = low + (high - low) * (0.25 + 0.75 * torch.rand(n, generator=generator))
     cut = grouped & (torch.rand(n, generator=generator) < 0.4)
     out |= (along > line) & cut
-    # Annotators and detectors leave out what the head itself hides: face from behind, the far ear and eye.
+    # Annotators and detectors omit what the head itself hides: the face from behind, the far ear and eye.
     forward = rotation[2, 2, 0]  # the pelvis's front; the head follows it closely enough
     sideways = rotation[2, 0, 0]  # depth of the left side
-    shy = torch.rand(n, generator=generator) < 0.5
-    out[:3] |= shy & (forward > 0.35)
-    out[3] |= shy & (sideways > 0.35) | shy & (forward < -0.97)
-    out[4] |= shy & (sideways < -0.35) | shy & (forward < -0.97)
-    out[1] |= shy & (sideways > 0.8)
-    out[2] |= shy & (sideways < -0.8)
-    # Never fewer than the network is asked for: bring back at random until enough are seen.
+    omits = torch.rand(n, generator=generator) < 0.5
+    out[:3] |= omits & (forward > 0.35)
+    out[3] |= omits & (sideways > 0.35) | omits & (forward < -0.97)
+    out[4] |= omits & (sideways < -0.35) | omits & (forward < -0.97)
+    out[1] |= omits & (sideways > 0.8)
+    out[2] |= omits & (sideways < -0.8)
+    # Never fewer than MIN_KEYPOINTS: dropped ones are restored at random.
     order = torch.rand(17, n, generator=generator) + out
     keep = order.argsort(0).argsort(0) < MIN_KEYPOINTS
     return out & ~keep

@@ -1,7 +1,7 @@
-"""detections + a DPMesh checkpoint -> pictures of its cross-attention: where in the crop each joint of the prompt acts.
+"""detections + a DPMesh checkpoint -> images of its cross-attention: where in the crop each joint of the prompt acts.
 
-One picture per person, as in the paper's Figure 6: the crop, then the crop under the 16 x 16 map of each seen joint,
-each map from its own least to its own most.
+One image per person, as in the paper's Figure 6: the crop, then the crop under the 16 x 16 map of each visible joint,
+each map scaled from its own minimum to its own maximum.
 
     hmr view photos.detections.h5 --attention dpmesh.safetensors -o attention/
 """
@@ -9,21 +9,19 @@ each map from its own least to its own most.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import OK
 from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import RunOptions
-from stages.errors import UsageError
 from stages.files.checkpoints import read_checkpoint
 from stages.keypoints.joint_sets import SETS
-from stages.loaders.people import PersonLoader
-from stages.media.frames import write_image
+from stages.loaders.people import PersonLoader, as_artefact
+from stages.media.images import write_image
 from stages.models import find_loader
+from stages.models.base import PersonModel
 from stages.models.tables import EXTRACTORS
 from stages.visualization import draw
 
@@ -41,32 +39,32 @@ def run(
 ) -> list[Path]:
     """Write out/row_NNNNN.jpg for each person; returns the files.
 
-    Raises AssetError (checkpoint), UsageError (a network without attention over joints), InputError (a picture).
+    Raises AssetError (checkpoint), UsageError (a network without attention over joints), InputError (an image).
     """
-    table = detections if isinstance(detections, Artefact) else open_artefact(detections, "detections")
+    table = as_artefact(detections, "detections")
     checkpoint = read_checkpoint(ckpt)
-    model: Any = find_loader(EXTRACTORS, checkpoint).load(checkpoint, device=resolve_device(run.device), body=None)
-    if not hasattr(model, "attention"):
-        raise UsageError(f"{model.name} has no attention over joints", "--attention wants a DPMesh checkpoint")
+    model: PersonModel = find_loader(EXTRACTORS, checkpoint).load(
+        checkpoint, device=resolve_device(run.device), body=None
+    )
     people = PersonLoader(table, root=root)
     rows = np.flatnonzero(table.rows["status"] == OK)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     batch = run.batch_size or model.batch_size
     for start in range(0, len(rows), batch):
-        now = rows[start : start + batch]
-        found = model.attention(people(now))
-        for k, row in enumerate(now):
-            picture = sheet(found["images"][k], found["attn16"][k], found["seen"][k])
-            written.append(write_image(out / f"row_{row:05d}.jpg", picture))
+        part = rows[start : start + batch]
+        result = model.attention(people(part))
+        for k, row in enumerate(part):
+            image = sheet(result["images"][k], result["attn16"][k], result["seen"][k])
+            written.append(write_image(out / f"row_{row:05d}.jpg", image))
     return written
 
 
-def sheet(crop: np.ndarray, maps: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Crop (256, 256, 3) uint8, maps (30, side, side), seen (30,) bool -> one picture of tiles."""
+def sheet(crop: np.ndarray, maps: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Crop (256, 256, 3) uint8, maps (30, side, side), visible (30,) bool -> one image of tiles."""
     small = draw.resized(crop, (TILE, TILE))
     tiles = [small]
-    for joint in np.flatnonzero(seen):
+    for joint in np.flatnonzero(visible):
         low, high = float(maps[joint].min()), float(maps[joint].max())
         share = (maps[joint] - low) / max(high - low, 1e-9)
         grey = np.repeat((share * 255).astype(np.uint8)[..., None], 3, 2)

@@ -1,5 +1,5 @@
-"""The report of `hmr view`: one HTML file with everything inside (pictures inlined, no network, no fonts), for desk and
-phone, dark and light: the pictures, a table of the people in each, and how it was all made."""
+"""The report of `hmr view`: one HTML file with everything inside (images inlined, no network, no fonts), for large and
+small screens, dark and light: the images, a table of the people in each, and the provenance of the artefacts."""
 
 from __future__ import annotations
 
@@ -18,52 +18,53 @@ from stages.geometry.cameras import project
 from stages.keypoints import joint_sets
 from stages.visualization import draw
 from stages.visualization.report_template import PAGE
+from stages.visualization.viewer import FrameView, Viewer
 
-CARDS, WIDTH, THUMB = 48, 1000, (360, 270)  # pictures in the report, their longer side, size of the small views
+CARDS, WIDTH, THUMB = 48, 1000, (360, 270)  # images in the report, their longer side, size of the small views
 VIDEO_BYTES = 16_000_000  # larger videos are linked, not inlined
-SEEN = 0.3  # keypoints above this count as seen in the table
+MIN_SCORE = 0.3  # of keypoints that count as visible in the table
 
 
 class HtmlReport:
     """Collects what is drawn and writes the page. `frames` are those that will be drawn; at most CARDS get a card."""
 
-    def __init__(self, viewer: Any, frames: np.ndarray) -> None:
+    def __init__(self, viewer: Viewer, frames: np.ndarray) -> None:
         self.viewer, self.frames = viewer, frames
-        pick = np.unique(np.linspace(0, len(frames) - 1, min(CARDS, len(frames))).round().astype(int))
-        self.shown = {int(f) for f in frames[pick]} if len(frames) else set()
+        chosen = np.unique(np.linspace(0, len(frames) - 1, min(CARDS, len(frames))).round().astype(int))
+        self.shown = {int(f) for f in frames[chosen]} if len(frames) else set()
         self.cards: dict[int, str] = {}
         self.facts = Facts(viewer)
 
-    def add(self, scene: Any, image: np.ndarray) -> None:
+    def add(self, view: FrameView, overlay: np.ndarray) -> None:
         """A frame that was drawn."""
-        if scene.frame not in self.shown:
+        if view.frame not in self.shown:
             return
-        factor = min(1.0, WIDTH / max(scene.size))
-        size = (max(1, round(scene.size[0] * factor)), max(1, round(scene.size[1] * factor)))
-        over, photo = (draw.resized(picture, size) for picture in (image, scene.photo))
+        factor = min(1.0, WIDTH / max(view.size))
+        size = (max(1, round(view.size[0] * factor)), max(1, round(view.size[1] * factor)))
+        over, plain = (draw.resized(image, size) for image in (overlay, view.image))
         views = ""
-        if scene.vertices is not None and len(scene.rows):
+        if view.vertices is not None and len(view.rows):
             for text, yaw, pitch in (("from the right", np.pi / 2, 0.0), ("from above", 0.0, 1.2)):
-                picture = _inline(self.viewer.turned(scene, yaw, pitch, THUMB), 84)
-                views += f'<figure><img src="{picture}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-        rows = self.viewer.of_frame[scene.frame]
-        name = self._name(scene.frame)
-        self.cards[scene.frame] = (
+                image = _inline(self.viewer.orbit_view(view, yaw, pitch, THUMB), 84)
+                views += f'<figure><img src="{image}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        rows = self.viewer.rows_of_frame[view.frame]
+        name = self._name(view.frame)
+        self.cards[view.frame] = (
             f'<article class="card"><h2>{name}</h2>'
-            f'<button class="flip" aria-label="show the photo without bodies">'
+            f'<button class="flip" aria-label="show the image without bodies">'
             f'<img class="over" width="{size[0]}" height="{size[1]}" src="{_inline(over, 88)}" alt="overlay of {name}">'
-            f'<img class="photo" src="{_inline(photo, 80)}" alt="{name}"></button>'
+            f'<img class="photo" src="{_inline(plain, 80)}" alt="{name}"></button>'
             + (f'<div class="views">{views}</div>' if views else "")
             + self.facts.table(rows)
             + "</article>"
         )
 
-    def failed(self, frame: int) -> None:
-        """A frame without a picture."""
+    def add_failed(self, frame: int) -> None:
+        """A frame without an image."""
         if frame in self.shown:
-            why = html.escape(str(self.viewer.table.frames["error"][frame]))
+            reason = html.escape(str(self.viewer.table.frames["error"][frame]))
             self.cards[frame] = (
-                f'<article class="card"><h2>{self._name(frame)}</h2><p class="bad">failed: {why}</p></article>'
+                f'<article class="card"><h2>{self._name(frame)}</h2><p class="bad">failed: {reason}</p></article>'
             )
 
     def _name(self, frame: int) -> str:
@@ -72,13 +73,13 @@ class HtmlReport:
     def write(self, path: Path, videos: list[str]) -> Path:
         """The page, whole or not at all."""
         table = self.viewer.table
-        left = len(self.frames) - len(self.shown)
+        others = len(self.frames) - len(self.shown)
         cards = "".join(self.cards[f] for f in sorted(self.cards))
         if not table.n_frames:
-            cards = '<p class="empty">No pictures.</p>'
+            cards = '<p class="empty">No images.</p>'
         elif not table.n_rows:
-            cards = '<p class="empty">Nobody was found in these pictures.</p>' + cards
-        note = f'<p class="note">{left} more frames are in the files beside this report.</p>' if left else ""
+            cards = '<p class="empty">Nobody was found in these images.</p>' + cards
+        note = f'<p class="note">{others} more frames are in the files beside this report.</p>' if others else ""
         page = PAGE.format(
             title="People in 3D" if self.viewer.meshes is not None else "People in 2D",
             tiles="".join(f"<div><b>{value}</b><span>{text}</span></div>" for value, text in self.facts.tiles()),
@@ -92,13 +93,13 @@ class HtmlReport:
 
 
 class Facts:
-    """Numbers about the people: how well bodies fit the keypoints, how sure the network is, how far they are."""
+    """Numbers on the people: distance of body from keypoints, the network's confidence, distance from the camera."""
 
-    def __init__(self, viewer: Any) -> None:
+    def __init__(self, viewer: Viewer) -> None:
         self.viewer, table = viewer, viewer.table
         n = table.n_rows
-        self.fit, self.sure, self.far = (np.full(n, np.nan) for _ in range(3))
-        self.seen = np.full(n, -1)
+        self.fit, self.confidence, self.distance = (np.full(n, np.nan) for _ in range(3))
+        self.visible = np.full(n, -1)  # number of keypoints, -1 unknown
         ok = np.flatnonzero(table.rows["status"] == OK)
         for start in range(0, len(ok), 256):
             self._measure(ok[start : start + 256])
@@ -107,47 +108,48 @@ class Facts:
         viewer = self.viewer
         if viewer.meshes is not None:
             if viewer.meshes.has("joints/confidence"):
-                self.sure[rows] = viewer.meshes.read("joints/confidence", rows).mean(1)
-            if viewer.bodies.has_smpl:
-                self.far[rows] = viewer.meshes.read("smpl/transl", rows)[:, 2]
+                self.confidence[rows] = viewer.meshes.read("joints/confidence", rows).mean(1)
+            if viewer.bodies is not None and viewer.bodies.has_smpl:
+                self.distance[rows] = viewer.meshes.read("smpl/transl", rows)[:, 2]
         if viewer.detections is None or not viewer.detections.has("keypoints/xy"):
             return
         xy, score = (viewer.detections.read(f"keypoints/{c}", rows) for c in ("xy", "score"))
-        seen = (score >= SEEN) & np.isfinite(xy).all(-1)
-        self.seen[rows] = seen.sum(1)
+        visible = (score >= MIN_SCORE) & np.isfinite(xy).all(-1)
+        self.visible[rows] = visible.sum(1)
         names = viewer.detections.group_attrs("keypoints")["joints"]
-        kind = joint_sets.identify(names)
-        xyz = viewer.bodies.joints(rows, kind) if viewer.bodies is not None and kind else None
+        joint_set = joint_sets.identify(names)
+        xyz = viewer.bodies.joints(rows, joint_set) if viewer.bodies is not None and joint_set else None
         if xyz is None:
             return
         K = viewer.table.frames["K"][viewer.table.rows["frame"][rows]]
-        away = np.linalg.norm(project(xyz.cpu().numpy(), K) - np.nan_to_num(xy), axis=-1)
+        distance = np.linalg.norm(project(xyz.cpu().numpy(), K) - np.nan_to_num(xy), axis=-1)
         box = viewer.table.rows["box"][rows]
         longer = np.maximum(box[:, 2:] - box[:, :2], 1e-3).max(1)
-        count = seen.sum(1)
-        self.fit[rows] = np.where(count > 0, (away * seen).sum(1) / np.maximum(count, 1) / longer, np.nan)
+        count = visible.sum(1)
+        self.fit[rows] = np.where(count > 0, (distance * visible).sum(1) / np.maximum(count, 1) / longer, np.nan)
 
     def tiles(self) -> list[tuple[str, str]]:
         """The numbers at the top of the page."""
         table = self.viewer.table
-        bad = int((table.rows["status"] != OK).sum())
-        lost = int((table.frames["status"] != OK).sum())
-        tiles = [(str(table.n_frames), "pictures"), (str(table.n_rows), "people")]
-        tiles += [(str(bad), "people failed")] if bad else []
-        tiles += [(str(lost), "pictures failed")] if lost else []
+        failed = int((table.rows["status"] != OK).sum())
+        failed_frames = int((table.frames["status"] != OK).sum())
+        tiles = [(str(table.n_frames), "images"), (str(table.n_rows), "people")]
+        tiles += [(str(failed), "people failed")] if failed else []
+        tiles += [(str(failed_frames), "images failed")] if failed_frames else []
         if np.isfinite(self.fit).any():
             tiles.append((f"{100 * np.nanmedian(self.fit):.1f} %", "median distance to keypoints, of the box"))
-        if np.isfinite(self.sure).any():
-            tiles.append((f"{np.nanmean(self.sure):.2f}", "mean joint confidence"))
+        if np.isfinite(self.confidence).any():
+            tiles.append((f"{np.nanmean(self.confidence):.2f}", "mean joint confidence"))
         return tiles
 
     def table(self, rows: np.ndarray) -> str:
-        """The people of one picture."""
+        """The people of one image."""
         if not len(rows):
             return '<p class="note">Nobody.</p>'
         table, viewer = self.viewer.table, self.viewer
-        columns = [("person", ""), ("detector", "how sure the detector is")]
-        columns += [("keypoints", f"seen with a score of at least {SEEN}")] if (self.seen[rows] >= 0).any() else []
+        columns = [("person", ""), ("detector", "confidence of the detector")]
+        has_keypoints = (self.visible[rows] >= 0).any()
+        columns += [("keypoints", f"visible: with a score of at least {MIN_SCORE}")] if has_keypoints else []
         if viewer.meshes is not None:
             columns += [("confidence", "of the body, mean over joints"), ("fit", "mean distance to keypoints / box")]
             columns += [("distance", "from the camera")]
@@ -157,15 +159,15 @@ class Facts:
             red, green, blue = (int(v) for v in np.round(255 * viewer.colour[row]))
             swatch = f'<i style="background:rgb({red},{green},{blue})"></i>'
             cells = [f"{swatch}{html.escape(viewer.label[row])}", _number(table.rows["score"][row], "{:.2f}")]
-            if (self.seen[rows] >= 0).any():
-                cells.append(str(self.seen[row]) if self.seen[row] >= 0 else "")
+            if has_keypoints:
+                cells.append(str(self.visible[row]) if self.visible[row] >= 0 else "")
             if viewer.meshes is not None:
-                cells += [_bar(self.sure[row]), _number(100 * self.fit[row], "{:.1f} %")]
-                cells.append(_number(self.far[row], "{:.1f} m"))
+                cells += [_bar(self.confidence[row]), _number(100 * self.fit[row], "{:.1f} %")]
+                cells.append(_number(self.distance[row], "{:.1f} m"))
             body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
             if table.rows["status"][row] != OK:
-                why = html.escape(str(table.rows["error"][row]) or "skipped")
-                body += f'<tr class="bad"><td colspan="{len(cells)}">{why}</td></tr>'
+                reason = html.escape(str(table.rows["error"][row]) or "skipped")
+                body += f'<tr class="bad"><td colspan="{len(cells)}">{reason}</td></tr>'
         return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -186,12 +188,12 @@ def _inline(image: np.ndarray, quality: int) -> str:
 def _video(path: Path) -> str:
     content = path.read_bytes() if path.stat().st_size <= VIDEO_BYTES else b""
     source = "data:video/mp4;base64," + base64.b64encode(content).decode() if content else html.escape(path.name)
-    film = f'<video controls loop muted playsinline src="{source}"></video>'
-    return f'<article class="card"><h2>{html.escape(path.name)}</h2>{film}</article>'
+    video = f'<video controls loop muted playsinline src="{source}"></video>'
+    return f'<article class="card"><h2>{html.escape(path.name)}</h2>{video}</article>'
 
 
 def _provenance(artefact: Artefact) -> str:
-    """One artefact: what it is and how it was made."""
+    """One artefact: what it is, and from what and how it was computed."""
     attrs = artefact.attrs
     model = attrs.get("model") or {}
     facts: list[tuple[str, Any]] = [

@@ -1,4 +1,4 @@
-"""The frame of the HTML report: style and the few lines of script. {{ and }} are braces; the rest is filled in."""
+"""The template of the HTML report: style and script. {{ and }} are braces; the other names are filled in."""
 
 # ruff: noqa: E501
 
@@ -30,7 +30,7 @@ h2 {{ font-size:14px; font-weight:600; margin:0; padding:10px 14px; overflow-wra
 .flip img {{ display:block; width:100%; height:auto }}
 .flip .photo {{ position:absolute; inset:0; height:100%; opacity:0; transition:opacity .12s }}
 .flip.bare .photo {{ opacity:1 }}
-.flip::after {{ content:"tap: photo only"; position:absolute; right:8px; bottom:8px; padding:2px 9px; border-radius:99px;
+.flip::after {{ content:"tap: image only"; position:absolute; right:8px; bottom:8px; padding:2px 9px; border-radius:99px;
   font-size:12px; color:#fff; background:rgba(0,0,0,.55) }}
 .flip.bare::after {{ content:"tap: bodies" }}
 .flip:focus-visible {{ outline:3px solid var(--mark); outline-offset:-3px }}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from hmr_cli.app import COMMANDS, load_command
+from stages.files.package import DISTRIBUTION
 from tests.helpers.cli import hmr
 
 
@@ -46,3 +50,15 @@ def test_wrong_usage_is_one_line_and_exit_2(args: list[str], says: str) -> None:
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_nobody_is_told_to_install_another_program() -> None:
+    """On the package index `hmr` is somebody else's: every hint, page and comment names hmr-toolchain."""
+    root = Path(__file__).parents[2]
+    files = [root / "README.md", root / "pyproject.toml", root / "CONTRIBUTING.md", root / "Makefile"]
+    for folder in ("stages", "hmr_cli", "docs"):
+        files += [p for p in root.glob(f"{folder}/**/*") if p.suffix in (".py", ".md", ".toml", ".json")]
+    wrong = re.compile(r"""(?<![\w.-])hmr\[\w|install ["'`]?hmr(?![\w-])|version\(["']hmr["']\)""")
+    found = [f"{p.relative_to(root)}: {m.group()}" for p in files for m in wrong.finditer(p.read_text())]
+    assert not found
+    assert 'name = "hmr-toolchain"' in (root / "pyproject.toml").read_text() and DISTRIBUTION == "hmr-toolchain"

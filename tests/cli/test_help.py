@@ -11,6 +11,8 @@ import pytest
 
 from hmr_cli.app import COMMANDS, command_paths
 from stages import params
+from stages.params import rules
+from stages.params.rules import setting
 from tests.helpers.cli import hmr
 
 HEAVY = ("torch", "numpy", "h5py", "cv2", "scipy", "PIL", "av", "diffusers", "transformers", "safetensors")
@@ -59,9 +61,9 @@ def test_help_shows_choices_units_ranges_and_defaults() -> None:
 @pytest.mark.parametrize("name", [n for n in dir(params) if n.endswith("Params")])
 def test_every_setting_has_a_sentence_of_help_and_a_default_that_passes(name: str) -> None:
     cls = getattr(params, name)
-    assert params.check(cls()) == cls()
+    assert rules.check(cls()) == cls()
     for field in dataclasses.fields(cls):
-        help = params.setting(field).help
+        help = setting(field).help
         assert help.endswith(".") and (help[0] in "-0123456789" or help[0].isupper() or help.startswith(VALUES)), help
 
 

@@ -63,6 +63,6 @@ def test_faults(detections: Path, tmp_path: Path, flags: list[str], code: int, t
 def test_a_gender_needs_a_body_to_be_of(tmp_path: Path) -> None:
     people = tmp_path / "x.detections.h5"
     assert hmr("synth", "synth", "--pictures", 1, "-o", people).returncode == 0
-    for gender, says in (("robot", "no such gender"), ("female", "--body")):
+    for gender, says in (("robot", "no such choice"), ("female", "--body")):
         done = hmr("recover", people, "--gender", gender, "-o", tmp_path / "x.meshes.h5")
         assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -80,5 +80,5 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     for name, value in whole.average.state_dict().items():
         assert torch.equal(value, second.average.state_dict()[name]), name
     (tmp_path / "state").write_bytes(b"junk")
-    with pytest.raises(ArtefactError, match="no state of a training"):
+    with pytest.raises(ArtefactError, match="not the state of a training"):
         loop.load(second, tmp_path / "state")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from stages.engine.job import ProgressReport, RunOptions
 from stages.models.scorehmr.refiner import EMBEDDED
 from stages.params import RecoverParams, RefineParams
 from stages.refinement.counts import counts
-from tests.cli.runner import hmr
+from tests.helpers.cli import hmr
 from tests.helpers.fixtures import find
+from tests.helpers.people_world import save
 from tests.helpers.rig_world import RigWorld, rig_world
-from tests.stages.people_world import save
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
 
@@ -201,6 +202,8 @@ def test_rigs(kind: str, tmp_path: Path) -> None:
     assert same_people(out.who(), world.person)
     assert world.error(out.table).mean() < most and world.apart(out.table) < 0.001
     assert out.json["joined"] == len(world.person) and said in out.said
+    for who in np.unique(world.person):
+        assert np.ptp(out.who("smpl/betas")[world.person == who], axis=0).max() < 1e-6  # one shape for all moments
     assert said or "warning" not in out.said
 
 
@@ -323,3 +326,42 @@ def test_another_rig_is_another_result(tmp_path: Path) -> None:
         "--cameras", rig, "-o", tmp_path / "b.meshes.h5",
     )  # fmt: skip
     assert done.returncode == 3 and "input cameras" in done.stderr
+
+
+# ---- hmr track --views
+
+
+def track(world: RigWorld, folder: Path, *flags: Any) -> Refined:
+    detections, out = save(world.detections(), folder / "a.detections.h5"), folder / "t.detections.h5"
+    done = hmr("track", detections, "--views", *flags, "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    return Refined(open_artefact(out, "detections"), json.loads(done.stdout), done.stderr)
+
+
+def test_tracks_get_one_number_in_all_views(tmp_path: Path) -> None:
+    world = broken(rig_world())
+    out = track(world, tmp_path, "--cameras", world.rig(tmp_path / "rig.json"))
+    assert same_people(out.table.rows["track"], world.person)
+    assert "64 of 64 rows joined with another view: 2 people, by the rig" in out.said
+    assert "person 0: view 0 (track 0), view 1 (track 3, 23)" in out.said
+    np.testing.assert_array_equal(out.table.read("keypoints/xy"), world.keypoints[..., :2].astype(np.float32))
+    again = rig_world()
+    again.track = out.table.rows["track"]
+    np.testing.assert_array_equal(refined(again, tmp_path).who(), again.track)
+
+
+def test_detections_without_bodies_and_rig_say_that_nobody_is_told_apart(tmp_path: Path) -> None:
+    out = track(rig_world(), tmp_path)
+    assert "warning: 0 of 64 rows are joined" in out.said and "--cameras" in out.said
+    world = rig_world(people=1)
+    assert same_people(track(world, tmp_path, "--force").table.rows["track"], world.person)
+
+
+def test_what_track_over_views_refuses(tmp_path: Path) -> None:
+    world = rig_world(moments=2)
+    one = dataclasses.replace(world.keep(world.view == 0), R=world.R[:1], t=world.t[:1])
+    detections = save(one.detections(), tmp_path / "one.detections.h5")
+    rig = world.rig(tmp_path / "rig.json")
+    for flags, word in ((("--views",), "several views"), (("--replace", "--cameras", rig), "--cameras is for --views")):
+        done = hmr("track", detections, *flags, "-o", tmp_path / "x.detections.h5")
+        assert done.returncode == 2 and word in done.stderr, done.stderr

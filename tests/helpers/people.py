@@ -13,8 +13,7 @@ from stages.geometry import cameras
 from stages.geometry.cameras import default_K, project
 from stages.geometry.rotations import about, axis_angle_to_matrix
 from stages.keypoints import joint_sets
-from stages.media.frames import write_image
-from stages.media.images import file_fingerprint
+from stages.media.images import file_fingerprint, write_image
 from stages.smpl.body import load_body
 
 SIZE = (320, 240)

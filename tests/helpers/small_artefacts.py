@@ -14,7 +14,7 @@ from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_whole
 from stages.keypoints.joint_sets import SETS
-from stages.params import param
+from stages.params.rules import param
 
 COCO = {"joints": list(SETS["coco17"]), "joint_set": "coco17", "score_definition": "0 to 1"}
 

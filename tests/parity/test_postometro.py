@@ -11,6 +11,7 @@ import torch
 from stages.geometry import crops
 from stages.geometry.rotations import axis_angle_to_matrix
 from stages.models.pct import network as pct
+from stages.models.pct import weights as pct_weights
 from stages.models.postometro import weights as loading
 from stages.models.postometro.network import FastMetro, PostoMetro
 from stages.smpl import mesh_sampling
@@ -125,13 +126,13 @@ def tokenizer_of(tensors: dict[str, torch.Tensor]) -> pct.Tokenizer:
     guide = tensors.get("start_img_embed.weight")
     with torch.device("meta"):
         network = pct.Tokenizer(None if guide is None else guide.shape[1])
-    return pct.fill(network, tensors, "the stand-in")
+    return pct_weights.fill(network, tensors, "the stand-in")
 
 
 def classifier_of(tensors: dict[str, torch.Tensor]) -> pct.Classifier:
     with torch.device("meta"):
         network = pct.Classifier(tensors["conv_trans.0.weight"].shape[1], "tokenizer.start_img_embed.weight" in tensors)
-    return pct.fill(network, tensors, "the stand-in")
+    return pct_weights.fill(network, tensors, "the stand-in")
 
 
 def test_tokenizer(fixtures: Fixtures, tokenizer: Path) -> None:
@@ -177,7 +178,7 @@ def test_classifier_head(fixtures: Fixtures, classifier_head: Path) -> None:
 @pytest.mark.parametrize("prepared", [False, True], ids=["plain", "prepared"])
 def test_pct_from_a_picture(fixtures: Fixtures, pct_base_image: Path, prepared: bool) -> None:
     case = Case(pct_base_image)
-    network = pct.load_pct(weights(fixtures, "pct_base_classifier", leave=("extra_backbone.",)))
+    network = pct_weights.load_pct(weights(fixtures, "pct_base_classifier", leave=("extra_backbone.",)))
     if prepared:
         network.backbone.prepare()
     images = case.images()

@@ -172,7 +172,7 @@ def test_wrong_kinds_of_values_are_damage(
 
 @pytest.mark.parametrize(
     ("layout", "code", "say"),
-    [("3doh", 3, "the data set's are smpl"), ("ochuman", 2, "no joints in space"), ("panoptic", 0, "")],
+    [("3doh", 3, "the data set's are smpl"), ("ochuman", 2, "no 3D joints"), ("panoptic", 0, "")],
 )
 def test_occlusion_maps_of_comparable_joints_only(
     layout: str, code: int, say: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -383,8 +383,8 @@ def test_joints_that_the_detector_did_not_find_are_the_occluded_ones(
     rows, vertices = people(tree)
     data = open_dataset(tree.name, tree.data, partial=tree.partial)
     names = list(rows.group_attrs("keypoints")["joints"])
-    data.table.keypoints = data.table.keypoints.copy()
-    data.table.keypoints[0, names.index("left_knee"), 2] = 0.04
+    data.annotations.keypoints = data.annotations.keypoints.copy()
+    data.annotations.keypoints[0, names.index("left_knee"), 2] = 0.04
     scores = run(
         dataset_world.estimate(rows, vertices, tmp_path / "test.meshes.h5"), data, None, EvaluateParams(), RunOptions()
     )

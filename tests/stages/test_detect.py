@@ -16,7 +16,8 @@ from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import RunOptions
 from stages.engine.runner import merge
 from stages.errors import ArtefactError, InputError, RowsFailed, UsageError
-from stages.media.frames import write_image, write_video
+from stages.media.images import write_image
+from stages.media.video import write_video
 from stages.params import DetectParams
 from tests.helpers import fetched, fixtures, rectangle_detector
 

@@ -192,7 +192,7 @@ def test_choices_that_a_network_does_not_have(detections: Path, dpmesh_checkpoin
     with pytest.raises(UsageError, match="embedded has no choice of focal"):
         recover.run(detections, None, RecoverParams(focal="first"))
     with pytest.raises(UsageError, match="focal mean: no such choice"):
-        recover.run(detections, None, RecoverParams(focal="mean"))
+        recover.run(detections, None, RecoverParams(focal="mean"), run(), ckpt=dpmesh_checkpoint)
     with pytest.raises(UsageError, match="precision int8: no such choice"):
         features.run(detections, None, FeaturesParams(precision="int8"), run(), ckpt=dpmesh_checkpoint)
 

@@ -106,6 +106,20 @@ def test_acceleration_needs_both_neighbours(data: SynthData) -> None:
     assert np.isnan(scores.read("errors/acceleration")).tolist() == [True] + 6 * [False] + [True]
 
 
+@pytest.mark.parametrize("of", ["source", "view"])
+def test_two_clips_or_views_share_no_acceleration(data: SynthData, of: str) -> None:
+    """The second half of the frames comes from another clip, or camera: three frames of each have both neighbours."""
+    table, estimate = data.detections, meshes(data)
+    number = table.frames[of].copy()
+    try:
+        table.frames[of][4:] = estimate.frames[of][4:] = number[4:] + 1
+        scores = run(estimate, data, None, EvaluateParams(), RunOptions())
+    finally:
+        table.frames[of][:] = number
+    missing = np.isnan(scores.read("errors/acceleration")).tolist()
+    assert missing == [True, False, False, True, True, False, False, True]
+
+
 def test_what_cannot_be_compared_is_refused(data: SynthData, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no protocol"):
         run(meshes(data), data, None, EvaluateParams(protocol="mine"), RunOptions())

@@ -68,7 +68,7 @@ def test_a_mesh_lands_where_the_crop_shows_it() -> None:
     box = torch.tensor([[100.0, 40.0, 356.0, 296.0], [10.0, 20.0, 110.0, 120.0]])
     K = torch.tensor([[900.0, 0, 319.5], [0, 900.0, 239.5], [0, 0, 1]]).expand(2, 3, 3)
     mesh = Mesh(camera, fine, fine, fine, fine)
-    seen = cameras.project(fine + recoverers.place(mesh, box, K)[:, None], K)
+    seen = cameras.project(fine + recoverers.mesh_translation(mesh, box, K)[:, None], K)
     in_crop = camera[:, :1, None] * (fine[..., :2] + camera[:, None, 1:])
     corner, side = box[:, None, :2], (box[:, 2] - box[:, 0])[:, None, None]
     assert torch.allclose(seen, corner + (in_crop + 1) / 2 * side, atol=0.01)
@@ -164,7 +164,7 @@ def test_given_pose_tokens_are_used() -> None:
         *(np.zeros(2) for _ in range(4)),
         columns={recoverers.SOFT: soft, recoverers.SCORES: scores},
     )
-    pose = recoverers.given_tokens(people, "cpu")
+    pose = recoverers.stored_tokens(people, "cpu")
     assert pose is not None and pose.soft.shape == (2, 34, 512) and pose.scores.shape == (2, 34, 1)
     people.columns = {}
-    assert recoverers.given_tokens(people, "cpu") is None
+    assert recoverers.stored_tokens(people, "cpu") is None

@@ -18,7 +18,7 @@ from stages.errors import AssetError, UsageError
 from stages.geometry import cameras
 from stages.geometry.rotations import about, axis_angle_to_matrix
 from stages.keypoints import joint_sets
-from stages.models.base import PersonBatch
+from stages.models.base import PersonBatch, PersonModel
 from stages.params import RecoverParams
 from stages.smpl.body import Body, load_body
 from tests.helpers.people import POSITION, SMPL, standing_people
@@ -155,17 +155,17 @@ def test_nobody_is_a_result(tmp_path: Path) -> None:
         assert made.n_rows == 0 and made.read("smpl/body_pose").shape == (0, 23, 3)
 
 
-class Constant:
+class Constant(PersonModel):
     """A recoverer of one's own: everybody stands one metre ahead; needs no picture and no weights."""
 
-    name, licence, batch_size, uses, columns = "constant", "none", 5, (), SMPL_COLUMNS
+    name, licence, batch_size, columns = "constant", "none", 5, SMPL_COLUMNS
     group_attrs = {"smpl": {"body_model": "embedded", "gender": "neutral"}}  # noqa: RUF012
 
     @classmethod
     def load(cls, checkpoint: Any, *, device: str, body: Body | None) -> Constant:
         return cls()
 
-    def needs_images(self, given: frozenset[str]) -> bool:
+    def needs_images(self, available: frozenset[str]) -> bool:
         return False
 
     def __call__(self, people: PersonBatch) -> dict[str, Any]:
@@ -174,10 +174,14 @@ class Constant:
         return sizes
 
 
-class Unfinished:
+class Unfinished(PersonModel):
     @classmethod
-    def load(cls, checkpoint: Any, *, device: str, body: Body | None) -> Unfinished:
-        return cls()
+    def load(cls, checkpoint: Any, *, device: str, body: Body | None) -> PersonModel:
+        raise AssertionError("is not called")
+
+
+class Nameless(Constant):
+    name = ""
 
 
 def test_a_recoverer_of_ones_own() -> None:
@@ -185,8 +189,10 @@ def test_a_recoverer_of_ones_own() -> None:
     made = recovered(table, params=RecoverParams(model=f"{__name__}:Constant"))
     np.testing.assert_array_equal(made.read("smpl/transl"), np.tile([0, 0, 1], (12, 1)))
     assert not made.has("joints/xyz")
-    with pytest.raises(UsageError, match=r"lacks .*needs_images"):
+    with pytest.raises(UsageError, match="does not define __call__"):
         recovered(table, params=RecoverParams(model=f"{__name__}:Unfinished"))
+    with pytest.raises(UsageError, match="without a name or columns"):
+        recovered(table, params=RecoverParams(model=f"{__name__}:Nameless"))
 
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:

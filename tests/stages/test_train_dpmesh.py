@@ -24,7 +24,7 @@ from stages.smpl.body import load_body
 from stages.training import loop
 from stages.training.dpmesh import train as training
 from stages.training.dpmesh.data import DPMeshAugmentation, DPMeshExamples
-from stages.training.dpmesh.train import DPMeshTrainer, Params, begin
+from stages.training.dpmesh.train import DPMeshTrainer, Params, trainable
 from tests.helpers.small_artefacts import COCO
 
 N, K = 4, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
@@ -125,7 +125,7 @@ def test_data_without_truth_is_refused(table: Artefact) -> None:
 @pytest.mark.slow
 def test_loss_falls(examples: DPMeshExamples, dpmesh_checkpoint: Path) -> None:
     """The small manifest's network on four people: every term is finite, the sum halves."""
-    network = begin(dpmesh_checkpoint)
+    network = trainable(dpmesh_checkpoint)
     trainer = DPMeshTrainer(
         network, copy.deepcopy(network), examples, Params(steps=10, batch=2, rate=2e-4, augment=False)
     )
@@ -147,7 +147,7 @@ def tiny(folder: Path) -> Path:
 
 
 def test_what_is_frozen_stays(examples: DPMeshExamples, tiny: Path) -> None:
-    network = begin(tiny)
+    network = trainable(tiny)
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     guide = copy.deepcopy(network)
     trainer = DPMeshTrainer(network, guide, examples, Params(steps=1, batch=2))
@@ -157,7 +157,7 @@ def test_what_is_frozen_stays(examples: DPMeshExamples, tiny: Path) -> None:
     assert {n.split(".")[0] for n in moved} == {"unet", "controlnet", "merge", "prompt", "regressor"}
     assert all(".lora_" in n for n in moved if n.startswith("unet."))
     assert all(torch.equal(p, before[n]) for n, p in guide.named_parameters())
-    left = DPMeshTrainer(begin(tiny), None, examples, Params(control=False), pose_head=True).learned
+    left = DPMeshTrainer(trainable(tiny), None, examples, Params(control=False), pose_head=True).trained
     assert {n.split(".")[0] for n in left} == {"unet", "merge", "prompt", "regressor", "pose_head"}
 
 
@@ -166,7 +166,7 @@ def test_a_stopped_training_is_the_same_training(examples: DPMeshExamples, tiny:
     params = Params(steps=4, batch=2)
 
     def trainer() -> DPMeshTrainer:
-        network = begin(tiny)
+        network = trainable(tiny)
         return DPMeshTrainer(network, copy.deepcopy(network), examples, params)
 
     whole, first, second = trainer(), trainer(), trainer()
@@ -180,9 +180,23 @@ def test_a_stopped_training_is_the_same_training(examples: DPMeshExamples, tiny:
     for _ in range(2):
         second.step()
     np.testing.assert_allclose(second.losses, whole.losses, rtol=1e-5)
-    other = DPMeshTrainer(begin(tiny), None, examples, params)
+    other = DPMeshTrainer(trainable(tiny), None, examples, params)
     with pytest.raises(ArtefactError, match="other settings"):
         loop.load(other, tmp_path / "state")
+
+
+def test_a_state_is_not_continued_with_other_weights(table: Artefact, folder: Path, tiny: Path, tmp_path: Path) -> None:
+    out, params = tmp_path / "made.safetensors", Params(steps=1, batch=1, nkr=0.0)
+    trainer = DPMeshTrainer(
+        trainable(tiny), None, DPMeshExamples(table, load_body(), folder), params, initial_files=[tiny]
+    )
+    trainer.losses = [1.0]  # its only step is done
+    loop.save(trainer, loop.state_file(out))
+    header = {"model": "dpmesh", "licence": "another"}
+    other = write_checkpoint(tmp_path / "other.safetensors", read_checkpoint(tiny).tensors, header)
+    with pytest.raises(ArtefactError, match="other settings or data"):
+        training.run(table, out, params, init=other, root=folder)
+    assert training.run(table, out, params, init=tiny, root=folder).exists()  # with the same, it goes on
 
 
 @pytest.mark.slow
@@ -195,9 +209,9 @@ def test_what_is_written_is_a_checkpoint(table: Artefact, folder: Path, tiny: Pa
 
 
 def test_what_to_begin_with_must_be_said(table: Artefact, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="what to begin with"):
+    with pytest.raises(UsageError, match="no initial weights"):
         training.run(table, tmp_path / "x.safetensors")
-    with pytest.raises(UsageError, match="teacher that knows nothing"):
+    with pytest.raises(UsageError, match="untrained network cannot be the teacher"):
         training.run(table, tmp_path / "x.safetensors", sd=tmp_path)
     with pytest.raises(UsageError, match="--steps"):
         training.run(table, tmp_path / "x.safetensors", Params(steps=0), init=tmp_path)

@@ -28,13 +28,22 @@ from stages.training import loop
 from stages.training.postometro import steps
 from stages.training.postometro import train as training
 from stages.training.postometro.data import PostoMetroAugmentation, PostoMetroBatch, PostoMetroExamples
-from stages.training.postometro.steps import PostoMetroTrainer, fit, mesh_loss
-from stages.training.postometro.train import Alone, Params, begin, check, initialise
+from stages.training.postometro.steps import PostoMetroTrainer, mesh_loss
+from stages.training.postometro.train import Params, TokenizerOnly, initialise, load_matching
 from tests.helpers.motion_files import motion_file
 from tests.helpers.small_artefacts import COCO
 
 COUNTS = (431, 108)  # of coarser vertices: small networks
 N, K = 6, np.array([[600.0, 0, 159.5], [0, 600, 119.5], [0, 0, 1]])
+
+
+def fit(network: nn.Module, examples: PostoMetroExamples, params: Params, *, augment: bool = True) -> list[float]:
+    """Train in place; the loss of each step."""
+    trainer = PostoMetroTrainer(network, examples, params, augment=augment)
+    while trainer.done < params.steps:
+        trainer.step()
+    network.eval()
+    return trainer.losses
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +81,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> PostoMetroExamples:
 def weak_error(batch: PostoMetroBatch) -> float:
     """How far the joints' places are from the best s (X + t) of the joints, in the crop's [-1, 1]."""
     worst = 0.0
-    for xyz, place in zip(batch.joints, batch.places, strict=True):
+    for xyz, place in zip(batch.joints, batch.joints_2d, strict=True):
         x, y = xyz[:, :2] - xyz[:, :2].mean(0), place - place.mean(0)
         scale = (x * y).sum() / (x * x).sum()
         assert scale > 0
@@ -119,7 +128,7 @@ def network(examples: PostoMetroExamples) -> PostoMetro:
     torch.manual_seed(0)
     branch = PCT(32, (1, 1, 1, 1), guided=False)
     made = PostoMetro(Small(), 1, COUNTS, widths=(64, 32), pct=branch)
-    return begin(made, examples.body, examples.levels)
+    return initialise(made, examples.body, examples.levels)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code"])
@@ -142,7 +151,7 @@ def test_perfect_meshes_cost_nothing_but_edge_length(
     from stages.models.postometro.network import Mesh
 
     batch = examples.batch(range(N))
-    places, xyz = batch.places, batch.joints
+    places, xyz = batch.joints_2d, batch.joints
     x, y = xyz[..., :2] - xyz[..., :2].mean(1, keepdim=True), places - places.mean(1, keepdim=True)
     scale = (x * y).sum((1, 2)) / (x * x).sum((1, 2))
     shift = places.mean(1) / scale[:, None] - xyz[..., :2].mean(1)
@@ -157,7 +166,7 @@ def test_perfect_meshes_cost_nothing_but_edge_length(
 
 def test_the_tokenizer_learns(examples: PostoMetroExamples) -> None:
     torch.manual_seed(0)
-    tokenizer = Alone(Tokenizer(None))
+    tokenizer = TokenizerOnly(Tokenizer(None))
     history = fit(tokenizer, examples, Params(part="tokenizer", steps=30, batch=6, rate=2e-3), augment=False)
     assert np.mean(history[-3:]) < 0.7 * history[0]
     assert tokenizer.keypoint_head.tokenizer.ema_cluster_size.sum() > 0
@@ -193,15 +202,15 @@ def test_fastmetro_and_pct_begin_a_postometro(
         tmp_path / "pct.safetensors", {f"state_dict.{n}": t for n, t in branch.state_dict().items()}, {}
     )
     fresh = PostoMetro(Small(), 1, COUNTS, widths=(64, 32), pct=PCT(32, (1, 1, 1, 1), guided=False))
-    assert initialise(fresh, read_checkpoint(mesh_file)) == set(fast.state_dict())
-    assert initialise(fresh, read_checkpoint(pct_file)) == {f"pct.{name}" for name in branch.state_dict()}
+    assert load_matching(fresh, read_checkpoint(mesh_file)) == set(fast.state_dict())
+    assert load_matching(fresh, read_checkpoint(pct_file)) == {f"pct.{name}" for name in branch.state_dict()}
     for name, tensor in [*fast.state_dict().items(), *((f"pct.{n}", t) for n, t in branch.state_dict().items())]:
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
 
 def test_wrong_settings_and_data_are_said(examples: PostoMetroExamples) -> None:
     with pytest.raises(UsageError, match="recipe"):
-        check(Params(recipe="mine"))
+        training.run(Path("x"), Path("y"), Params(recipe="mine"))
     without = in_memory(
         "detections",
         frames={"name": ["a.png"], "size": [[4, 4]], "K": [K]},
@@ -249,13 +258,13 @@ def test_a_network_of_keypoint_tokens_takes_them_from_the_detections(
 
 
 def test_a_new_network_begins_as_the_body_at_rest(examples: PostoMetroExamples) -> None:
-    network = begin(FastMetro(Small(), 1, COUNTS, widths=(64, 32)), examples.body, examples.levels)
+    network = initialise(FastMetro(Small(), 1, COUNTS, widths=(64, 32)), examples.body, examples.levels)
     fine, intermediate, coarse = examples.batch(range(N)).meshes
     made = network.upsample(coarse)
     assert (made - intermediate).norm(dim=-1).mean() < 0.03
     assert (network.upsample_fixed(intermediate) - fine).norm(dim=-1).mean() < 0.01
     network.side = 64  # whose grid it lays out
-    begin(network, examples.body, examples.levels).eval()
+    initialise(network, examples.body, examples.levels).eval()
     with torch.no_grad():
         first = network(examples.batch(range(2)).images).fine
     template = examples.body.v_template * torch.tensor([1.0, -1, -1])
@@ -268,8 +277,8 @@ def test_what_a_training_lacks_is_said(tmp_path: Path) -> None:
     for settings, error, words in (
         (Params(tokens="keypoints"), AssetError, "no --init has them"),
         (Params(part="classifier"), AssetError, "no --init has them"),
-        (Params(tokens="none"), UsageError, "learns from pictures"),
-        (Params(part="all"), UsageError, "one of tokenizer"),
+        (Params(tokens="none"), UsageError, "learns from images"),
+        (Params(part="all"), UsageError, "--part all: no such choice"),
     ):
         with pytest.raises(error, match=words):
             training.run(poses, tmp_path / "x.safetensors", settings)
@@ -277,20 +286,24 @@ def test_what_a_training_lacks_is_said(tmp_path: Path) -> None:
 
 def test_a_training_that_explodes_stops_and_writes_nothing(tmp_path: Path) -> None:
     poses, out = motion_file(tmp_path / "motion.npz", 20), tmp_path / "new" / "tokens.safetensors"
-    with pytest.raises(UsageError, match="no number any more"):
+    with pytest.raises(UsageError, match="not finite any more"):
         training.run(poses, out, Params(part="tokenizer", steps=30, batch=2, rate=1e9))
     assert not out.exists()
 
 
 def test_a_state_knows_what_its_training_began_with(tmp_path: Path) -> None:
-    poses, out, settings = motion_file(tmp_path / "motion.npz", 20), tmp_path / "t.safetensors", Params("tokenizer")
+    poses, out, settings = (
+        motion_file(tmp_path / "motion.npz", 20),
+        tmp_path / "t.safetensors",
+        Params(part="tokenizer"),
+    )
     settings = dataclasses.replace(settings, steps=2, batch=2, rate=1e-3)
     torch.manual_seed(1)
-    begun = [write_checkpoint(tmp_path / f"{k}.safetensors", Alone(Tokenizer(None)).state_dict(), {}) for k in "ab"]
-    trainer = PostoMetroTrainer(
-        Alone(Tokenizer(None)), training.examples_of(poses, settings, load_body(), None), settings
-    )
-    trainer.origin = read_checkpoint(begun[0]).sha256
+    begun = [
+        write_checkpoint(tmp_path / f"{k}.safetensors", TokenizerOnly(Tokenizer(None)).state_dict(), {}) for k in "ab"
+    ]
+    examples = training.examples_of(poses, settings, load_body(), None)
+    trainer = PostoMetroTrainer(TokenizerOnly(Tokenizer(None)), examples, settings, initial_files=begun[:1])
     trainer.step()
     loop.save(trainer, tmp_path / "t.safetensors.state")
     with pytest.raises(ArtefactError, match="other settings or data"):
@@ -348,7 +361,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(
     with pytest.raises(ArtefactError, match="other settings or data"):
         loop.load(other, tmp_path / "state")
     (tmp_path / "state").write_bytes(b"cut")
-    with pytest.raises(ArtefactError, match="no state"):
+    with pytest.raises(ArtefactError, match="not the state of a training"):
         loop.load(second, tmp_path / "state")
 
 
@@ -356,7 +369,7 @@ def test_kept_crops_change_nothing(examples: PostoMetroExamples) -> None:
     """The crop that is kept of a person gives the same pixels as its picture; turned, nearly the same."""
     folder = examples.people.source.roots[0]  # type: ignore[union-attr]
     one = PostoMetroExamples(examples.people.detections, examples.body, examples.levels, 64, folder)
-    box = one.blind(one.rows).box
+    box = one.people_without_images(one.rows).box
     for change, tolerance in (
         (PostoMetroAugmentation.none(N), 0.51),
         (PostoMetroAugmentation.draw(N, np.random.default_rng(0)), 12.0),
@@ -364,6 +377,6 @@ def test_kept_crops_change_nothing(examples: PostoMetroExamples) -> None:
         affine = change.affine(box, 64)
         people = one.people(one.rows)
         direct = crops.warp(people.images, people.frame, affine, 64, np.float32)
-        first, again = one.images(one.rows, box, affine), one.images(one.rows, box, affine)
-        assert np.array_equal(first, again) and len(one.kept) == N
+        first, again = one.crops(one.rows, box, affine), one.crops(one.rows, box, affine)
+        assert np.array_equal(first, again) and len(one.cached) == N
         assert np.abs(first - direct).mean() < tolerance

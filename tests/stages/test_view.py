@@ -14,7 +14,8 @@ from stages.artefacts.kinds import FAILED
 from stages.engine.job import RunOptions
 from stages.errors import AssetError, InputError, UsageError
 from stages.geometry.cameras import project
-from stages.media.frames import open_frame, write_image
+from stages.media.frames import open_frame
+from stages.media.images import write_image
 from stages.params import ViewParams
 from stages.smpl.body import load_body
 from stages.visualization.viewer import Viewer
@@ -27,8 +28,8 @@ STILL = ViewParams(supersample=1, report=False)
 def test_body_of_the_row_reprojects_onto_the_drawn_overlay(tmp_path: Path) -> None:
     meshes, detections = images_with_people(tmp_path, 1)
     viewer = Viewer(meshes, detections, STILL)
-    scene = viewer.scene(0)
-    drawn = (viewer.overlay(scene) != scene.photo).any(-1)
+    scene = viewer.frame_view(0)
+    drawn = (viewer.overlay(scene) != scene.image).any(-1)
     row = {k: torch.from_numpy(meshes.read(f"smpl/{k}")) for k in ("global_orient", "body_pose", "betas", "transl")}
     uv = project(load_body()(**row).vertices.detach().numpy()[0].astype(float), meshes.frames["K"][0].astype(float))
     y, x = np.nonzero(drawn)
@@ -77,7 +78,8 @@ def test_colours_stay_with_the_track(tmp_path: Path) -> None:
 
 def test_video_in_video_out(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    from stages.media.frames import list_frames, write_video
+    from stages.media.frames import list_frames
+    from stages.media.video import write_video
 
     rng = np.random.default_rng(0)
     write_video(tmp_path / "clip.mp4", (rng.integers(0, 90, (240, 320, 3)).astype(np.uint8) for _ in range(5)), fps=10)
@@ -104,24 +106,24 @@ def test_nobody_and_no_pictures(tmp_path: Path) -> None:
     np.testing.assert_allclose(open_frame(made["pictures"][0]).mean(), 45, atol=3)
     none, _ = images_with_people(tmp_path, 0, frames=0)
     made = view.run(none, None, tmp_path / "b", ViewParams(turn=True, side=True), CPU)
-    assert made["pictures"] == [] and "No pictures" in Path(made["report"]).read_text()
+    assert made["pictures"] == [] and "No images" in Path(made["report"]).read_text()
 
 
 def test_skeletons_alone_need_no_body(tmp_path: Path) -> None:
     _, detections = images_with_people(tmp_path, 2)
     viewer = Viewer(None, detections, ViewParams(style="skeleton", labels=False))
-    scene = viewer.scene(0)
-    drawn = (viewer.overlay(scene) != scene.photo).any(-1)
+    scene = viewer.frame_view(0)
+    drawn = (viewer.overlay(scene) != scene.image).any(-1)
     xy = np.round(detections.read("keypoints/xy")).astype(int).reshape(-1, 2)
     assert drawn[xy[:, 1], xy[:, 0]].all() and drawn.mean() < 0.2
 
 
 def test_large_photos_are_reduced_and_still_fit(tmp_path: Path) -> None:
     meshes, detections = images_with_people(tmp_path, 1)
-    big = Viewer(meshes, detections, STILL).scene(0)
-    small = Viewer(meshes, detections, ViewParams(supersample=1, max_side=160)).scene(0)
+    big = Viewer(meshes, detections, STILL).frame_view(0)
+    small = Viewer(meshes, detections, ViewParams(supersample=1, max_side=160)).frame_view(0)
     assert small.size == (160, 120)
-    a, b = (Viewer(meshes, detections, STILL).overlay(s) != s.photo for s in (big, small))
+    a, b = (Viewer(meshes, detections, STILL).overlay(s) != s.image for s in (big, small))
     low, high = (np.array([m.any(-1).nonzero()[k].mean() for k in (0, 1)]) for m in (b, a))
     np.testing.assert_allclose((high + 0.5) / 2 - 0.5, low, atol=0.6)
 
@@ -165,4 +167,4 @@ def test_rerun_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     meshes, _ = images_with_people(tmp_path, 1)
     with pytest.raises(AssetError) as error:
         view.run(meshes, None, tmp_path / "out", ViewParams(rerun=True), CPU)
-    assert "hmr[rerun]" in error.value.hint and not (tmp_path / "out").exists()
+    assert "hmr-toolchain[rerun]" in error.value.hint and not (tmp_path / "out").exists()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from stages.engine.stored_params import from_json, to_json
 from stages.errors import UsageError
 from stages.params import (
     DetectParams,
@@ -22,8 +21,9 @@ from stages.params import (
     TrainEmbeddedParams,
     TrainPostoMetroParams,
     ViewParams,
-    check,
 )
+from stages.params.rules import check
+from stages.params.stored import from_json, to_json
 from tests.helpers.cli import hmr
 
 # How the first version stored its defaults, which fingerprints cover. Settings that came later are not in here.
@@ -98,6 +98,12 @@ def test_stored_values_of_another_type_are_refused(stored: dict[str, Any], says:
     with pytest.raises(UsageError) as caught:
         from_json(DetectParams, json.dumps(stored))
     assert caught.value.hint == says
+
+
+def test_flags_are_checked_before_any_file_is_read(tmp_path: Path) -> None:
+    """`hmr import` reads the other program's file before the stage runs."""
+    done = hmr("import", "coco", tmp_path / "none.json", "-o", tmp_path / "a.h5", "--margin", "-1")
+    assert (done.returncode, done.stderr) == (2, "hmr: --margin -1.0: must be 0 or more\n")
 
 
 def test_the_command_line_and_a_file_of_settings_are_checked_alike(tmp_path: Path) -> None:

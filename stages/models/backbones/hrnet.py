@@ -1,7 +1,7 @@
 """HRNet's four-branch trunk, with the published parameter names: width 32 (PARE), 48 (PostoMETRO), 64 (FastMETRO).
 
-A plain network that model packages share; what they put on top (PARE's upsampling, FastMETRO's classification head) is
-theirs. Wang et al., "Deep High-Resolution Representation Learning for Visual Recognition": modules 1, 4, 3.
+Several systems share this network; what they put on top (PARE's upsampling, FastMETRO's classification head) is in
+their folders. Wang et al., "Deep High-Resolution Representation Learning for Visual Recognition": modules 1, 4, 3.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ BLOCKS = 4
 
 
 class HRNet(nn.Module):
-    """Pictures (n, 3, H, W) to maps of `width` x 1, 2, 4, 8 channels at 1/4, 1/8, 1/16, 1/32.
+    """Images (n, 3, H, W) to maps of `width` x 1, 2, 4, 8 channels at 1/4, 1/8, 1/16, 1/32.
 
-    `outputs` says which branches the caller wants; the last fusion computes (and holds) only those, so a published
-    file has names under `stage4.2.fuse_layers.` that a smaller choice does not use.
+    `outputs`: the branches that are returned. The last fusion computes and holds only those, so a published file has
+    names under `stage4.2.fuse_layers.` that a smaller choice does not use.
     """
 
     def __init__(self, width: int = 32, outputs: Sequence[int] = (0, 1, 2, 3)) -> None:
@@ -70,7 +70,8 @@ class BasicBlock(nn.Module):
 
 
 class Exchange(nn.Module):
-    """One HRNet module: four basic blocks on every branch, then every wanted output sums all branches, resampled."""
+    """One HRNet module: four basic blocks on every branch, then each of `outputs` is the sum of all branches,
+    resampled."""
 
     def __init__(self, widths: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ def stage(widths: Sequence[int], count: int, outputs: Sequence[int] | None = Non
 
 
 def convolution(channels: int, out: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
-    """3 x 3 convolution, batch norm and, unless told otherwise, ReLU."""
+    """3 x 3 convolution, batch norm and, unless `relu` is False, ReLU."""
     parts: list[nn.Module] = [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)]
     return nn.Sequential(*parts, *([nn.ReLU(inplace=True)] if relu else []))
 

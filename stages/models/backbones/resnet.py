@@ -1,6 +1,6 @@
 """ResNet-50's convolutional part, with the parameter names of torchvision and of SimpleBaselines' pose network.
 
-A plain network that model packages share: ProHMR's image vector (its mean over the map), PostoMETRO and FastMETRO.
+Several systems share this network: ProHMR's image vector (its mean over the map), PostoMETRO and FastMETRO.
 He et al., "Deep Residual Learning for Image Recognition", with the stride in the 3 x 3 convolution.
 """
 
@@ -42,7 +42,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Pictures (n, 3, H, W), ImageNet-normalised, to a feature map (n, 2048, H/32, W/32); no pooling, no classifier."""
+    """Images (n, 3, H, W), ImageNet-normalised, to a feature map (n, 2048, H/32, W/32); no pooling, no classifier."""
 
     def __init__(self, depths: tuple[int, int, int, int] = (3, 4, 6, 3)) -> None:
         super().__init__()
@@ -71,8 +71,8 @@ def bottlenecks(channels: int, width: int, count: int, stride: int = 1) -> nn.Se
 def fold_batch_norms(module: nn.Module) -> nn.Module:
     """Merge every batch norm into the convolution before it, in place (evaluation only; equal up to rounding).
 
-    A pair is conv, norm as neighbours in a Sequential or as `convN`, `bnN` of one module, which is what all networks
-    here use. The norm becomes an identity, so the state dict is no longer the published one.
+    A pair is a convolution and the norm after it in a Sequential, or `convN` and `bnN` of one module: all networks here
+    are built so. The norm becomes an identity, so the state dict is no longer the published one.
     """
     for parent in list(module.modules()):
         children = list(parent.named_children())

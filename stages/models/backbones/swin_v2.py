@@ -1,4 +1,4 @@
-"""Swin Transformer V2 as PCT publishes it (base, large, huge), for pictures of 256 x 256.
+"""Swin Transformer V2 as PCT publishes it (base, large, huge), for images of 256 x 256.
 
 Liu et al., "Swin Transformer V2: Scaling Up Capacity and Resolution": post-norm residuals, scaled cosine attention,
 log-spaced continuous position bias. All norms use eps 1e-6. Names are those of PCT's files; the two saved buffers
@@ -25,9 +25,9 @@ MAX_LOG_SCALE = math.log(100.0)
 
 
 class SwinV2(nn.Module):
-    """Pictures (n, 3, 256, 256), ImageNet-normalised RGB, to a map (n, 8 width, 8, 8).
+    """Images (n, 3, 256, 256), ImageNet-normalised RGB, to a map (n, 8 width, 8, 8).
 
-    `prepare()` computes once what does not depend on the picture (position bias, shift masks, scales) and makes
+    `prepare()` computes once the terms that do not depend on the image (position bias, shift masks, scales) and makes
     attention fused. Without it, or after `train()`, everything is computed at each call in the published order.
     """
 
@@ -46,7 +46,7 @@ class SwinV2(nn.Module):
 
     @torch.no_grad()
     def prepare(self) -> SwinV2:
-        """Cache all picture-independent terms of attention for evaluation."""
+        """Cache all image-independent terms of attention for evaluation."""
         for module in self.modules():
             if isinstance(module, WindowAttention):
                 module.prepare()
@@ -154,7 +154,7 @@ class WindowAttention(nn.Module):
         qkv = F.linear(x, self.qkv.weight, qkv_bias).view(-1, window * window, 3, self.heads, HEAD)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        # A mask for each window: put windows beside heads, so that pictures share it.
+        # A mask for each window: put windows beside heads, so that images share it.
         q, k, v = (t.reshape(n, -1, *t.shape[2:]) for t in (q, k, v)) if bias.shape[0] > 1 else (q, k, v)
         scale, bias = scale.repeat(bias.shape[0], 1, 1), bias.flatten(0, 1)
         if self.cached:
@@ -169,7 +169,7 @@ class WindowAttention(nn.Module):
         return out
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Free of the picture: bias (1 or windows, heads, w^2, w^2), scale (heads, 1, 1), qkv bias (3c,)."""
+        """Image-independent terms: bias (1 or windows, heads, w^2, w^2), scale (heads, 1, 1), qkv bias (3c,)."""
         window, grid = WINDOWS[self.level], GRIDS[self.level]
         table = log_offsets(window, PRETRAINED_WINDOWS[self.level]).to(self.qkv.weight)
         values = 16 * torch.sigmoid(self.rpe_mlp(table))  # (2w - 1)^2, heads
@@ -202,7 +202,7 @@ def from_windows(x: Tensor, grid: int, window: int, shift: int) -> Tensor:
 
 
 @functools.cache
-@torch.inference_mode(False)  # also used in training, whoever asks first
+@torch.inference_mode(False)  # cached for inference and training alike
 def log_offsets(window: int, pretrained: int) -> Tensor:
     """((2w - 1)^2, 2) log-spaced (row, column) offsets of query minus key.
 

@@ -3,7 +3,7 @@
 mmpose's own requirements do not install on a current Python, but the part of it that is needed runs without compiled
 code (docs/detectors.md):
 
-    pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2
+    pip install "hmr-toolchain[mmpose]" && pip install --no-deps mmpose==1.3.2
 
 `stand_in` puts inert modules in the place of what is then missing (torchvision, mmdet, xtcocotools, mmcv's compiled
 operators, pkg_resources): mmpose.apis imports them, the networks meant here never call them. The checkpoint is read by
@@ -35,7 +35,7 @@ from stages.files.hashing import sha256_of_files
 from stages.keypoints.joint_sets import SETS
 from stages.models.detectors.base import DetectedPeople
 
-INSTALL = 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2'
+INSTALL = 'pip install "hmr-toolchain[mmpose]" && pip install --no-deps mmpose==1.3.2'
 _DATE = re.compile(r"-[0-9a-f]{8}_\d{8}$")  # how mmpose's checkpoints end: -<hash>_<date>
 
 

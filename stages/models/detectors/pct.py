@@ -17,7 +17,7 @@ from stages.files.hashing import sha256_of_files
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
 from stages.models.detectors.base import DetectedPeople
-from stages.models.pct import network
+from stages.models.pct import network, weights
 
 SIDE = 256
 PADDING = 1.12  # of the box, by mmpose's top-down rule, in PCT's published evaluation
@@ -88,10 +88,10 @@ class PctPose:
     def network(self) -> network.PCT:
         if self._network is None:
             checkpoint = read_checkpoint(self.path)
-            tensors = checkpoint.without(*network.PREFIXES)
-            if not network.is_pct(tensors):
+            tensors = checkpoint.without(*weights.PREFIXES)
+            if not weights.is_pct(tensors):
                 raise AssetError(
                     f"{checkpoint.where} is no pose model of PCT", "tokenizers and backbones alone find no joints"
                 )
-            self._network = network.load_pct(tensors, checkpoint.where).to(self.device).prepare()
+            self._network = weights.load_pct(tensors, checkpoint.where).to(self.device).prepare()
         return self._network

@@ -50,7 +50,7 @@ class RtmPose:
     @classmethod
     def missing(cls, path: Path | None) -> str:
         if importlib.util.find_spec("onnxruntime") is None:
-            return 'pip install "hmr[rtmpose]"'
+            return 'pip install "hmr-toolchain[rtmpose]"'
         if path and all((path / name).is_file() for name in FILES):
             return ""
         return "hmr assets get rtmpose, or --detector-path FOLDER with detector.onnx and pose.onnx"

@@ -1,4 +1,4 @@
-"""What the tensors of a DPMesh checkpoint are called, and what they are called here.
+"""The tensor names of DPMesh checkpoints, and their conversion to the names used here.
 
 Published names come from three libraries (LDM, cloneofsimo/lora, the authors' own modules) under a `module.` prefix,
 most of them under two or three aliases. Nothing here needs diffusers until names are converted.
@@ -25,7 +25,7 @@ ALIASES = (
 )
 SMPL = "human_model_layer."
 SD = "backbone.sd_model."
-# In the file but unused at inference: the text model, the noise schedule, output layers, VPoser's encoder.
+# In the file, but unused at inference: the text model, the noise schedule, output layers, VPoser's encoder.
 UNUSED = (
     *(f"{SD}{part}." for part in ("cond_stage_model", "model_ema", "model.diffusion_model.out")),
     *(f"{SD}first_stage_model.{part}." for part in ("post_quant_conv", "decoder", "loss")),
@@ -71,7 +71,7 @@ def published(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
 
     In the file of a training, what lies beside `state_dict` (the optimiser, its counters) is no part of the network.
     """
-    found: dict[str, Tensor] = {}
+    canonical_tensors: dict[str, Tensor] = {}
     wrapped = any(name.startswith("state_dict.") for name in tensors)
     for name, tensor in tensors.items():
         if wrapped and not name.startswith("state_dict."):
@@ -81,19 +81,19 @@ def published(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         for alias, canonical in ALIASES:
             if name.startswith(alias):
                 name = canonical + name.removeprefix(alias)
-        if name in found and not same(found[name], tensor):
+        if name in canonical_tensors and not same(canonical_tensors[name], tensor):
             raise AssetError(
                 f"{where}: the copies of {name} differ", "a file saved from DPMesh holds the same tensor twice"
             )
-        found[name] = tensor
-    return found
+        canonical_tensors[name] = tensor
+    return canonical_tensors
 
 
-def convert_names(found: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def convert_names(published_tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Published names -> this package's (LoRA as `X.lora_A.weight`, `X.lora_B.weight`), and the SMPL arrays apart."""
     from diffusers.loaders import single_file_utils as ldm
 
-    used = {n: t for n, t in found.items() if not n.startswith(UNUSED) and not SCHEDULE.match(n)}
+    used = {n: t for n, t in published_tensors.items() if not n.startswith(UNUSED) and not SCHEDULE.match(n)}
     bodies = {n.removeprefix(SMPL): t for n, t in used.items() if n.startswith(SMPL)}
     diffusion = {n.removeprefix(SD): t for n, t in used.items() if n.startswith(SD)}
     result: dict[str, Tensor] = {}
@@ -113,11 +113,11 @@ def convert_names(found: Mapping[str, Tensor], where: str) -> tuple[dict[str, Te
                 lacks = f"lacks {error.args[0]}" if isinstance(error, KeyError) else "is not Stable Diffusion 1.5's"
                 raise AssetError(f"{where}: the {part} {lacks}", "is the file complete?") from error
             result |= {f"{part}.{lora_name(n)}": t for n, t in converted.items() if t is not None}
-            # The converters pass over what they do not know; a foreign layer must not vanish.
+            # The converters ignore names that they do not know; a foreign layer must not vanish.
             if len(converted) < len(tensors):
                 lost = len(tensors) - len(converted)
                 raise AssetError(
-                    f"{where}: {lost} tensors of the {part} have no place in Stable Diffusion 1.5", "is it SD 1.5?"
+                    f"{where}: {lost} tensors of the {part} do not occur in Stable Diffusion 1.5", "is it SD 1.5?"
                 )
     for name, tensor in used.items():
         if not name.startswith((SMPL, SD)):
@@ -145,10 +145,10 @@ def check_body(bodies: Mapping[str, Tensor], where: str) -> None:
         "th_J_regressor": (24, vertices),
         "th_weights": (vertices, 24),
     }
-    wanted = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    needed = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     count = bodies["th_faces"].shape[0] if "th_faces" in bodies and bodies["th_faces"].ndim else 0
-    wanted["th_faces"] = torch.empty(count, 3, dtype=torch.long, device="meta")
-    check_keys(wanted, bodies, where=f"{where}: its SMPL body", ignorable=("",))
+    needed["th_faces"] = torch.empty(count, 3, dtype=torch.long, device="meta")
+    check_keys(needed, bodies, where=f"{where}: its SMPL body", ignorable=("",))
     check_finite(bodies, where=f"{where}: its SMPL body")
     faces = bodies["th_faces"]
     if faces.is_floating_point() or (faces.numel() and not 0 <= int(faces.min()) <= int(faces.max()) < vertices):
@@ -161,7 +161,7 @@ def body_arrays(bodies: Mapping[str, Tensor]) -> dict[str, Any]:
         return {}
     from stages.keypoints.joint_sets import SMPL_PARENTS
 
-    wanted = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")
-    arrays: dict[str, Any] = {name: bodies[f"th_{name}"].float().numpy() for name in wanted}
+    names = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")
+    arrays: dict[str, Any] = {name: bodies[f"th_{name}"].float().numpy() for name in names}
     arrays["v_template"] = arrays["v_template"].reshape(-1, 3)
     return arrays | {"faces": bodies["th_faces"].numpy(), "parents": SMPL_PARENTS}

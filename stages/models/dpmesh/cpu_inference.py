@@ -1,8 +1,9 @@
-"""The same network, faster on a CPU: weights in the order in which oneDNN wants them, activations in place.
+"""The same network, faster on a CPU: convolution weights pre-packed in oneDNN's layout, activations in place.
 
-PyTorch reorders the weights of a convolution or linear layer at every call. Where the picture is small (8 x 8, 4 x 4)
-that costs as much as the multiplication; here it is done once, at the first call, and the original order is let go.
-A fresh tensor of 33 MB costs more than the SiLU that fills it, hence in place. docs/dpmesh.md has the measurements.
+PyTorch reorders the weights of a convolution or linear layer at every call. For small feature maps (8 x 8, 4 x 4) that
+costs as much as the multiplication; here it is done once, at the first call, and the original weights are freed.
+Allocating a tensor of 33 MB costs more than the SiLU that fills it, hence in place. docs/dpmesh.md has the
+measurements.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALL = 8  # side of the pictures whose convolutions are worth it
-BATCH = 4  # the batch that weights are ordered for; others give the same numbers
+SMALL = 8  # largest side of the feature maps for which packing pays
+BATCH = 4  # the batch that weights are packed for; others give the same numbers
 
 
 class PackedConv2d(nn.Module):
-    """nn.Conv2d for inference with weights in oneDNN's order, where the picture is small; else as it was.
+    """nn.Conv2d for inference: weights packed in oneDNN's layout for small feature maps, else the plain convolution.
 
-    On large pictures the order gains nothing, and oneDNN's sums are then up to ten times less exact (2e-6 for 3e-7).
+    For large maps packing gains nothing, and oneDNN's sums are then up to ten times less exact (2e-6 for 3e-7).
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -43,7 +44,7 @@ class PackedConv2d(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear for inference with weights in oneDNN's order."""
+    """nn.Linear for inference with weights packed in oneDNN's layout."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ def available() -> bool:
 
 
 def prepare(model: Any) -> Any:
-    """A DPMesh on the CPU made ready for inference only, in place; elsewhere, and without oneDNN, it stays as it is.
+    """Prepare a DPMesh on the CPU for inference only, in place; on other devices, or without oneDNN, do nothing.
 
     Gradients no longer flow through the diffusion networks, and their weights can no longer be read back.
     """

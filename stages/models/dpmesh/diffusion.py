@@ -1,7 +1,7 @@
 """DPMesh's backbone: one step of Stable Diffusion 1.5 as a feature extractor (paper section 3.2 and 3.3; reference
 EternalEvan/DPMesh, `backbone`), on the modules of `diffusers`.
 
-crop in [0, 1] -> VAE encoder, posterior mean, unscaled, no noise -> UNet at timestep 1, with a ControlNet that sees
+crop in [0, 1] -> VAE encoder, posterior mean, unscaled, no noise -> UNet at timestep 1, with a ControlNet on
 latent and joint heatmaps, and 30 joint tokens as prompt -> four taps of the decoder and the cross-attention maps ->
 2048 x 8 x 8. Nothing after the last tap is built.
 """
@@ -157,7 +157,7 @@ def unet_taps(
                 taps[x.shape[-1]] = x
         for upsampler in block.upsamplers or ():
             x = upsampler(x)
-    sides = {s: torch.stack(found).mean(0).transpose(1, 2).unflatten(2, (s, s)) for s, found in maps.items() if found}
+    sides = {s: torch.stack(kept).mean(0).transpose(1, 2).unflatten(2, (s, s)) for s, kept in maps.items() if kept}
     return taps, sides
 
 

@@ -62,7 +62,7 @@ def _parts(path: Path) -> dict[str, dict[str, Tensor]]:
     return _from_ldm(read_checkpoint(path), ("unet", "vae"))
 
 
-def _from_ldm(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+def _from_ldm(checkpoint: Checkpoint, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
     tensors = {SD + name: t for name, t in checkpoint.without("state_dict.").items()}
     tensors = {
         n: t
@@ -71,8 +71,8 @@ def _from_ldm(checkpoint: Checkpoint, wanted: tuple[str, ...]) -> dict[str, dict
     }
     tensors = {n: t for n, t in tensors.items() if ".input_hint_block." not in n}
     converted, _ = convert_names(tensors, checkpoint.where)
-    parts = {p: {n.removeprefix(f"{p}."): t for n, t in converted.items() if n.startswith(f"{p}.")} for p in wanted}
-    if lacking := [part for part, found in parts.items() if not found]:
+    parts = {p: {n.removeprefix(f"{p}."): t for n, t in converted.items() if n.startswith(f"{p}.")} for p in names}
+    if lacking := [part for part, tensors in parts.items() if not tensors]:
         raise AssetError(
             f"{checkpoint.where} holds no {' and no '.join(lacking)}", "is it a Stable Diffusion 1.5 file?"
         )
@@ -104,8 +104,8 @@ def _controlnet(path: Path) -> dict[str, Tensor]:
 
 def _encoder_copy(model: DPMesh, unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
     assert model.controlnet is not None
-    wanted = model.controlnet.state_dict()
-    return {n: torch.zeros_like(t) if n.startswith("controlnet_") else unet[n].clone() for n, t in wanted.items()}
+    needed = model.controlnet.state_dict()
+    return {n: torch.zeros_like(t) if n.startswith("controlnet_") else unet[n].clone() for n, t in needed.items()}
 
 
 def _widen(weight: Tensor, channels: int) -> Tensor:
@@ -116,6 +116,6 @@ def _widen(weight: Tensor, channels: int) -> Tensor:
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     ignorable = ("conv_norm_out.", "conv_out.", "decoder.", "post_quant_conv.", "controlnet_cond_embedding.")
-    wanted = module.state_dict()
-    check_keys(wanted, tensors, where=where, ignorable=ignorable)
-    module.load_state_dict({n: tensors[n].to(t.dtype) for n, t in wanted.items()})
+    needed = module.state_dict()
+    check_keys(needed, tensors, where=where, ignorable=ignorable)
+    module.load_state_dict({n: tensors[n].to(t.dtype) for n, t in needed.items()})

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from stages.geometry.heatmaps import gaussian_heatmaps
 from stages.keypoints.joint_sets import SETS, bones
 from stages.models.dpmesh.diffusion import CropEncoder, Merge, control_maps, make_controlnet, make_unet, unet_taps
+from stages.models.dpmesh.inputs import CROP, HEAT, SIGMA
 from stages.models.dpmesh.pose_decoder import PoseCodebook, VPoserDecoder, gram_schmidt, matrix_to_axis_angle
 from stages.models.dpmesh.regressor import LinearRegressor, TransformerRegressor
 
-CROP, HEAT, SIGMA, TOKENS = 256, 32, 2.5, 30
+TOKENS = 30
 BONES = bones(SETS["dpmesh30"])
 
 
@@ -26,12 +27,11 @@ BONES = bones(SETS["dpmesh30"])
 class Config:
     """Choices of architecture. The defaults are the published checkpoints'; the rest are the paper's ablations.
 
-    width, vae_width: channels of the first block (Stable Diffusion 1.5: 320 and 128).
-    head: "vposer" (published) or "codebook" (the paper's 48 tokens).
-    condition: what the ControlNet sees: "heatmaps" or "skeleton" (3 maps of limbs: left, right, middle), or "none" (no
-        ControlNet). Table 4's rows are (none, no prompt), (heatmaps, no prompt) and (heatmaps, prompt).
-    join: "concatenate" with the latent, or "add" to it through a 1 x 1 convolution (Table 6).
-    prompt: joint coordinates as prompt; otherwise 30 learned tokens that know nothing of the person.
+    width, vae_width: channels of the first block (Stable Diffusion 1.5: 320 and 128). head: "vposer" (published) or
+    "codebook" (the paper's 48 tokens). condition: input of the ControlNet beside the latent: "heatmaps" or "skeleton"
+    (3 maps of limbs: left, right, middle), or "none" (no ControlNet). Table 4's rows are (none, no prompt), (heatmaps,
+    no prompt) and (heatmaps, prompt). join: "concatenate" with the latent, or "add" to it through a 1 x 1 convolution
+    (Table 6). prompt: joint coordinates as prompt; otherwise 30 learned tokens that know nothing of the person.
     regressor: "transformer" or "linear" (Table 7).
     """
 
@@ -90,14 +90,15 @@ class DPMesh(nn.Module):
         return self.vae(image)
 
     def context(self, joints: Tensor) -> Tensor:
-        """Prompt tokens (n, 30, 768). Unseen joints count too: they stand where (0, 0) of the picture falls."""
+        """Prompt tokens (n, 30, 768). Joints that are not visible are in it, at the point that (0, 0) of the image
+        falls on."""
         if self.prompt is None:
             assert self.blind_prompt is not None
             return self.blind_prompt.expand(len(joints), -1, -1)
         return self.prompt((joints / HEAT).to(self.prompt.weight.dtype))
 
     def condition(self, joints: Tensor, mask: Tensor) -> Tensor:
-        """What the ControlNet sees beside the latent: (n, 30 or 3, 32, 32)."""
+        """The condition of the ControlNet beside the latent: (n, 30 or 3, 32, 32)."""
         if self.config.condition == "skeleton":
             return skeleton_maps(joints, mask)
         return gaussian_heatmaps(joints, mask, (HEAT, HEAT), SIGMA)
@@ -126,16 +127,16 @@ class DPMesh(nn.Module):
     ) -> dict[str, Tensor]:
         """latent, joints (n, 30, 2) heatmap pixels, mask (n, 30) bool -> maps and merged (n, 2048, 8, 8).
 
-        `condition`: heatmaps that were made elsewhere, instead of those of `joints` and `mask`.
+        `condition`: precomputed heatmaps, instead of those of `joints` and `mask`.
         """
         # Strides decide which kernels run, so a latent from a file must have those of a computed one.
         latent = latent.to(self.dtype).contiguous()
         context = self.context(joints)
         if condition is None:
             condition = self.condition(joints, mask)
-        found = self.maps(latent, context, self.control(latent, context, condition.to(latent.dtype)))
-        found["merged"] = self.merge(found["map32"], found["map16"], found["map8"], found["map4"])
-        return found
+        maps = self.maps(latent, context, self.control(latent, context, condition.to(latent.dtype)))
+        maps["merged"] = self.merge(maps["map32"], maps["map16"], maps["map8"], maps["map4"])
+        return maps
 
     def regress(self, features: Tensor, *, batch_of_three_quirk: bool = False) -> dict[str, Tensor]:
         """Features (n, 2048, 8, 8) -> the regressor's outputs and global_orient (n, 3), body_pose (n, 23, 3)."""
@@ -151,12 +152,12 @@ class DPMesh(nn.Module):
     def forward(self, image: Tensor, joints: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Everything from the crop: the outputs of `latent`, `features` and `regress`."""
         latent = self.latent(image.to(self.dtype))
-        found = self.features(latent, joints, mask)
-        return {"latent": latent, **found, **self.regress(found["merged"])}
+        features = self.features(latent, joints, mask)
+        return {"latent": latent, **features, **self.regress(features["merged"])}
 
 
 def camera_translation(camera: Tensor, focal: Tensor) -> Tensor:
-    """Camera numbers (n, 3) and focal length in picture pixels (n,) or () -> translation (n, 3) m in the crop's camera.
+    """Camera numbers (n, 3) and focal length in image pixels (n,) or () -> translation (n, 3) m in the crop's camera.
 
     The crop's camera has that focal length over 256 crop pixels, principal point 128.
     """
@@ -171,27 +172,28 @@ def project_to_crop(xyz: Tensor, focal: Tensor) -> Tensor:
 
 
 def skeleton_maps(joints: Tensor, mask: Tensor, sigma: float = 0.75) -> Tensor:
-    """Limbs between seen joints as lines of Gaussian profile: (n, 3, 32, 32) for left, right and middle (Table 6)."""
+    """Limbs between visible joints as lines of Gaussian profile: (n, 3, 32, 32) for left, right and middle (Table
+    6)."""
     names = SETS["dpmesh30"]
     pairs = torch.tensor(BONES, device=joints.device)
     a, b = joints[:, pairs[:, 0]], joints[:, pairs[:, 1]]
-    seen = mask[:, pairs[:, 0]] & mask[:, pairs[:, 1]]
+    visible = mask[:, pairs[:, 0]] & mask[:, pairs[:, 1]]
     grid = torch.arange(HEAT, device=joints.device, dtype=joints.dtype)
     points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1)
     along, offset = b - a, points - a[:, :, None, None]
     length = (along * along).sum(-1).clamp_min(1e-6)
     t = ((offset * along[:, :, None, None]).sum(-1) / length[:, :, None, None]).clamp(0, 1)
     distance = (offset - t[..., None] * along[:, :, None, None]).square().sum(-1)
-    lines = torch.exp(distance / (-2 * sigma * sigma)) * seen[:, :, None, None]
+    lines = torch.exp(distance / (-2 * sigma * sigma)) * visible[:, :, None, None]
     side = [
         "left" if "left" in f"{names[i]} {names[j]}" else "right" if "right" in f"{names[i]} {names[j]}" else ""
         for i, j in BONES
     ]
     return torch.stack(
-        [lines[:, [k for k, s in enumerate(side) if s == want]].amax(1) for want in ("left", "right", "")], 1
+        [lines[:, [k for k, s in enumerate(side) if s == name]].amax(1) for name in ("left", "right", "")], 1
     )
 
 
 def focal_of(size: Tensor) -> Tensor:
-    """The reference's focal length (n,) of pictures (n, 2) width, height: the diagonal in pixels (CLIFF, 2022)."""
+    """The reference's focal length (n,) of images (n, 2) width, height: the diagonal in pixels (CLIFF, 2022)."""
     return torch.linalg.vector_norm(size.double(), dim=-1)

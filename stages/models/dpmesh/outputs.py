@@ -1,7 +1,7 @@
-"""From the regressor's numbers to bodies: as the reference reports them (crop camera) and as hmr stores them (picture).
+"""From the regressor's numbers to bodies: as the reference reports them (crop camera) and as hmr stores them (image).
 
-The crop's camera has focal length f over 256 crop pixels, f the diagonal of the picture (CLIFF). The reference takes
-the first picture's diagonal for a whole batch; here every row has its own, unless `focal` is one number.
+The crop's camera has focal length f over 256 crop pixels, f the diagonal of the image (CLIFF). The reference takes
+the first image's diagonal for a whole batch; here every row has its own, unless `focal` is one number.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from stages.geometry.cameras import crop_to_full
 from stages.geometry.rotations import axis_angle_to_matrix
-from stages.models.dpmesh.network import CROP, camera_translation, project_to_crop
+from stages.models.dpmesh.inputs import CROP
+from stages.models.dpmesh.network import camera_translation, project_to_crop
 
-# Vertices of SMPL that stand for nose, eyes and ears (left first) in the 30-joint set.
+# Vertices of SMPL for nose, eyes and ears (left first) in the 30-joint set. DPMesh and 3DCrowdNet chose these; they are
+# not the landmarks of smpl/body_files.py (SMPLify's choice), and scores depend on the difference.
 FACE = (331, 2802, 6262, 3489, 3990)
 
 
@@ -72,8 +74,8 @@ def reference_outputs(out: dict[str, Tensor], body: Any, joints: JointRegressor,
 
 
 def full_translation(camera: Tensor, focal: Tensor, center: Tensor, side: Tensor, K: Tensor) -> Tensor:
-    """Translation (n, 3) m in the picture's camera K (n, 3, 3): the body covers the same picture pixels as in the crop.
+    """Translation (n, 3) m in the image's camera K (n, 3, 3): the body covers the same image pixels as in the crop.
 
-    camera (n, 3) network numbers · focal (n,) of the crop's camera · center (n, 2), side (n,) the crop in picture px.
+    camera (n, 3) network numbers · focal (n,) of the crop's camera · center (n, 2), side (n,) the crop in image px.
     """
     return crop_to_full(camera_translation(camera, focal), focal, CROP, center, side, K)

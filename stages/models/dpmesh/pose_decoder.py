@@ -2,7 +2,7 @@
 
 The published checkpoints decode a 32-number VPoser latent; the paper describes 48 tokens over a codebook of 2048
 (section 3.4). Both end in axis-angle by the rules of torchgeometry, which also define what happens to matrices that are
-no rotations; that is why they are written out here and not taken from `stages.geometry.rotations`.
+no rotations; which is why they are written out here and not taken from `stages.geometry.rotations`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     usable = square > 0
     w, xyz = (0.5 * choices[row, choice] / torch.where(usable, square, 1).sqrt()).split([1, 3], -1)
     square_sine = (xyz * xyz).sum(-1, keepdim=True)
-    turned = square_sine > 0
-    sine = torch.where(turned, square_sine, 1).sqrt()
+    rotated = square_sine > 0
+    sine = torch.where(rotated, square_sine, 1).sqrt()
     angle = 2 * torch.where(w < 0, torch.atan2(-sine, -w), torch.atan2(sine, w))
-    return torch.where(usable, xyz * torch.where(turned, angle / sine, 2.0), 0.0)
+    return torch.where(usable, xyz * torch.where(rotated, angle / sine, 2.0), 0.0)
 
 
 class VPoserDecoder(nn.Module):

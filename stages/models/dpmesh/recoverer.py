@@ -15,6 +15,7 @@ from stages.keypoints.joint_sets import SETS
 from stages.models.base import PersonBatch
 from stages.models.dpmesh.extractors import DPMeshModel, load_network, weights_origin
 from stages.models.dpmesh.inputs import CROP, FEATURES, LATENT, crops_of
+from stages.smpl.body import Body, load_body
 
 NO_BODY = (
     "the checkpoint holds no SMPL body, so joints are those of the embedded body, which DPMesh was not trained with; "
@@ -23,20 +24,19 @@ NO_BODY = (
 
 
 class DPMeshRecoverer(DPMeshModel):
-    """SMPL parameters in the picture's camera, and the body's 24 joints.
+    """SMPL parameters in the image's camera, and the body's 24 joints.
 
-    The confidence of a joint is the score of the keypoint that stands for it in the network's input, 0 where none does:
-    DPMesh itself does not say how sure it is. `focal`: "row", or "first" for what the authors' program does: every body
-    of a batch is placed for a camera with the focal length of the batch's first picture. `remark`: what a user should
-    know before the results are trusted.
+    The confidence of a joint is the score of the corresponding keypoint in the network's input, 0 where there is none:
+    DPMesh itself predicts no confidence. `focal`: "row", or "first" as in the authors' program, which translates every
+    body of a batch for a camera with the focal length of the batch's first image.
     """
 
     columns = (*SMPL_COLUMNS, *JOINT_COLUMNS)
     uses = (FEATURES, *DPMeshModel.uses)
+    options = {"focal": ("row", "first")}  # noqa: RUF012
     focal = "row"
-    remark = ""
 
-    def __init__(self, model: Any, body: Any, **options: Any) -> None:
+    def __init__(self, model: Any, body: Body, **options: Any) -> None:
         super().__init__(model, **options)
         self.body = body.to(self.device)
         self.group_attrs = {
@@ -45,22 +45,21 @@ class DPMeshRecoverer(DPMeshModel):
         }
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> DPMeshRecoverer:
+    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body | None = None) -> DPMeshRecoverer:
         """`body`: the body to report joints of; else the checkpoint's own SMPL, else the embedded one."""
         from stages.models.dpmesh.checkpoint_names import body_arrays
-        from stages.smpl.body import Body, load_body
 
         model, arrays = load_network(checkpoint)
-        own = body_arrays(arrays)
-        remark = "" if own or body is not None else NO_BODY
+        smpl = body_arrays(arrays)
+        remark = "" if smpl or body is not None else NO_BODY
         if body is None:
-            body = Body.from_arrays(**own, name="smpl", licence="SMPL licence") if own else load_body("embedded")
-        made = cls(model, body, device=device, **weights_origin(checkpoint))
-        made.remark = remark
-        return made
+            body = Body.from_arrays(**smpl, name="smpl", licence="SMPL licence") if smpl else load_body("embedded")
+        recoverer = cls(model, body, device=device, **weights_origin(checkpoint))
+        recoverer.remark = remark
+        return recoverer
 
-    def needs_images(self, given: frozenset[str]) -> bool:
-        return FEATURES not in given and LATENT not in given
+    def needs_images(self, available: frozenset[str]) -> bool:
+        return FEATURES not in available and LATENT not in available
 
     @torch.no_grad()
     def __call__(self, people: PersonBatch) -> dict[str, Any]:
@@ -73,15 +72,15 @@ class DPMeshRecoverer(DPMeshModel):
         else:
             merged = self.diffusion(people, condition)["merged"]
         out = self.by_row(self.model.regress, merged)
-        back = crops.invert(np.where(condition.seen[:, None, None], condition.affine, np.eye(2, 3)))
+        back = crops.invert(np.where(condition.valid[:, None, None], condition.affine, np.eye(2, 3)))
         center = torch.from_numpy(crops.apply(back, np.full((len(people), 1, 2), CROP / 2))[:, 0]).float()
         side = torch.from_numpy(back[:, 0, 0] * CROP).float()
         focal, K = focal_of(torch.from_numpy(people.size)).float(), torch.from_numpy(people.K).float()
         if self.focal == "first":
             K = K.clone()
             K[:, [0, 1], [0, 1]] = focal[0]
-        place = (x.to(self.device) for x in (focal, center, side, K))
-        transl = full_translation(out["camera"], *place)
+        camera = (x.to(self.device) for x in (focal, center, side, K))
+        transl = full_translation(out["camera"], *camera)
         pose = torch.cat([out["global_orient"][:, None], out["body_pose"]], 1)
         return {
             "smpl/global_orient": out["global_orient"],

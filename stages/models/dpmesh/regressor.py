@@ -1,8 +1,8 @@
 """DPMesh's regressor: features 2048 x 8 x 8 -> SMPL parameters, camera and 15 joints (after JOTR, Li et al. 2023).
 
 A volume of 8 x 8 x 8 tokens is lifted from the features and refined; 3 parameter queries (or 51 with the pose codebook)
-and 15 joint queries look at image tokens and at the volume sampled where the joints are believed to be. Layer names are
-the published checkpoint's where a rename would say nothing more. Two habits of the reference are kept because its
+and 15 joint queries attend to image tokens and to the volume sampled where the joints are estimated to be. Layer names
+are the published checkpoint's where a rename would say nothing more. Two habits of the reference are kept because its
 weights were trained with them: the position embedding has one frequency, and each decoder layer receives the previous
 layer's normalised output.
 """
@@ -107,17 +107,17 @@ class Decoder(nn.Module):
         """Taps (4, n, queries, 256) and joints (n, 15, 3) in [0, 1] of the crop; the last 15 queries are joints."""
         taps: list[Tensor] = []
         logits, joints = None, None
-        seen, seen_position = memory, memory_position
+        keys, key_position = memory, memory_position
         for i, layer in enumerate(self.layers):
-            x = self.norm(layer(x, position, seen, seen_position))
+            x = self.norm(layer(x, position, keys, key_position))
             taps.append(x)
             logits = self.joint_img_regress.step(i, x[:, -JOINTS:], logits)
             joints = torch.sigmoid(logits)
             # The reference goes through the sigmoid and back, which cuts the logits at about +-11.5.
             logits = torch.log(joints.clamp(1e-5) / (1 - joints).clamp(1e-5))
             if i + 1 < len(self.layers):
-                seen = torch.cat([memory, sample_volume(volume, joints, exponent)], 1)
-                seen_position = torch.cat([memory_position, self.fc_pos_3d(logits)], 1)
+                keys = torch.cat([memory, sample_volume(volume, joints, exponent)], 1)
+                key_position = torch.cat([memory_position, self.fc_pos_3d(logits)], 1)
         assert joints is not None
         return torch.stack(taps), joints
 
@@ -125,8 +125,8 @@ class Decoder(nn.Module):
 def sample_volume(volume: Tensor, joints: Tensor, exponent: Tensor) -> Tensor:
     """Volume (n, 256, 8, 8, 8) at joints (n, 15, 3) x, y, z in [0, 1] -> (n, 15, 256), trilinear, zeros outside."""
     xyz = torch.cat([joints[..., :2], joints[..., 2:] ** exponent], -1) * 2 - 1
-    found = F.grid_sample(volume, xyz[:, None, None].to(volume.dtype), align_corners=True)
-    return found[:, :, 0, 0].transpose(1, 2)
+    sampled = F.grid_sample(volume, xyz[:, None, None].to(volume.dtype), align_corners=True)
+    return sampled[:, :, 0, 0].transpose(1, 2)
 
 
 def sine_position(device: Any = "cpu", side: int = SIDE, width: int = WIDTH) -> Tensor:
@@ -179,23 +179,23 @@ class TransformerRegressor(nn.Module):
         content = torch.cat(contents).expand(n, -1, -1)
         query = torch.cat([self.parameter_position, self.joint_position]).expand(n, -1, -1)
         taps, joints = self.decoder(content, query, memory, position, volume, self.depth_exponent())
-        own = taps[:, :, :-JOINTS]
+        tokens = taps[:, :, :-JOINTS]
         k = self.pose_tokens
         return {
             "volume": volume,
-            "tokens": own,
+            "tokens": tokens,
             "joint_img": joints,
-            "root6d": self.root(own[:, :, k]),
-            "pose": self.pose(own[:, :, :k] if k else own[:, :, 0]),
-            "betas": self.shape(own[:, :, k + 1]),
-            "camera": self.camera(own[:, :, k + 2]),
+            "root6d": self.root(tokens[:, :, k]),
+            "pose": self.pose(tokens[:, :, :k] if k else tokens[:, :, 0]),
+            "betas": self.shape(tokens[:, :, k + 1]),
+            "camera": self.camera(tokens[:, :, k + 2]),
         }
 
 
 class LinearRegressor(nn.Module):
     """Ablation of the paper's Table 7: pooled features, recurrent linear layers (Kanazawa et al., CVPR 2018).
 
-    No joints in the picture are predicted, so training has no `joint_img` terms.
+    No joints in the image are predicted, so training has no `joint_img` terms.
     """
 
     def __init__(self, pose_size: int = 32, pose_tokens: int = 0, hidden: int = 1024, rounds: int = 3) -> None:

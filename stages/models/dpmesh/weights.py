@@ -1,7 +1,8 @@
 """Loading DPMesh: checkpoints in three forms, LoRA folded in or kept apart, and Stable Diffusion 1.5 as a start.
 
-The forms, told apart by their names: the published one (see `names`), this package's (written by `hmr convert` and the
-trainer), and this package's with LoRA separate. SMPL arrays inside a published checkpoint serve this process only.
+The forms, distinguished by their names: the published one (see `checkpoint_names`), this package's (written by `hmr
+convert` and the trainer), and this package's with LoRA separate. SMPL arrays inside a published checkpoint serve this
+process only.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def config_of(tensors: Mapping[str, Tensor], where: str) -> Config:
 
 
 def uniform(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The diffusion networks in one type, regressor and pose head in float32, where bodies would see the rounding.
+    """The diffusion networks in one type, regressor and pose head in float32, because rounding there changes the body.
 
     dtype: None keeps half precision where the UNet has it; everything else becomes float32.
     """
@@ -119,7 +120,7 @@ def load(checkpoint: Checkpoint, *, fold: bool = True) -> tuple[DPMesh, dict[str
     if ranks and not fold:
         add_lora(model, max(ranks))
         tensors = {peft_name(n, tensors): t for n, t in tensors.items()}
-    # `compact` has looked at every weight already; reading them all again would be most of the loading time.
+    # `compact` has checked every weight already; reading them all again would be most of the loading time.
     check_keys(model.state_dict(), tensors, where=where, finite=checkpoint.metadata.get("finite") != "checked")
     assign(model, uniform(tensors))
     return model.eval(), bodies
@@ -138,7 +139,9 @@ def compact(checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype) -> tuple[
     check_body(bodies, where)
     before = checkpoint.metadata
     if before.get("lora") == "folded" and not fold:
-        raise UsageError(f"{where} has LoRA folded in, which cannot be undone", "convert the file that it was made of")
+        raise UsageError(
+            f"{where} has LoRA folded in, which cannot be undone", "convert the file that it was made from"
+        )
     folded = fold_lora(tensors)
     with meta():
         model = DPMesh(config)
@@ -156,9 +159,9 @@ def compact(checkpoint: Checkpoint, *, fold: bool, dtype: torch.dtype) -> tuple[
         "names": "hmr 1",
         "finite": "checked",
     }
-    made = uniform(folded if fold else tensors, dtype)
-    check_finite(made, where=f"{where} in {header['dtype']}")  # half precision ends at 65504
-    return made, header
+    result = uniform(folded if fold else tensors, dtype)
+    check_finite(result, where=f"{where} in {header['dtype']}")  # half precision ends at 65504
+    return result, header
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

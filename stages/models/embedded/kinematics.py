@@ -53,7 +53,7 @@ def rotate(r: Tensor, x: Tensor) -> Tensor:
 
 
 def rot6d_to_matrix(x: Tensor) -> Tensor:
-    """(6, ...) -> (3, 3, ...): the first two columns, made orthonormal (Zhou et al. 2019, section B)."""
+    """(6, ...) -> (3, 3, ...): the first two columns, orthonormalised (Zhou et al. 2019, section B)."""
     a, b = x[:3], x[3:]
     a = a * torch.rsqrt((a * a).sum(0) + 1e-8)
     b = b - (a * b).sum(0) * a
@@ -86,7 +86,7 @@ class Skeleton(torch.nn.Module):
     point_weight: Tensor
     point: Tensor
     point_shape: Tensor
-    up: Tensor
+    parent: Tensor
     unsort: Tensor
 
     def __init__(
@@ -110,26 +110,27 @@ class Skeleton(torch.nn.Module):
         self._sort_tree()
 
     def _sort_tree(self) -> None:
-        """The joints of each depth (`own`) and where their parents stand among those one depth up (`slot`)."""
+        """The joints of each depth (`level`) and the indices of their parents among those one depth above (`slot`)."""
         depth = [0] * len(self.parents)
         for child, parent in enumerate(self.parents[1:], 1):
             depth[child] = depth[parent] + 1
         levels = [[i for i, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]
         order = [i for level in levels for i in level]
         buffers = {
-            "up": [max(p, 0) for p in self.parents],
+            "parent": [max(p, 0) for p in self.parents],
             "unsort": [order.index(i) for i in range(len(order))],
         }
         for k, (above, level) in enumerate(itertools.pairwise(levels)):
-            buffers |= {f"own{k}": level, f"slot{k}": [above.index(self.parents[i]) for i in level]}
+            buffers |= {f"level{k}": level, f"slot{k}": [above.index(self.parents[i]) for i in level]}
         for name, value in buffers.items():
             self.register_buffer(name, torch.tensor(value), persistent=False)
-        self.own = [name for name in buffers if name.startswith("own")]
-        self.slot = [name for name in buffers if name.startswith("slot")]
+        self.levels = [name for name in buffers if name.startswith("level")]
+        self.slots = [name for name in buffers if name.startswith("slot")]
 
     @classmethod
     def from_body(cls, body: Body) -> Skeleton:
-        """Fold a body. Its pose blend shapes, if any, are left out of the keypoints (not of the joints)."""
+        """Fold a body. Its pose blend shapes, if any, do not affect the keypoints here (the joints do not depend on
+        them)."""
         shapedirs = body.shapedirs[..., :10].double()
         parts = torch.einsum("kv,vj->kjv", body.regressor("coco17").double(), body.weights.double())
         return cls(
@@ -148,18 +149,19 @@ class Skeleton(torch.nn.Module):
     def forward(self, rotation: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
         """rotation (3, 3, 24, n), betas (10, n) -> joints (3, 24, n), keypoints (3, 17, n), from the pelvis joint."""
         rest = self.rest_joints(betas)
-        bone = rest - rest.index_select(1, self.up)
-        turns, places = [rotation[:, :, :1]], [torch.zeros_like(rest[:, :1])]
-        for own, slot in zip(self.own, self.slot, strict=True):
-            own, slot = getattr(self, own), getattr(self, slot)
-            turn, place = turns[-1].index_select(2, slot), places[-1].index_select(1, slot)
-            turns.append(matmul3(turn, rotation.index_select(2, own)))
-            places.append(place + rotate(turn, bone.index_select(1, own)))
-        turn = torch.cat(turns, 2).index_select(2, self.unsort)
-        place = torch.cat(places, 1).index_select(1, self.unsort)
+        bone = rest - rest.index_select(1, self.parent)
+        rotations, positions = [rotation[:, :, :1]], [torch.zeros_like(rest[:, :1])]  # global, one entry per depth
+        for level_name, slot_name in zip(self.levels, self.slots, strict=True):
+            level, slot = self.get_buffer(level_name), self.get_buffer(slot_name)
+            above, start = rotations[-1].index_select(2, slot), positions[-1].index_select(1, slot)
+            rotations.append(matmul3(above, rotation.index_select(2, level)))
+            positions.append(start + rotate(above, bone.index_select(1, level)))
+        global_rotation = torch.cat(rotations, 2).index_select(2, self.unsort)
+        joints = torch.cat(positions, 1).index_select(1, self.unsort)
 
         weight = self.point_weight.unsqueeze(-1)
         local = self.point.unsqueeze(-1) + self.point_shape @ betas - weight * rest.index_select(1, self.point_joint)
-        parts = rotate(turn.index_select(2, self.point_joint), local) + weight * place.index_select(1, self.point_joint)
+        parts = rotate(global_rotation.index_select(2, self.point_joint), local)
+        parts = parts + weight * joints.index_select(1, self.point_joint)
         points = parts.new_zeros((3, POINTS, parts.shape[-1])).index_add(1, self.point_index, parts)
-        return place, points
+        return joints, points

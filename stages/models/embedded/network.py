@@ -1,8 +1,8 @@
-"""The network of the embedded recoverer: keypoints to pose, betas, place and how sure, in a few rounds.
+"""The network of the embedded recoverer: keypoints to pose, betas, translation and confidence, in a few rounds.
 
 Round one is a residual multilayer perceptron on the normalised keypoints (after Martinez et al., ICCV 2017). Its body
-is posed and projected; each further round reads what was seen, what was drawn and the difference, and corrects (the
-idea of learned gradient descent, Song et al., ECCV 2020, with the residual in place of the gradient).
+is posed and projected; each further round reads the observed keypoints, the projected ones and their difference, and
+corrects the estimate (learned gradient descent, Song et al., ECCV 2020, with the residual instead of the gradient).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from stages.models.embedded.kinematics import Skeleton, rot6d_to_matrix
 from stages.models.embedded.virtual_camera import INPUTS
 
-OUT = 24 * 6 + 10 + 3  # rotations, betas, place
+OUT = 24 * 6 + 10 + 3  # rotations, betas, translation
 FEEDBACK = OUT + 17 * 2 * 2
 
 
 @dataclasses.dataclass
 class Estimate:
     """Batch last: rotation (3, 3, 24, n) virtual camera, betas (10, n), joints (3, 24, n), points (3, 17, n) from the
-    pelvis, pelvis (3, n) metres, image (2, 17, n) the keypoints drawn, in half sides of the box."""
+    pelvis, pelvis (3, n) metres, image (2, 17, n) the projected keypoints, in half sides of the box."""
 
     rotation: Tensor
     betas: Tensor
@@ -68,7 +68,7 @@ class Network(nn.Module):
         )
         self.trunk = nn.ModuleList(nn.Sequential(*(ResidualBlock(width) for _ in range(count))) for count in blocks)
         self.leave = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), _small(nn.Linear(width, OUT))) for _ in blocks)
-        self.sure = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 24))
+        self.sure = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 24))  # confidence; weights files have this name
         # A standing person who faces the camera: y and z of the root point the other way, 1 m half a box side.
         start = torch.zeros(24, 6)
         start[:, 0] = start[:, 4] = 1
@@ -76,9 +76,9 @@ class Network(nn.Module):
         self.register_buffer("start", torch.cat([start.flatten(), torch.zeros(13)]), persistent=False)
 
     def forward(self, inputs: Tensor, half: Tensor, autocast: bool = False) -> tuple[list[Estimate], Tensor]:
-        """inputs (n, 52), half (n,) half side of the box in tangents (the true one, not the told one)."""
+        """inputs (n, 52), half (n,) half side of the box as a tangent: the exact one, not the clamped input."""
         observed = inputs[:, :34].T.unflatten(0, (2, 17))
-        seen = (inputs[:, 34:51].T > 0).float()
+        visible = (inputs[:, 34:51].T > 0).float()
         numbers: Tensor = self.start
         estimates: list[Estimate] = []
         hidden = inputs[:, :0]
@@ -86,19 +86,20 @@ class Network(nn.Module):
             x = inputs
             if estimates:
                 last = estimates[-1].image
-                off = ((observed - last) * seen).clamp(-1, 1)
+                residual = ((observed - last) * visible).clamp(-1, 1)
                 x = torch.cat(
-                    [inputs, hidden, numbers.float(), last.clamp(-3, 3).flatten(0, 1).T, 4 * off.flatten(0, 1).T], 1
+                    [inputs, hidden, numbers.float(), last.clamp(-3, 3).flatten(0, 1).T, 4 * residual.flatten(0, 1).T],
+                    1,
                 )
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
                 hidden = trunk(enter(x))
-                change = leave(hidden)
-            numbers = numbers + change.float()
+                correction = leave(hidden)
+            numbers = numbers + correction.float()
             hidden = hidden.float()
             estimates.append(self.pose(numbers, half))
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
-            sure = self.sure(hidden.detach())
-        return estimates, sure.float()
+            confidence_logits = self.sure(hidden.detach())
+        return estimates, confidence_logits.float()
 
     def pose(self, numbers: Tensor, half: Tensor) -> Estimate:
         """(n, 157) numbers -> the body in front of the virtual camera."""

@@ -1,14 +1,13 @@
-"""The embedded recoverer on rows of a picture: any joint set with scores -> pose, betas, place, joints, confidence.
+"""The embedded recoverer: keypoints of any joint set, with scores -> SMPL parameters, joints and their confidence.
 
-The keypoints are seen from a virtual camera that looks at them (view.py), the network poses a body in front of it
-(network.py), the place is solved again in closed form, and everything is turned back into the picture's camera.
-Pictures are never opened. Depth, height and width of a person are guesses: keypoints do not show them.
+The keypoints are projected into a virtual camera that looks at them (virtual_camera.py), the network poses a body in
+front of it (network.py), the translation is solved again in closed form, and everything is rotated back into the
+image's camera. Images are never opened. Depth, height and width of a person are guesses: keypoints do not show them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from stages.files.folders import packaged
 from stages.geometry.cameras import look_at
 from stages.geometry.rotations import matrix_to_axis_angle
 from stages.keypoints import joint_sets
-from stages.models.base import PersonBatch
+from stages.models.base import PersonBatch, PersonModel
 from stages.models.embedded.kinematics import Skeleton, matmul3, rotate
 from stages.models.embedded.network import Network
 from stages.models.embedded.virtual_camera import features, solve_pelvis
@@ -30,22 +29,21 @@ from stages.smpl.body import Body, load_body
 
 WEIGHTS = packaged("data/embedded.safetensors")
 PREFIX = "embedded."
-MIN_KEYPOINTS = 5  # keypoints seen; fewer is a failed row
-SEEN = 0.05  # scores above this count as seen
+MIN_KEYPOINTS = 5  # visible keypoints; a row with fewer fails
+MIN_SCORE = 0.05  # keypoints with a higher score count as visible
 CHUNK = 32  # people per forward pass, always: so that a row's values do not depend on its neighbours
 
 
-class EmbeddedRecoverer:
-    """PersonModel of the embedded default. `sha256`, `about`: of the weights file."""
+class EmbeddedRecoverer(PersonModel):
+    """The embedded default. `about`: the text entries of the weights file."""
 
     name = "embedded"
     batch_size = 256
     columns = (*SMPL_COLUMNS, *JOINT_COLUMNS)
-    group_attrs: Mapping[str, Mapping[str, Any]] = {
+    group_attrs = {  # noqa: RUF012
         "smpl": {"body_model": "embedded", "gender": "neutral"},
         "joints": {"joints": list(joint_sets.get("smpl24"))},
     }
-    uses: tuple[str, ...] = ()
 
     def __init__(
         self, network: Network, *, device: str = "cpu", licence: str = "", sha256: str = "", about: Any = None
@@ -90,23 +88,23 @@ class EmbeddedRecoverer:
             about=checkpoint.metadata,
         )
 
-    def needs_images(self, given: frozenset[str]) -> bool:
+    def needs_images(self, available: frozenset[str]) -> bool:
         return False
 
     @torch.no_grad()
     def __call__(self, people: PersonBatch) -> dict[str, Any]:
-        """Columns of `people`. A row with fewer than five seen keypoints, or all in one place, is an error."""
+        """Columns of `people`. A row with fewer than five visible keypoints, or with all at one point, is an error."""
         image, confidence = normalised(people)
-        seen = (confidence > 0).sum(0)
+        visible = (confidence > 0).sum(0)
         spread = np.where(confidence > 0, image, np.nan)
         wide = np.nan_to_num(np.nanmax(spread, 1, initial=-np.inf) - np.nanmin(spread, 1, initial=np.inf)).max(0)
         errors = [
-            f"{k} keypoints with a score above {SEEN}; at least {MIN_KEYPOINTS} are needed"
+            f"{k} keypoints with a score above {MIN_SCORE}; at least {MIN_KEYPOINTS} are needed"
             if k < MIN_KEYPOINTS
             else ""
             if w > 1e-5
             else "the keypoints are all in one place"
-            for k, w in zip(seen, wide, strict=True)
+            for k, w in zip(visible, wide, strict=True)
         ]
         n = len(errors)
         padding = -n % CHUNK
@@ -120,19 +118,19 @@ class EmbeddedRecoverer:
             for i in range(0, n + padding, CHUNK)
         ]
         empty = {c.name: torch.zeros(0, *_sizes(c.shape)) for c in self.columns}
-        made = {name: torch.cat([p[name] for p in parts])[:n].cpu() if parts else empty[name] for name in empty}
-        return {**made, "error": errors}
+        result = {name: torch.cat([p[name] for p in parts])[:n].cpu() if parts else empty[name] for name in empty}
+        return {**result, "error": errors}
 
     def recover(self, image: Tensor, confidence: Tensor) -> dict[str, Tensor]:
-        """image (2, 17, n) COCO keypoints in tangents of the picture's camera, confidence (17, n), 0 = not seen.
+        """image (2, 17, n) COCO keypoints as tangents in the image's camera, confidence (17, n), 0 = not visible.
 
-        -> the columns, rows first, in the picture's camera.
+        -> the columns, rows first, in the image's camera.
         """
-        turn, half, normal = look_at(image, confidence)
-        estimates, sure = self.network(features(normal, confidence, half), half)
+        R_camera_to_virtual, half, normal = look_at(image, confidence)
+        estimates, confidence_logits = self.network(features(normal, confidence, half), half)
         last = estimates[-1]
         pelvis = solve_pelvis(last.points, normal * half, confidence, last.pelvis)
-        back = turn.transpose(0, 1)
+        back = R_camera_to_virtual.transpose(0, 1)
         rotation = torch.cat([matmul3(back, last.rotation[:, :, 0])[:, :, None], last.rotation[:, :, 1:]], 2)
         pelvis = rotate(back, pelvis)
         vectors = matrix_to_axis_angle(rotation.permute(3, 2, 0, 1))
@@ -143,18 +141,18 @@ class EmbeddedRecoverer:
             "smpl/betas": last.betas.T,
             "smpl/transl": (pelvis - rest).T,
             "joints/xyz": (rotate(back[:, :, None], last.joints) + pelvis[:, None]).permute(2, 1, 0),
-            "joints/confidence": sure.sigmoid(),
+            "joints/confidence": confidence_logits.sigmoid(),
         }
 
 
 def normalised(people: PersonBatch) -> tuple[np.ndarray, np.ndarray]:
-    """COCO keypoints (2, 17, n) as tangents of the angles to the optical axis, confidence (17, n), 0 = not seen."""
+    """COCO keypoints (2, 17, n) as tangents of the angles to the optical axis, confidence (17, n), 0 = not visible."""
     coco = joint_sets.convert(np.asarray(people.keypoints, np.float64), people.joints, "coco17")
     inverse = np.linalg.inv(np.asarray(people.K, np.float64).reshape(-1, 3, 3))
-    seen = np.isfinite(coco).all(-1) & (coco[..., 2] > SEEN)
+    visible = np.isfinite(coco).all(-1) & (coco[..., 2] > MIN_SCORE)
     xy1 = np.concatenate([coco[..., :2], np.ones_like(coco[..., :1])], -1)
-    ray = np.einsum("nij,nkj->ikn", inverse, np.where(seen[..., None], xy1, 0))
-    score = np.where(seen, np.clip(coco[..., 2], 0, 1), 0)
+    ray = np.einsum("nij,nkj->ikn", inverse, np.where(visible[..., None], xy1, 0))
+    score = np.where(visible, np.clip(coco[..., 2], 0, 1), 0)
     return ray[:2].astype(np.float32), score.T.astype(np.float32)
 
 

@@ -1,8 +1,8 @@
-"""What the embedded recoverer reads, and the closed-form camera from a body and its keypoints.
+"""The inputs of the embedded network, and the translation of a posed body in closed form. Batch last.
 
-The keypoints are those of a virtual camera that looks at the person (geometry/cameras.py), so the place in the picture
-drops out exactly (not only for long lenses, as with a shifted crop), divided by half the box's longer side. That half
-side in tangents is an input too: together with the body's size it tells the distance. Batch last.
+The keypoints are those of a virtual camera that looks at the person (geometry/cameras.py), divided by half the longer
+side of their box. The position in the image therefore cancels exactly (not only for long lenses, as with a shifted
+crop). That half side, as a tangent, is an input too: together with the body's size it determines the distance.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ INPUTS = 17 * 3 + 1
 
 
 def features(normal: Tensor, confidence: Tensor, half: Tensor) -> Tensor:
-    """What the network reads: keypoints (2, 17, n), confidence (17, n), half (n,) -> (n, 52)."""
+    """Inputs of the network from keypoints (2, 17, n), confidence (17, n), half (n,) -> (n, 52)."""
     size = ((half.log() + 1.8) / 0.5).clamp(-3, 3)
     return torch.cat([normal.flatten(0, 1), confidence, size[None]]).T.contiguous()
 
 
-def solve_pelvis(points: Tensor, image: Tensor, weight: Tensor, guess: Tensor, trust: float = 0.02) -> Tensor:
-    """The place (3, n) of a posed body that fits its keypoints best, in closed form.
+def solve_pelvis(points: Tensor, image: Tensor, weight: Tensor, guess: Tensor, guess_weight: float = 0.02) -> Tensor:
+    """The pelvis (3, n) m of a posed body that fits its keypoints best, in closed form.
 
-    From x (Z + z) = X + t the place (t, z) is linear: a weighted least squares with three unknowns. points (3, 17, n)
-    from the pelvis, image (2, 17, n) tangents, weight (17, n), guess (3, n) the network's own place, whose depth weighs
-    `trust` of all keypoints.
+    x (Z + z) = X + t is linear in the position (t, z), so this is a weighted least squares with three unknowns.
+    points (3, 17, n) m from the pelvis · image (2, 17, n) tangents · weight (17, n) · guess (3, n) m, the network's
+    estimate, whose depth has the weight `guess_weight` of all keypoints together.
     """
     u, v = image
     x, y, z = points
@@ -37,7 +37,8 @@ def solve_pelvis(points: Tensor, image: Tensor, weight: Tensor, guess: Tensor, t
     zero = torch.zeros_like(s)
     matrix = torch.stack([s, zero, -su, zero, s, -sv, -su, -sv, suu]).unflatten(0, (3, 3)).permute(2, 0, 1)
     right = torch.stack([rx, ry, rz], -1)
-    # The depth is known from size alone, poorly with few points: hold it by the guess in units of its own effect.
-    prior = torch.stack([1e-6 * s + 1e-9, 1e-6 * s + 1e-9, trust * suu + 1e-9], -1)
+    # Only the size shows the depth, and few points show it poorly: regularise it towards the guess, scaled by its
+    # effect on the residuals.
+    prior = torch.stack([1e-6 * s + 1e-9, 1e-6 * s + 1e-9, guess_weight * suu + 1e-9], -1)
     matrix = matrix + torch.diag_embed(prior)
     return torch.linalg.solve(matrix, right + prior * guess.T).T

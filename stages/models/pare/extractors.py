@@ -14,38 +14,33 @@ from stages.artefacts.kinds import Column
 from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint, check_keys
 from stages.geometry import crops
+from stages.models.backbones.imagenet import imagenet_normalised
 from stages.models.backbones.resnet import ResNet, fold_batch_norms
-from stages.models.base import PersonBatch
+from stages.models.base import PersonBatch, PersonModel
 from stages.models.pare.network import PARTS, POSE_CHANNELS, SHAPE_CHANNELS, Pare
+from stages.smpl.body import Body
 
 SIDE = 224
-MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
-STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 
 
 def prepare(people: PersonBatch) -> Tensor:
     """Normalised crops (n, 3, 224, 224) of the square around each box, no margin, bilinear, black outside."""
     center, side = crops.square_boxes(people.box)
     patches = crops.warp(people.images, people.frame, crops.square_affine(center, side, SIDE), SIDE, np.float32)
-    return torch.from_numpy((patches - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
+    return imagenet_normalised(patches)
 
 
-class _Extractor(abc.ABC):
-    """What both extractors share. Features are written raw; `hmr refine` standardises them with its own statistics."""
+class _ImageVector(PersonModel):
+    """The part that both extractors share. Features are written raw; `hmr refine` standardises them with its own
+    statistics."""
 
-    name = ""
-    licence = "unknown"
     batch_size = 16
     width = 0
-    group_attrs: Mapping[str, Mapping[str, Any]] = {"features": {"standardised": False}}
-    uses: tuple[str, ...] = ()
+    group_attrs = {"features": {"standardised": False}}  # noqa: RUF012
 
     def __init__(self, network: nn.Module, device: str = "cpu") -> None:
         self.network, self.device = fold_batch_norms(network.eval()).to(device), device
         self.columns = (Column(f"features/{self.name}", "f4", ("R", self.width), "", "image vector, not standardised"),)
-
-    def needs_images(self, given: frozenset[str]) -> bool:
-        return True
 
     @torch.no_grad()
     def __call__(self, people: PersonBatch) -> dict[str, Any]:
@@ -56,7 +51,7 @@ class _Extractor(abc.ABC):
         """images (n, 3, 224, 224) -> (n, width)."""
 
 
-class PareExtractor(_Extractor):
+class PareExtractor(_ImageVector):
     """4608 numbers: 128 x 24 pose features, then 64 x 24 camera and shape features, channel-major.
 
     Reads `pare_checkpoint.ckpt` (Lightning; names under `state_dict.model.`). Its code and weights are for
@@ -72,16 +67,16 @@ class PareExtractor(_Extractor):
         return any("head.keypoint_deconv_layers.0.weight" in name for name in names)
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> PareExtractor:
+    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body | None = None) -> PareExtractor:
         """Raises AssetError when a backbone or head weight is missing (the released program overlooks that)."""
-        tensors = _given(checkpoint, "pare_checkpoint.ckpt").without("state_dict.", "model.")
-        return cls(_fill(Pare(), tensors, checkpoint), device)
+        checkpoint = _required(checkpoint, "pare_checkpoint.ckpt")
+        return cls(_fill(Pare(), checkpoint.without("state_dict.", "model."), checkpoint.where), device)
 
     def features(self, images: Tensor) -> Tensor:
         return torch.cat([part.flatten(1) for part in self.network(images)], 1)
 
 
-class ProHmrExtractor(_Extractor):
+class ProHmrExtractor(_ImageVector):
     """2048 numbers: ResNet-50, averaged over the 7 x 7 map. Reads ProHMR's `checkpoint.pt`, names under `backbone.`."""
 
     name = "prohmr"
@@ -93,26 +88,26 @@ class ProHmrExtractor(_Extractor):
         return "backbone.layer4.2.conv3.weight" in {name.removeprefix("state_dict.") for name in names}
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Any | None = None) -> ProHmrExtractor:
-        tensors = _given(checkpoint, "ProHMR's checkpoint.pt").without("state_dict.", "backbone.")
-        return cls(_fill(ResNet(), tensors, checkpoint), device)
+    def load(cls, checkpoint: Checkpoint | None, *, device: str = "cpu", body: Body | None = None) -> ProHmrExtractor:
+        checkpoint = _required(checkpoint, "ProHMR's checkpoint.pt")
+        return cls(_fill(ResNet(), checkpoint.without("state_dict.", "backbone."), checkpoint.where), device)
 
     def features(self, images: Tensor) -> Tensor:
         return self.network(images).mean((2, 3))
 
 
-def _given(checkpoint: Checkpoint | None, what: str) -> Checkpoint:
+def _required(checkpoint: Checkpoint | None, what: str) -> Checkpoint:
     if checkpoint is None:
         raise AssetError(f"this extractor needs published weights: {what}", "give the file by --ckpt FILE")
     return checkpoint
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, Tensor], checkpoint: Any) -> nn.Module:
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> nn.Module:
     """Load what the network needs; the file may hold more (regressor, body model, losses)."""
     needed = network.state_dict()
     # Counters of batch norms are not weights, and some files lack them.
     needed = {name: value for name, value in needed.items() if not name.endswith("num_batches_tracked")}
-    given = {name: tensors[name] for name in needed if name in tensors}
-    check_keys(needed, given, where=checkpoint.where)
-    network.load_state_dict(given, strict=False)
+    used = {name: tensors[name] for name in needed if name in tensors}
+    check_keys(needed, used, where=where)
+    network.load_state_dict(used, strict=False)
     return network

@@ -18,7 +18,7 @@ POSE_CHANNELS, SHAPE_CHANNELS = 128, 64
 
 
 class Backbone(HRNet):
-    """Pictures (n, 3, 224, 224), normalised, to (n, 480, 56, 56): the finest branch and the others, upsampled."""
+    """Images (n, 3, 224, 224), normalised, to (n, 480, 56, 56): the finest branch and the others, upsampled."""
 
     def __init__(self) -> None:
         super().__init__(32)

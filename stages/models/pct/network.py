@@ -1,20 +1,17 @@
 """PCT, "Human Pose as Compositional Tokens" (Geng et al., CVPR 2023): a pose is 34 tokens out of 2048 codes.
 
-The tokenizer turns 17 COCO keypoints (crop pixels) into tokens and back; the classifier reads tokens off a Swin-V2
-map. A detector of its own, and PostoMETRO's source of pose tokens. Names are those of the published files.
+The tokenizer encodes 17 COCO keypoints (crop pixels) as tokens and decodes them; the classifier predicts tokens from a
+Swin-V2 map. It is a pose detector, and PostoMETRO's source of pose tokens. Names are those of the published files.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.files.checkpoints import check_keys
 from stages.models.backbones.hrnet import BasicBlock
 from stages.models.backbones.resnet import fold_batch_norms
 from stages.models.backbones.swin_v2 import DEPTHS, SwinV2
@@ -25,7 +22,7 @@ CODES = 2048
 WIDTH = 512
 CELLS = 8  # the feature map's side
 PIXELS = 32  # crop pixels a cell
-CONFIDENCE = 10.0  # the score of a token that comes from given keypoints (PostoMETRO, table 6)
+CONFIDENCE = 10.0  # the score of a token that was encoded from keypoints (PostoMETRO, table 6)
 
 
 @dataclasses.dataclass
@@ -49,26 +46,27 @@ class PCT(nn.Module):
         return self.keypoint_head(self.backbone(images))
 
     def prepare(self) -> PCT:
-        """Evaluation for good, on the device where it is: batch norms folded, what no picture changes computed once."""
+        """Make it ready for inference only, on its device: batch norms folded, image-independent terms computed
+        once."""
         self.eval()
         fold_batch_norms(self.keypoint_head)
         self.backbone.prepare()
         return self
 
     def pose(self, images: Tensor, flip: bool = False) -> tuple[Tensor, Tensor]:
-        """Keypoints (n, 17, 2) in crop pixels and the tokens' mean probability (n,): PCT does not rank joints.
+        """Keypoints (n, 17, 2) in crop pixels and the tokens' mean probability (n,): it is the same for all joints.
 
         `flip` averages with the decoded pose of the mirrored crop, as in the published accuracies.
         """
-        found = self(images)
-        xy = self.keypoint_head.tokenizer.decode(found.soft)
+        tokens = self(images)
+        xy = self.keypoint_head.tokenizer.decode(tokens.soft)
         if flip:
             mirrored = self.keypoint_head.tokenizer.decode(self(images.flip(-1)).soft)
             xy = (xy + unmirror(mirrored, images.shape[-1])) / 2
-        return xy, found.peak.mean(dim=1)
+        return xy, tokens.peak.mean(dim=1)
 
-    def given(self, keypoints: Tensor, images: Tensor) -> PoseTokens:
-        """The tokens of given keypoints (n, 17, 3) of 256-pixel crops: x, y, 1 = given. The score is constant."""
+    def encode_keypoints(self, keypoints: Tensor, images: Tensor) -> PoseTokens:
+        """The tokens of keypoints (n, 17, 3) of 256-pixel crops: x, y, 1 = visible. The score is constant."""
         tokenizer = self.keypoint_head.tokenizer
         features = self.backbone(images) if tokenizer.guide else None
         soft = tokenizer.codebook[tokenizer.quantise(tokenizer.encode(keypoints, features))]
@@ -81,7 +79,7 @@ MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 
 def unmirror(xy: Tensor, side: int) -> Tensor:
-    """Keypoints (n, 17, 2) found in a mirrored crop of `side` pixels, as keypoints of the crop itself."""
+    """Keypoints (n, 17, 2) of a mirrored crop of `side` pixels -> keypoints of the crop itself."""
     xy = xy[:, list(MIRROR)]
     return torch.stack([side - 1 - xy[..., 0], xy[..., 1]], dim=-1)
 
@@ -214,59 +212,3 @@ class Classifier(nn.Module):
         probability = F.softmax(logits, dim=-1)
         soft = probability @ self.tokenizer.codebook
         return PoseTokens(soft, logits.amax(dim=-1, keepdim=True), probability.amax(dim=-1))
-
-
-def read_layout(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> tuple[int, tuple[int, ...], bool]:
-    """(Swin width, depths, guided) of a PCT file from its tensors' names and shapes. KeyError if it is not one."""
-    width = shapes[f"{prefix}backbone.patch_embed.proj.weight"][0]
-    blocks = [
-        name.removeprefix(f"{prefix}backbone.layers.").split(".")
-        for name in shapes
-        if name.startswith(f"{prefix}backbone.layers.")
-    ]
-    depths = tuple(1 + max(int(b[2]) for b in blocks if b[0] == str(k) and b[1] == "blocks") for k in range(4))
-    return width, depths, f"{prefix}keypoint_head.tokenizer.start_img_embed.weight" in shapes
-
-
-# Names of PCT files that a network here does not hold: computed buffers, and the Swin that guided the tokenizer.
-UNUSED = ("relative_coords_table", "relative_position_index", "extra_backbone.")
-
-# Wrappers and parallel prefixes that occur in these projects' code.
-PREFIXES = ("state_dict.", "model_state_dict.", "model.", "module.")
-Network = TypeVar("Network", bound=nn.Module)
-
-
-def is_pct(names: Iterable[str]) -> bool:
-    """Whether tensor names are those of PCT's pose model (Swin and classifier)."""
-    return {"backbone.patch_embed.proj.weight", "keypoint_head.cls_pred_layer.weight"} <= {unwrapped(n) for n in names}
-
-
-def unwrapped(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def load_pct(tensors: Mapping[str, Tensor], where: str = "the checkpoint") -> PCT:
-    """PCT's pose model from unwrapped tensors."""
-    with torch.device("meta"):
-        network = PCT(*read_layout({name: tuple(t.shape) for name, t in tensors.items()}))
-    return fill(network, tensors, where, ["optimizer."])
-
-
-def fill(network: Network, tensors: Mapping[str, Tensor], where: str, unused: Iterable[str] = ()) -> Network:
-    """Put tensors into a network made on the "meta" device, without a copy. Names must fit but for what is unused."""
-    counters = "num_batches_tracked"  # of batch norms: no weights, and written in different shapes
-    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(counters)}
-    skip = tuple(unused)
-    used = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-        if not name.startswith(skip) and not any(part in name for part in (*UNUSED, counters))
-    }
-    check_keys(wanted, used, where=where)
-    network.load_state_dict(used, strict=False, assign=True)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.num_batches_tracked = torch.zeros((), dtype=torch.long)
-    return network.eval()

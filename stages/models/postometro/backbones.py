@@ -11,7 +11,7 @@ CHANNELS = {"resnet50": 2048, "hrnet_w48": 384, "hrnet_w64": 2048}
 
 
 def build(name: str) -> nn.Module:
-    """The backbone called `name`: pictures (n, 3, H, W) to (n, CHANNELS[name], H/32, W/32)."""
+    """The backbone called `name`: images (n, 3, H, W) to (n, CHANNELS[name], H/32, W/32)."""
     return {"resnet50": ResNet, "hrnet_w48": PoseHRNet, "hrnet_w64": ClassificationHRNet}[name]()
 
 

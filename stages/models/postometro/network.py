@@ -5,7 +5,7 @@ Yang et al., "PostoMETRO: Pose Token Enhanced Mesh Transformer for Robust 3D Hum
 released code differ, this is the code (soft tokens, where confidence enters, pose tokens twice in stage 2). Names are
 the published ones.
 
-Meshes are in metres, x right and y down as in the picture, not root-centred; the camera (s, tx, ty) projects to the
+Meshes are in metres, x right and y down as in the image, not root-centred; the camera (s, tx, ty) projects to the
 crop's [-1, 1] by s (X + t).
 """
 
@@ -30,7 +30,7 @@ WIDTHS = (512, 128)  # of the two stages, as published; the hidden layers are fo
 
 @dataclasses.dataclass
 class Mesh:
-    """What a network says of n crops; S is the stage's width.
+    """The output for n crops; S is the stage's width.
 
     camera (n, 3) s, tx, ty · joints (n, 14, 3) · coarse (n, V2, 3), intermediate (n, V1, 3), fine (n, V, 3) vertices, m
     · stages: after each stage (camera (n, S), memory (n, tokens, S), queries (n, 14 + V2, S)).
@@ -83,7 +83,7 @@ class FastMetro(nn.Module):
         self.has_regressor = regressor
 
     def set_body(self, levels: MeshSampling) -> FastMetro:
-        """The parts that follow from a body and the sizes, so that no state dict holds them: mask, fixed upsampling."""
+        """Attention mask and fixed upsampling: they follow from the body and the sizes, so no state dict holds them."""
         columns, weights = levels.upsampling(0)
         self.set_mask(levels.adjacency(2))
         self.register_buffer("columns", torch.from_numpy(columns), persistent=False)
@@ -142,7 +142,7 @@ class FastMetro(nn.Module):
 
     @torch.no_grad()
     def prepare(self) -> FastMetro:
-        """Evaluation for good, on the device where it is: batch norms folded, first-layer queries computed once."""
+        """Make it ready for inference only, on its device: batch norms folded, first-layer queries computed once."""
         self.eval()
         fold_batch_norms(self.backbone)
         self.transformer_1.prepare(self.queries(), self.mask)
@@ -174,9 +174,9 @@ class PostoMetro(FastMetro):
         self.dim_reduce_enc_pct = nn.Linear(*widths)
 
     def forward(self, images: Tensor, pose: PoseTokens | None = None) -> Mesh:
-        """`pose`: the crop's tokens where they are known already (they are 78 % of the work)."""
-        found = self.pct(images) if pose is None else pose
-        return self.mesh(self.image_tokens(self.backbone(images)), self.modulate(found.soft, found.scores))
+        """`pose`: the crop's tokens where they are known (they are 78 % of the work)."""
+        tokens = self.pct(images) if pose is None else pose
+        return self.mesh(self.image_tokens(self.backbone(images)), self.modulate(tokens.soft, tokens.scores))
 
     def mix(self, tokens: Tensor) -> Tensor:
         """Pose tokens (n, 34, 512) through mixers and the linear across tokens; the confidence has not entered yet."""
@@ -216,7 +216,7 @@ class SmplRegressor(nn.Module):
     def forward(self, vertices: Tensor) -> tuple[Tensor, Tensor]:
         """Rotations (n, 24, 3, 3) and betas (n, 10).
 
-        The nearest orthogonal matrix, negated if it is a reflection: a rotation, though not the nearest one.
+        The nearest orthogonal matrix, negated if it is a reflection: a rotation, though not the nearest.
         """
         raw = self.regressor(vertices.flatten(1))
         u, _, vh = torch.linalg.svd(raw[:, :216].reshape(-1, 24, 3, 3))

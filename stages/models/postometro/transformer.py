@@ -28,17 +28,17 @@ class MultiHeadAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """query (n, q, width), key and value (n, k, width); `mask` (q, k) is True where a query may look."""
-        return self.attend(self.part(query, 0), key, value, mask)
+        """query (n, q, width), key and value (n, k, width); `mask` (q, k) is True where a query may attend to a key."""
+        return self.attend(self.project(query, 0), key, value, mask)
 
-    def part(self, x: Tensor, which: int) -> Tensor:
-        """The projection of queries (0), keys (1) or values (2) by head: (n, heads, tokens, width / heads)."""
-        weight, bias = self.in_proj_weight.chunk(3)[which], self.in_proj_bias.chunk(3)[which]
+    def project(self, x: Tensor, index: int) -> Tensor:
+        """The projection of x as queries (0), keys (1) or values (2): (n, heads, tokens, width / heads)."""
+        weight, bias = self.in_proj_weight.chunk(3)[index], self.in_proj_bias.chunk(3)[index]
         return F.linear(x, weight, bias).unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
     def attend(self, queries: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """The rest, from queries that are projected already."""
-        keys, values = self.part(key, 1), self.part(value, 2)
+        keys, values = self.project(key, 1), self.project(value, 2)
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -57,8 +57,8 @@ class FastMetroEncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """x (n, tokens, width), position (tokens, width)."""
         y = self.norm1(x)
-        placed = y + position
-        x = x + self.dropout(self.self_attn(placed, placed, y))
+        with_position = y + position
+        x = x + self.dropout(self.self_attn(with_position, with_position, y))
         return x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(self.norm2(x))))))
 
 
@@ -73,19 +73,19 @@ class FastMetroDecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, memory: Tensor, placed: Tensor, mask: Tensor) -> Tensor:
-        """x (n, queries, width) · memory (n, tokens, width) · placed: memory with positions · mask: Transformer's."""
-        return self.look(*self.among(x, mask), memory, placed)
+    def forward(self, x: Tensor, memory: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """x (n, queries, width) · memory (n, tokens, width) · keys: memory with positions · mask: Transformer's."""
+        return self.attend_to_memory(*self.attend_to_queries(x, mask), memory, keys)
 
-    def among(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What needs the queries alone: x after self-attention, and its projection for the cross-attention."""
+    def attend_to_queries(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The part that needs the queries alone: x after self-attention, and its projection for the cross-attention."""
         y = self.norm1(x)
         x = x + self.dropout(self.self_attn(y, y, y, mask))
-        return x, self.multihead_attn.part(self.norm2(x), 0)
+        return x, self.multihead_attn.project(self.norm2(x), 0)
 
-    def look(self, x: Tensor, queries: Tensor, memory: Tensor, placed: Tensor) -> Tensor:
-        """The rest, which needs the memory."""
-        x = x + self.dropout(self.multihead_attn.attend(queries, placed, memory))
+    def attend_to_memory(self, x: Tensor, queries: Tensor, memory: Tensor, keys: Tensor) -> Tensor:
+        """The part that needs the memory: cross-attention and the linears."""
+        x = x + self.dropout(self.multihead_attn.attend(queries, keys, memory))
         return x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(self.norm3(x))))))
 
 
@@ -113,48 +113,49 @@ class Transformer(nn.Module):
         """One pass: camera (n, width), memory (n, tokens, width), queries (n, queries, width), all after their norm.
 
         camera (n, 1, width) · image (n, tokens, width) · pose (n, 34, width) or None · queries (1 or n, queries, width)
-        · position (cells, width) of the first `cells` image tokens · mask (queries, queries), True = may look.
+        · position (cells, width) of the first `cells` image tokens · mask (queries, queries), True = may attend.
         """
         tokens = [camera, image] if pose is None else [camera, image, pose]
         x = torch.cat(tokens, dim=1)
-        places = F.pad(position, (0, 0, 1, x.shape[1] - 1 - len(position)))
+        positions = F.pad(position, (0, 0, 1, x.shape[1] - 1 - len(position)))
         for layer in self.encoder.layers:
-            x = layer(x, places)
+            x = layer(x, positions)
         x = self.encoder.norm(x)
         memory = x[:, 1:]
-        placed = memory + places[1:]
+        keys = memory + positions[1:]
         first, *rest = self.decoder.layers
         assert isinstance(first, FastMetroDecoderLayer)
-        if self.training:  # dropout differs from picture to picture
+        if self.training:  # dropout differs from image to image
             queries = queries.expand(len(x), -1, -1)
-        # A single row of queries is the same for every picture: one pass over it, or none once it is prepared.
-        among = self.first if self.first is not None and len(queries) == 1 else first.among(queries, mask)
-        y, projected = (t.expand(len(x), *t.shape[1:]) for t in among)
-        y = first.look(y, projected, memory, placed)
+        # A single row of queries is the same for every image: one pass over it, or none once it is prepared.
+        cached = self.first if len(queries) == 1 else None
+        y, projected = (t.expand(len(x), *t.shape[1:]) for t in cached or first.attend_to_queries(queries, mask))
+        y = first.attend_to_memory(y, projected, memory, keys)
         for layer in rest:
-            y = layer(y, memory, placed, mask)
+            y = layer(y, memory, keys, mask)
         return x[:, 0], memory, self.decoder.norm(y)
 
     def prepare(self, queries: Tensor, mask: Tensor) -> None:
         """Cache the first decoder layer's part that needs only the learned queries (1, queries, width)."""
-        self.first = tuple(t.detach().contiguous() for t in self.decoder.layers[0].among(queries, mask))  # type: ignore
+        self.first = tuple(t.detach().contiguous() for t in self.decoder.layers[0].attend_to_queries(queries, mask))  # type: ignore
 
 
 def sine_positions(width: int, grid: int) -> Tensor:
     """(grid^2, width) sine positions of a grid's cells, rows first: y in the first half, x in the second (DETR)."""
-    place = torch.arange(1, grid + 1, dtype=torch.float32) / (grid + 1e-6) * 2 * math.pi
+    position = torch.arange(1, grid + 1, dtype=torch.float32) / (grid + 1e-6) * 2 * math.pi
     index = torch.arange(width // 2)
     frequency = 10000 ** (2 * (index // 2) / (width // 2))
-    angle = place[:, None] / frequency
+    angle = position[:, None] / frequency
     wave = torch.where(index % 2 == 0, angle.sin(), angle.cos())  # grid, width / 2
     rows, columns = wave[:, None].expand(-1, grid, -1), wave[None].expand(grid, -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
 def attention_mask(adjacency: Tensor, joints: int) -> Tensor:
-    """(joints + V, joints + V) bool, True = may look: joints and all see each other, vertices only their neighbours.
+    """(joints + V, joints + V) bool, True = may look: joints attend to all and all to joints,
+    vertices among each other to their neighbours.
 
-    adjacency (V, V) bool of the coarse mesh; a vertex always sees itself.
+    adjacency (V, V) bool of the coarse mesh; a vertex always attends to itself.
     """
     count = len(adjacency)
     mask = torch.ones(joints + count, joints + count, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""A published file's tensors to a network: what it is follows from its names and shapes alone."""
+"""Tensors of a published file -> the network: names and shapes alone determine which one it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stages.errors import AssetError
 from stages.models.backbones.resnet import SEQUENCE_NAMES
-from stages.models.pct import network
+from stages.models.pct import weights as pct_weights
+from stages.models.pct.network import PCT
 from stages.models.postometro.network import FastMetro, PostoMetro
 
 SIZES = {1: "S", 2: "M", 3: "L"}
@@ -18,7 +19,8 @@ SIZES = {1: "S", 2: "M", 3: "L"}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a file holds. counts: intermediate and coarse vertices · pct: Swin width, depths, and whether guided."""
+    """The architecture in a file. counts: intermediate and coarse vertices · pct: Swin width, depths, and whether
+    guided."""
 
     backbone: str
     depth: int
@@ -29,11 +31,11 @@ class Layout:
     @property
     def name(self) -> str:
         """ "PostoMETRO-L, ResNet-50, PCT Swin-V2 large"."""
-        kind = "PostoMETRO" if self.pct else "FastMETRO"
+        family = "PostoMETRO" if self.pct else "FastMETRO"
         backbone = {"resnet50": "ResNet-50", "hrnet_w48": "HRNet-W48", "hrnet_w64": "HRNet-W64"}[self.backbone]
         swin = f", PCT Swin-V2 {swin_size(self.pct[0])}" if self.pct else ""
         head = ", SMPL regressor" if self.regressor else ""
-        return f"{kind}-{SIZES.get(self.depth, self.depth)}, {backbone}{swin}{head}"
+        return f"{family}-{SIZES.get(self.depth, self.depth)}, {backbone}{swin}{head}"
 
 
 def swin_size(width: int) -> str:
@@ -43,9 +45,9 @@ def swin_size(width: int) -> str:
 
 def is_mesh_network(names: Iterable[str], pose_tokens: bool) -> bool:
     """Whether tensor names (wrappers and all) are PostoMETRO's (`pose_tokens`) or FastMETRO's."""
-    bare = {network.unwrapped(name) for name in names}
-    body = {"cam_token_embed.weight", "vertex_token_embed.weight", "xyz_regressor.weight"} <= bare
-    return body and ("dim_reduce_enc_pct.weight" in bare) == pose_tokens
+    bare = {pct_weights.unwrapped(name) for name in names}
+    mesh = {"cam_token_embed.weight", "vertex_token_embed.weight", "xyz_regressor.weight"} <= bare
+    return mesh and ("dim_reduce_enc_pct.weight" in bare) == pose_tokens
 
 
 def read_layout(shapes: Mapping[str, tuple[int, ...]], where: str = "the checkpoint") -> Layout:
@@ -61,7 +63,7 @@ def read_layout(shapes: Mapping[str, tuple[int, ...]], where: str = "the checkpo
             depth,
             shapes["coarse2intermediate_upsample.weight"],  # type: ignore[arg-type]
             any(n.startswith("smpl_parameter_regressor.") for n in shapes),
-            network.read_layout(shapes, "pct.") if "dim_reduce_enc_pct.weight" in shapes else None,
+            pct_weights.read_layout(shapes, "pct.") if "dim_reduce_enc_pct.weight" in shapes else None,
         )
     except (KeyError, ValueError, IndexError) as error:
         raise AssetError(
@@ -77,7 +79,7 @@ def bare_network(layout: Layout, where: str = "the checkpoint") -> FastMetro:
         if layout.pct is None:
             return FastMetro(layout.backbone, layout.depth, layout.counts, layout.regressor)
         width, depths, guided = layout.pct
-        branch = network.PCT(width, depths, guided)
+        branch = PCT(width, depths, guided)
         return PostoMetro(layout.backbone, layout.depth, layout.counts, layout.regressor, pct=branch)
 
 
@@ -88,7 +90,7 @@ def load_mesh_network(tensors: Mapping[str, Tensor], where: str = "the checkpoin
     unused = ["backbone.final_layer."] if layout.backbone == "hrnet_w48" else ["backbone.classifier."]
     if layout.backbone == "hrnet_w48":
         unused += [f"backbone.stage4.2.fuse_layers.{k}." for k in range(3)]
-    return network.fill(bare_network(layout, where), tensors, where, unused), layout
+    return pct_weights.fill(bare_network(layout, where), tensors, where, unused), layout
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

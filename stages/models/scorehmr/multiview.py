@@ -253,7 +253,7 @@ class MultiviewUpdate:
         precision[:, :72, :72], precision[:, :72, 72:POSE] = bones.reshape(len(M), 72, 72), cross
         precision[:, 72:POSE, :72], precision[:, 72:POSE, 72:POSE] = cross.transpose(1, 2), P[72:, 72:]
         seen = (views.seen > 0).sum(1).to(off)
-        trust = (seen / _most(seen, group, groups).clamp_min(1)[group]).square()
+        trust = ((seen + 0.5) / (_most(seen, group, groups) + 0.5)[group]).square()
         return Readings(
             precision, torch.nn.functional.pad(off, (0, STATE - 72)), trust, _most(known_shape.to(off), group, groups)
         )

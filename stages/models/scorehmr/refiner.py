@@ -12,7 +12,7 @@ and the embedded pose prior (no condition, standardised poses). Which one decide
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint, check_keys, read_checkpoint
 from stages.files.folders import packaged
 from stages.geometry.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
+from stages.models.base import EstimateBatch, RefinedBatch, Refiner
 from stages.models.scorehmr import schedule
 from stages.models.scorehmr.body25 import HIPS, chain_of
 from stages.models.scorehmr.denoiser import Denoiser
@@ -60,52 +61,7 @@ class ScoreHmrSettings:
     spread: int = 200  # noise index up to which further hypotheses are blurred
 
 
-@dataclass
-class EstimateBatch:
-    """n estimates and what is seen of them. rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3) m; keypoints (n, 25, 3)
-    px, confidence 0 = unseen; K (n, 3, 3), size (n, 2) px; features (n, C) raw. For video, linked (n,): row i is one
-    frame after row i - 1 of its track. For views, group (n,) person numbers and, if known, turn (n, 3, 3) camera to
-    world and t (n, 3) m world to camera; known_shape (n,): 1 where betas are the person's, not a row's estimate.
-    known (n,): the intrinsics are measured, not a default. seed (n,) int64 of a row's further hypotheses.
-    """
-
-    rotmat: Tensor
-    betas: Tensor
-    transl: Tensor
-    keypoints: Tensor
-    K: Tensor
-    size: Tensor
-    known: Tensor
-    seed: Tensor
-    features: Tensor | None = None
-    linked: Tensor | None = None
-    group: Tensor | None = None
-    turn: Tensor | None = None
-    t: Tensor | None = None
-    known_shape: Tensor | None = None
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> EstimateBatch:
-        """The same with every tensor changed alike: moved to a device, or some of the rows."""
-        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        changed: dict[str, Any] = {name: None if v is None else change(v) for name, v in given.items()}
-        return EstimateBatch(**changed)
-
-
-@dataclass
-class RefinedBatch:
-    """rotmat (n, 24, 3, 3), betas (n, 10), transl (n, 3); error (n, 2) px, mean over seen points before and after;
-    energy (n,): how unlikely, lower is better (embedded: negative log posterior; published: keypoint loss);
-    hypotheses: all of them with a second axis, if several were asked for."""
-
-    rotmat: Tensor
-    betas: Tensor
-    transl: Tensor
-    error: Tensor
-    energy: Tensor
-    hypotheses: RefinedBatch | None = None
-
-
-class ScoreHmrRefiner:
+class ScoreHmrRefiner(Refiner):
     """`condition`: "" (embedded prior), "pare" or "prohmr": the features it needs."""
 
     name, licence, batch_size = "scorehmr", "MIT", 128

@@ -34,8 +34,8 @@ def terms(out: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, 
     is_3d, fitted = target["is_3D"][:, None, None], target["is_valid_fit"][:, None]
 
     def joint_img(name: str) -> Tensor:
-        truth, seen = target[f"{name}_joint_img"][:, JOINTS15], target[f"{name}_joint_trunc"][:, JOINTS15]
-        return (img - truth).abs() * seen / UNIT
+        truth, inside = target[f"{name}_joint_img"][:, JOINTS15], target[f"{name}_joint_trunc"][:, JOINTS15]
+        return (img - truth).abs() * inside / UNIT
 
     annotated, fit = joint_img("orig"), joint_img("fit") * fitted[..., None]
     pose = (out["smpl_pose"] - target["pose_param"]).abs() * target["fit_param_valid"] * fitted

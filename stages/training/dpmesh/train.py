@@ -1,33 +1,32 @@
-"""DPMesh trained: LoRA, ControlNet, merge, prompt and regressor, on noisy keypoints, beside a teacher on clean ones.
+"""Training of DPMesh: LoRA, ControlNet, merge, prompt and regressor, on noisy keypoints, with a teacher on clean ones.
 
-In: a detections artefact with pictures and true bodies in group `extra` (`hmr synth` writes such), and what to begin
-with: a DPMesh checkpoint, or Stable Diffusion 1.5 (and a ControlNet) in local files. Out: a checkpoint with LoRA apart,
-which `hmr recover` reads, `hmr convert` folds, and this trainer goes on from.
+In: a detections artefact with images and true bodies in group `extra` (`hmr synth` writes such), and initial weights:
+a DPMesh checkpoint, or Stable Diffusion 1.5 (and a ControlNet) in local files. Out: a checkpoint with separate LoRA,
+which `hmr recover` reads, `hmr convert` folds, and this trainer can start from.
 
     hmr train dpmesh --data train.detections.h5 --init 3dpw-pc_best_ckpt.pth.tar -o mine.safetensors
     hmr train dpmesh --data train.detections.h5 --sd stable-diffusion-v1-5/ -o mine.safetensors
 
 The six losses are the released program's with its learned weights (AdamW, rate 1e-4, gradients clipped at 10); unlike
-its optimiser, which leaves the ControlNet out although it is new, this one has it (`--no-control` is theirs). The
-released program lacks the distillation of noisy keypoint reasoning (paper, section 3.5): here the teacher is a frozen
-copy of the beginning, or `--teacher`, that sees the clean keypoints of the same crop; the student's refined volume and
-image tokens are drawn to the teacher's by NT-Xent and squared difference, with the paper's weight of 0.1.
+its optimiser, which omits the ControlNet although it is new, this one trains it (`--no-control` is theirs). The
+released program lacks the distillation of noisy keypoint reasoning (paper, section 3.5): here the teacher, a frozen
+copy of the initial weights or `--teacher`, takes the clean keypoints of the same crop; NT-Xent and squared difference
+draw the student's refined volume and image tokens to the teacher's, with the paper's weight of 0.1.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stages.artefacts.table import Artefact
 from stages.engine.job import SILENT
-from stages.engine.stored_params import to_json
 from stages.errors import AssetError, UsageError
 from stages.files.checkpoints import read_checkpoint, write_checkpoint
 from stages.geometry.rotations import axis_angle_to_matrix
@@ -37,11 +36,12 @@ from stages.models.dpmesh.from_stable_diffusion import from_stable_diffusion
 from stages.models.dpmesh.network import DPMesh, camera_translation, project_to_crop
 from stages.models.dpmesh.weights import RANK, add_lora, load, own_names
 from stages.params import TrainDPMeshParams as Params
-from stages.params import check
+from stages.params.rules import check
+from stages.params.stored import to_json
 from stages.smpl.body import Body, load_body
 from stages.training.dpmesh import losses
 from stages.training.dpmesh.data import DPMeshBatch, DPMeshExamples
-from stages.training.loop import BySteps, train
+from stages.training.loop import StepTrainer, state_file, train
 
 CLIP = 10.0
 TERMS = 6
@@ -60,30 +60,35 @@ def run(
     teacher: Path | None = None,
     root: Path | None = None,
 ) -> Path:
-    """Train on the people of `data` and write `out`. Stopped, the same command goes on from the state beside `out`.
+    """Train on the people of `data` and write `out`. The same command resumes from the state beside `out`.
 
-    init: a DPMesh checkpoint to begin with · sd, controlnet: Stable Diffusion 1.5 and a ControlNet instead · teacher:
-    the frozen network that sees clean keypoints, else the beginning itself.
-    Raises UsageError (settings), AssetError (checkpoints, body), ArtefactError (data without truth, foreign state).
+    init: a DPMesh checkpoint to start from · sd, controlnet: Stable Diffusion 1.5 and a ControlNet instead · teacher:
+    the frozen network on clean keypoints, by default a copy of the initial one.
+    Raises UsageError (settings), AssetError (checkpoints, body), ArtefactError (data without truth, a state of another
+    training).
     """
     params = check(params)
     if (init is None) == (sd is None):
-        raise UsageError("what to begin with?", "give --init CHECKPOINT, or --sd FOLDER for Stable Diffusion 1.5")
+        raise UsageError("no initial weights", "give --init CHECKPOINT, or --sd FOLDER for Stable Diffusion 1.5")
     if sd is not None and teacher is None and params.nkr:
         raise UsageError(
-            "a teacher that knows nothing teaches nothing", "give --teacher CHECKPOINT, or --nkr 0 for a first training"
+            "an untrained network cannot be the teacher", "give --teacher CHECKPOINT, or --nkr 0 for a first training"
         )
     torch.manual_seed(params.seed)
-    network = begin(init) if init is not None else from_stable_diffusion(sd, controlnet)  # type: ignore[arg-type]
+    network = trainable(init) if init is not None else from_stable_diffusion(sd, controlnet)  # type: ignore[arg-type]
     if network.config.regressor != "transformer":
         raise UsageError("only the transformer regressor can be trained", "the linear one has no joints in the crop")
-    guide = None
+    teacher_network = None
     if params.nkr:
-        guide = load(read_checkpoint(teacher))[0] if teacher is not None else copy.deepcopy(network)
+        teacher_network = load(read_checkpoint(teacher))[0] if teacher is not None else copy.deepcopy(network)
+        teacher_network.to(device)
     body = load_body(params.body)
     examples = DPMeshExamples(as_artefact(data, "detections"), body, root)
-    trainer = DPMeshTrainer(network.to(device), guide and guide.to(device), examples, params, pose_head=init is None)
-    state = out.with_name(out.name + ".state")
+    files = [path for path in (init, sd, controlnet, teacher) if path is not None]
+    trainer = DPMeshTrainer(
+        network.to(device), teacher_network, examples, params, pose_head=init is None, initial_files=files
+    )
+    state = state_file(out)
     train(trainer, state, report)
     header = {
         "model": "dpmesh",
@@ -91,64 +96,64 @@ def run(
         "body": body.name,
         "lora": "separate",
         "params": to_json(params),
-        "loss": f"{np.mean(trainer.losses[:50]):.4g} to {np.mean(trainer.losses[-50:]):.4g}",
+        "loss": trainer.loss_range(),
     }
     write_checkpoint(out, own_names(network), header)
     state.unlink(missing_ok=True)
     return out
 
 
-def begin(checkpoint: Path) -> DPMesh:
-    """The network of a checkpoint with LoRA apart; new and silent where the file had it folded."""
+def trainable(checkpoint: Path) -> DPMesh:
+    """The network of a checkpoint with separate LoRA; where the file has it folded, a new one that changes nothing."""
     network, _ = load(read_checkpoint(checkpoint), fold=False)
     if network.dtype != torch.float32:
-        raise AssetError(f"{checkpoint} is in half precision", "begin with a float32 file")
+        raise AssetError(f"{checkpoint} is in half precision", "start from a float32 file")
     if not any(".lora_A." in name for name, _ in network.named_parameters()):
         add_lora(network, RANK)
     return network
 
 
-class DPMeshTrainer(BySteps):
-    """A network in training. A step's random numbers follow from the seed and the step's number alone, so a training
-    that was stopped and continued is the same training. `guide` None: no distillation. `pose_head`: learned too."""
+class DPMeshTrainer(StepTrainer):
+    """teacher: the frozen network on clean keypoints, None: no distillation · pose_head: trained too."""
+
+    network: DPMesh
+    params: Params
 
     def __init__(
         self,
         network: DPMesh,
-        guide: DPMesh | None,
+        teacher: DPMesh | None,
         examples: DPMeshExamples,
         params: Params,
         *,
         pose_head: bool = False,
+        initial_files: Iterable[Path] = (),
     ) -> None:
-        self.network, self.guide, self.examples, self.params = network, guide, examples, params
-        self.device = str(next(network.parameters()).device)
+        super().__init__(network, examples, params, initial_files)
+        self.teacher = teacher
         self.body = copy.deepcopy(examples.body).to(self.device)
         for name, p in network.named_parameters():
-            p.requires_grad_(learned(name, params.control, pose_head))
-        if guide is not None:
-            guide.eval().requires_grad_(False)
+            p.requires_grad_(is_trained(name, params.control, pose_head))
+        if teacher is not None:
+            teacher.eval().requires_grad_(False)
         self.weighting = losses.LearnedWeights(TERMS).to(self.device)
-        self.learned = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        # The learned weights decide a balance; decay would pull them to infinite weight.
+        self.trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        # The learned weights balance the terms; decay would pull them to infinite weight.
         self.optimiser = torch.optim.AdamW(
-            [*self.learned.values(), *self.weighting.parameters()], params.rate, weight_decay=0.0
+            [*self.trained.values(), *self.weighting.parameters()], params.rate, weight_decay=0.0
         )
-        self.losses: list[float] = []
         self.terms: dict[str, float] = {}
         network.train()
 
     def step(self) -> float:
-        """One step; its loss, the learned weights' share left out."""
-        rng = np.random.default_rng([self.params.seed, self.done])
-        torch.manual_seed(int(rng.integers(2**62)))
-        which = rng.integers(0, len(self.examples), self.params.batch)
-        batch = self.examples.batch(which, rng, augment=self.params.augment).to(self.device)
+        """One step; its loss, without the learned weights' share."""
+        rng, indices = self.draw()
+        batch = self.examples.batch(indices, rng, augment=self.params.augment).to(self.device)
         terms, distilled = self.loss(batch)
         total = torch.stack(list(self.weighting(terms).values())).sum() + self.params.nkr * distilled
         self.optimiser.zero_grad()
         total.backward()
-        nn.utils.clip_grad_norm_(list(self.learned.values()), CLIP)
+        nn.utils.clip_grad_norm_(list(self.trained.values()), CLIP)
         self.optimiser.step()
         self.terms = {name: float(value.detach()) for name, value in terms.items()} | {"nkr": float(distilled.detach())}
         self.losses.append(sum(self.terms[name] for name in terms) + self.params.nkr * self.terms["nkr"])
@@ -161,42 +166,40 @@ class DPMeshTrainer(BySteps):
             latent = network.latent(batch.images)
         merged = network.features(latent, *batch.noisy)["merged"]
         out = network.regress(merged)
-        terms = losses.terms(reported(out, self.body, batch.focal), batch.target)
-        if self.guide is None:
+        terms = losses.terms(comparable(out, self.body, batch.focal), batch.target)
+        if self.teacher is None:
             return terms, torch.zeros((), device=merged.device)
         with torch.no_grad():
-            clean = self.guide.features(self.guide.latent(batch.images), *batch.clean)["merged"]
-            theirs = self.guide.regressor.volume(clean), self.guide.regressor.down_linear(clean)  # type: ignore[operator]
-        mine = out["volume"], network.regressor.down_linear(merged)  # type: ignore[operator]
-        pairs = list(zip(mine, theirs, strict=True))
+            clean = self.teacher.features(self.teacher.latent(batch.images), *batch.clean)["merged"]
+            regressor = self.teacher.regressor
+            of_teacher = regressor.volume(clean), regressor.down_linear(clean)  # type: ignore[operator]
+        of_student = out["volume"], network.regressor.down_linear(merged)  # type: ignore[operator]
+        pairs = list(zip(of_student, of_teacher, strict=True))
         return terms, sum(losses.nt_xent(a, b) + losses.distillation(a, b) for a, b in pairs)  # type: ignore[return-value]
 
     def fingerprint(self) -> str:
-        """Of what a state must agree on to be continued."""
-        sizes = {name: tuple(t.shape) for name, t in self.network.state_dict().items()}
-        text = f"{to_json(self.params)} {self.examples.fingerprint} {sorted(sizes.items())} {self.guide is not None}"
+        text = f"{super().fingerprint()} {self.teacher is not None}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def state(self) -> dict[str, Any]:
-        """All that changes; what is frozen is in the files that it began with."""
+        """All that changes; what is frozen is in the initial files."""
         return {
             "losses": self.losses,
-            "learned": dict(self.learned),
+            "learned": dict(self.trained),
             "weighting": self.weighting.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Stand where `state` was taken."""
         with torch.no_grad():
-            for name, p in self.learned.items():
+            for name, p in self.trained.items():
                 p.copy_(state["learned"][name])
         self.weighting.load_state_dict(state["weighting"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.losses = state["losses"]
 
 
-def learned(name: str, control: bool, pose_head: bool) -> bool:
+def is_trained(name: str, control: bool, pose_head: bool) -> bool:
     """Whether a parameter is trained: of the UNet only LoRA, never the autoencoder, VPoser only where it is new."""
     part = name.split(".")[0]
     if part == "unet":
@@ -204,7 +207,7 @@ def learned(name: str, control: bool, pose_head: bool) -> bool:
     return part != "vae" and (part != "controlnet" or control) and (part != "pose_head" or pose_head)
 
 
-def reported(out: dict[str, Tensor], body: Body, focal: Tensor) -> dict[str, Tensor]:
+def comparable(out: dict[str, Tensor], body: Body, focal: Tensor) -> dict[str, Tensor]:
     """What `losses.terms` compares, of `DPMesh.regress`; each row with its own focal length."""
     pose = torch.cat([out["global_orient"][:, None], out["body_pose"]], 1)
     xyz = body.regress(body.forward_rotmat(axis_angle_to_matrix(pose), out["betas"]).vertices, "dpmesh30")

@@ -1,7 +1,7 @@
-"""The T pose of Anny's bodies, and where SMPL's 24 joints are in them (used by stages.training.free_body.build).
+"""The T pose of Anny's bodies, and the positions of SMPL's 24 joints in them (used by build.py).
 
-Every bone of Anny's rig gets one rotation in the world that takes its A pose to a T pose whose limbs point where SMPL's
-do, so that SMPL pose vectors mean the same posture. Directions are written by hand; no number comes from an SMPL file.
+Every bone of Anny's rig has one rotation in the world from its A pose to a T pose whose limbs have SMPL's directions,
+so that SMPL pose vectors mean the same posture. The directions are written by hand; no number comes from an SMPL file.
 """
 
 from __future__ import annotations
@@ -69,38 +69,38 @@ def _roll(degrees: float) -> Array:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
 
 
-def turns(source: Armature, heads: Array) -> Array:
+def t_pose_rotations(source: Armature, heads: Array) -> Array:
     """World rotation (n, 104, 3, 3) of every bone that takes Anny's A pose with heads (n, 104, 3) to the T pose."""
-    at = {name: i for i, name in enumerate(source.bones)}
+    index = {name: i for i, name in enumerate(source.bones)}
     n = len(heads)
-    given: dict[int, Array] = {}
+    assigned: dict[int, Array] = {}  # the other bones follow their parents
     for side, sign in (("L", 1.0), ("R", -1.0)):
         flip = np.array([sign, 1, 1])
-        head = lambda bone, s=side: heads[:, at[f"{bone}.{s}"]]  # noqa: E731
+        head = lambda bone, s=side: heads[:, index[f"{bone}.{s}"]]  # noqa: E731
         upper, fore = head("lowerarm01") - head("upperarm01"), head("wrist") - head("lowerarm01")
         hinge = np.cross(upper, fore) * sign
         palm = np.cross(head("finger5-1") - head("wrist"), head("finger2-1") - head("wrist")) * sign
         down = np.broadcast_to(DOWN, upper.shape)
         to = lambda direction, f=flip, d=down: _frame(np.broadcast_to(direction * f, d.shape), d)  # noqa: E731
         back = lambda m: np.swapaxes(m, -1, -2)  # noqa: E731
-        given[at[f"clavicle.{side}"]] = np.broadcast_to(_roll(sign * CLAVICLE_UP), (n, 3, 3))
-        given[at[f"shoulder01.{side}"]] = np.broadcast_to(_roll(sign * SHOULDER_UP), (n, 3, 3))
-        given[at[f"upperarm01.{side}"]] = to(UPPER_ARM) @ back(_frame(upper, hinge))
-        given[at[f"lowerarm01.{side}"]] = to(FOREARM) @ back(_frame(fore, hinge))
-        given[at[f"wrist.{side}"]] = to(HAND) @ back(_frame(head("finger3-1") - head("wrist"), palm))
+        assigned[index[f"clavicle.{side}"]] = np.broadcast_to(_roll(sign * CLAVICLE_UP), (n, 3, 3))
+        assigned[index[f"shoulder01.{side}"]] = np.broadcast_to(_roll(sign * SHOULDER_UP), (n, 3, 3))
+        assigned[index[f"upperarm01.{side}"]] = to(UPPER_ARM) @ back(_frame(upper, hinge))
+        assigned[index[f"lowerarm01.{side}"]] = to(FOREARM) @ back(_frame(fore, hinge))
+        assigned[index[f"wrist.{side}"]] = to(HAND) @ back(_frame(head("finger3-1") - head("wrist"), palm))
         hip, knee = head("upperleg01"), head("lowerleg01")
         centre = hip * (HIP_CLOSER, 1, 1)
         thigh = np.broadcast_to(np.eye(3), (n, 3, 3))
-        for _ in range(4):  # the leg turns about Anny's hip, the direction is seen from the centre used here
-            now = hip + (thigh @ (knee - hip)[..., None])[..., 0] - centre
-            thigh = _shortest(now, THIGH * flip) @ thigh
-        given[at[f"upperleg01.{side}"]] = thigh
-        given[at[f"lowerleg01.{side}"]] = _shortest(head("foot") - knee, SHIN * flip)
-        given[at[f"foot.{side}"]] = np.broadcast_to(np.eye(3), (n, 3, 3))
+        for _ in range(4):  # the leg rotates about Anny's hip, the direction is measured from the centre used here
+            direction = hip + (thigh @ (knee - hip)[..., None])[..., 0] - centre
+            thigh = _shortest(direction, THIGH * flip) @ thigh
+        assigned[index[f"upperleg01.{side}"]] = thigh
+        assigned[index[f"lowerleg01.{side}"]] = _shortest(head("foot") - knee, SHIN * flip)
+        assigned[index[f"foot.{side}"]] = np.broadcast_to(np.eye(3), (n, 3, 3))
     out = np.broadcast_to(np.eye(3), (n, len(source.bones), 3, 3)).copy()
     for bone, parent in enumerate(source.parents):
-        if bone in given:
-            out[:, bone] = given[bone]
+        if bone in assigned:
+            out[:, bone] = assigned[bone]
         elif parent >= 0:
             out[:, bone] = out[:, parent]
     return out
@@ -109,7 +109,7 @@ def turns(source: Armature, heads: Array) -> Array:
 def to_t_pose(source: Armature, coefficients: Array, which: Array) -> tuple[Array, Array]:
     """T-posed vertices (n, len(which), 3) and bone heads (n, 104, 3)."""
     vertices, heads = source.rest(coefficients, which)
-    rotation = turns(source, heads)
+    rotation = t_pose_rotations(source, heads)
     placed = heads.copy()
     for bone, parent in enumerate(source.parents):
         if parent >= 0:
@@ -127,9 +127,9 @@ def to_t_pose(source: Armature, coefficients: Array, which: Array) -> tuple[Arra
 
 def joint_targets(source: Armature, heads: Array) -> Array:
     """SMPL's 24 joint centres (n, 24, 3) from T-posed bone heads (n, 104, 3)."""
-    at = {name: i for i, name in enumerate(source.bones)}
+    index = {name: i for i, name in enumerate(source.bones)}
     up = lambda metres: np.array([0, metres, 0])  # noqa: E731
-    out: dict[str, Array] = {"pelvis": heads[:, at["root"]] + up(PELVIS_UP)}
+    out: dict[str, Array] = {"pelvis": heads[:, index["root"]] + up(PELVIS_UP)}
     for name, bone in {
         "spine1": "spine03",
         "spine2": "spine02",
@@ -137,9 +137,9 @@ def joint_targets(source: Armature, heads: Array) -> Array:
         "neck": "neck01",
         "head": "head",
     }.items():
-        out[name] = heads[:, at[bone]] + up(SPINE_UP.get(name, 0))
+        out[name] = heads[:, index[bone]] + up(SPINE_UP.get(name, 0))
     for side, s in (("left", "L"), ("right", "R")):
-        one = lambda bone, s=s: heads[:, at[f"{bone}.{s}"]]  # noqa: E731
+        one = lambda bone, s=s: heads[:, index[f"{bone}.{s}"]]  # noqa: E731
         out[f"{side}_hip"] = one("upperleg01") * (HIP_CLOSER, 1, 1)
         out[f"{side}_knee"], out[f"{side}_ankle"] = one("lowerleg01"), one("foot")
         out[f"{side}_foot"] = np.mean([one(f"toe{k}-1") for k in range(1, 6)], 0)

@@ -1,7 +1,7 @@
 """Mirror-symmetric decimation of a closed mesh by half-edge collapse (quadric error, Garland and Heckbert 1997).
 
-Every vertex that is left is one of the given vertices at its own place, so blend shapes, skinning weights and
-regressors are picked, not resampled. A vertex and its mirror image go together: the mesh stays symmetric to the bit.
+Every remaining vertex is one of the original ones, at its position, so blend shapes, skinning weights and regressors
+are picked, not resampled. A vertex and its mirror image are removed together: the mesh stays symmetric to the bit.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-_MIN_COSINE = 0.2  # a face may not turn by more than this in one collapse
+_MIN_COSINE = 0.2  # a face may not rotate by more than this in one collapse
 _MIN_SHAPE = 0.02  # nor become a needle: 4 sqrt(3) area / sum of squared sides
 
 
 def mirror_of(vertices: np.ndarray, tolerance: float = 1e-7) -> np.ndarray:
     """For each vertex (V, 3) the index of its image under x -> -x. Raises ValueError if there is none."""
-    from scipy.spatial import cKDTree
-
     distance, index = cKDTree(vertices).query(vertices * (-1, 1, 1))
     if distance.max() > tolerance or (index[index] != np.arange(len(index))).any():
         raise ValueError(f"the mesh is not its own mirror image: largest gap {distance.max():.2e}")
@@ -39,7 +38,7 @@ def _quadrics(vertices: np.ndarray, faces: np.ndarray, scale: np.ndarray) -> np.
 
 
 class _Mesh:
-    """Faces by vertex, changed in place; each change can be taken back."""
+    """Faces by vertex, changed in place; each change can be undone."""
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray) -> None:
         self.x = vertices
@@ -62,7 +61,7 @@ class _Mesh:
         return n / max(length, 1e-18), 3.4641 * length / max(float(ab @ ab + ac @ ac + bc @ bc), 1e-18)
 
     def allowed(self, u: int, v: int, strict: bool) -> bool:
-        """u may be moved onto v: the surface stays a manifold, and (strict) no face turns over or becomes a needle."""
+        """u may be moved onto v: the surface stays a manifold, and (strict) no face flips or becomes a needle."""
         shared = self.around[u] & self.around[v]
         if len(shared) != 2 or len(self.ring(u) & self.ring(v)) != 2:
             return False
@@ -105,7 +104,7 @@ def decimate(
     """Nested reductions of a closed, mirror-symmetric mesh.
 
     vertices (V, 3) · faces (F, 3) · targets: numbers of vertices, falling · weight (V,): above 1 keeps more detail
-    there · free (V,) bool: these (inner cavities) go first and, away from their rim, faces may turn over.
+    there · free (V,) bool: these (inner cavities) go first and, away from their rim, faces may flip.
     Returns for each target (kept (n,) ascending indices into vertices, faces (f, 3) as indices into kept).
     """
     mirror = mirror_of(vertices)
@@ -158,14 +157,14 @@ def decimate(
                 continue
             alive -= step
             pairs = [(u, v)] if middle[u] else [(u, v), (int(mirror[u]), int(mirror[v]))]
-            for gone, kept in pairs:
-                quadric[kept] += quadric[gone]
-                stamp[gone] += 1
+            for removed, kept in pairs:
+                quadric[kept] += quadric[removed]
+                stamp[removed] += 1
             touched = set().union(*({b} | mesh.ring(b) for _, b in pairs))
             for i in sorted({min(i, int(mirror[i])) for i in touched}):
                 push(i)
-        left = np.array([i for i in range(len(vertices)) if mesh.around[i]])
-        place = np.full(len(vertices), -1)
-        place[left] = np.arange(len(left))
-        out.append((left, place[np.array([f for f in mesh.face if f])]))
+        remaining = np.array([i for i in range(len(vertices)) if mesh.around[i]])
+        index = np.full(len(vertices), -1)
+        index[remaining] = np.arange(len(remaining))
+        out.append((remaining, index[np.array([f for f in mesh.face if f])]))
     return out

@@ -1,4 +1,4 @@
-"""What FastMETRO's and PostoMETRO's training minimises: every term, and how paper and code weigh them.
+"""The losses of FastMETRO and PostoMETRO: every term, and its weights in paper and code.
 
 All are mean absolute differences. Means run over all entries of the rows that have the truth, so that joints without
 confidence dilute them, as in the released code. Points are in metres; edges and normals are the intermediate mesh's.
@@ -72,7 +72,7 @@ def edges(pred: Tensor, truth: Tensor, pairs: Tensor) -> Tensor:
 
 
 def normals(pred: Tensor, truth: Tensor, faces: Tensor) -> Tensor:
-    """How far the predicted edges of each face (F, 3) lean out of the true face: mean |cosine to its normal|."""
+    """Deviation of the predicted edges of each face (F, 3) from the true face's plane: mean |cosine to its normal|."""
     a, b, c = (pred[:, faces[:, k]] for k in range(3))
     sides = torch.stack([b - a, c - a, c - b], 1)
     x, y, z = (truth[:, faces[:, k]] for k in range(3))

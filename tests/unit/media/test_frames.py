@@ -16,17 +16,9 @@ from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED, K_DEFAULT, K_EXIF, OK
 from stages.artefacts.table import in_memory
 from stages.errors import InputError, UsageError
-from stages.media.frames import (
-    FrameSource,
-    escape,
-    frame_columns,
-    list_frames,
-    open_frame,
-    read_frames,
-    unescape,
-    write_image,
-)
-from stages.media.images import intrinsics, read_image
+from stages.media.frames import FrameSource, frame_columns, list_frames, open_frame, read_frames
+from stages.media.images import intrinsics, read_image, write_image
+from stages.media.inputs import escape, unescape
 from tests.helpers.bad_images import SCENE, bad_images
 from tests.helpers.coded_video import frames_without_people
 
@@ -208,7 +200,7 @@ def test_lists_from_stdin_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no pictures or videos in"):
+    with pytest.raises(InputError, match="no images or videos in"):
         list_frames([tmp_path])
     with pytest.raises(InputError, match="no file matches"):
         list_frames([str(tmp_path / "*.jpg")])

@@ -12,7 +12,8 @@ import pytest
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.kinds import FAILED
 from stages.errors import InputError
-from stages.media.frames import FrameSource, frame_columns, list_frames, read_frames, write_video
+from stages.media.frames import FrameSource, frame_columns, list_frames, read_frames
+from stages.media.video import write_video
 from tests.helpers.coded_video import SIZE, coded_image, frames_without_people, number_of, write_coded_video
 
 

@@ -26,7 +26,7 @@ def body() -> Body:
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Body:
     """A body with pose blend shapes, from a plain SMPL pickle."""
-    return body_file.read_body(str(body_files.write(tmp_path_factory.mktemp("b") / "x.pkl", body_files.arrays())))
+    return load_body(str(body_files.write(tmp_path_factory.mktemp("b") / "x.pkl", body_files.arrays())))
 
 
 def people(n: int, seed: int = 0, scale: float = 0.5) -> tuple[torch.Tensor, ...]:
@@ -175,7 +175,7 @@ def test_regressors_refuse_another_topology(body):
 
 
 def test_moves_and_casts():
-    double = body_file.read_body("embedded").double()
+    double = load_body("embedded").double()
     x = double.joints(torch.eye(3).double().expand(2, 24, 3, 3), torch.zeros(2, 10).double(), None, "coco17")
     assert x.dtype == torch.float64
 
@@ -250,3 +250,36 @@ def test_smplx_vertex_ids_sit_on_their_parts(body):
     assert v[ids["lindex"], 0] > 0.7 and v[ids["rpinky"], 0] < -0.7
     assert v[ids["LBigToe"], 0] < v[ids["LSmallToe"], 0] and v[ids["LHeel"], 2] < v[ids["LBigToe"], 2] - 0.15
     assert v[ids["lthumb"], 2] > v[ids["lpinky"], 2]
+
+
+class OnAnotherDevice(torch.Tensor):
+    """A tensor that refuses to become a numpy array, as those on a GPU do."""
+
+    def __array__(self, *args: object, **options: object) -> np.ndarray:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_arrays_may_be_tensors_on_any_device(body: Body) -> None:
+    away = lambda x: x.clone().as_subclass(OnAnotherDevice)  # noqa: E731
+    again = Body.from_arrays(
+        away(body.v_template), away(body.shapedirs), None, away(body.J_regressor), away(body.weights), body.parents,
+        away(body.faces), landmarks={"nose": away(torch.tensor(332)), "left_eye": away(body.landmark_rows[0])},
+        regressors={"coco17": away(body.regressor("coco17"))},
+    )  # fmt: skip
+    for name in ("v_template", "directions", "J_regressor", "weights", "faces", "joint_template", "joint_dirs"):
+        assert torch.equal(getattr(again, name), getattr(body, name)), name
+    assert again.landmark_rows[0].argmax() == 332 and torch.equal(again.landmark_rows[1], body.landmark_rows[0])
+    assert torch.equal(again.regressor("coco17"), body.regressor("coco17"))
+
+
+def test_moving_a_body_moves_a_copy(body: Body) -> None:
+    """Bodies are shared within a process: a network on another device must not take them along."""
+    body.joints(torch.eye(3).expand(1, 24, 3, 3), torch.zeros(1, 10), None, "coco17")  # fills the caches of this device
+    moved, double = body.to("meta"), body.double()
+    assert moved.device.type == "meta" and double.dtype == torch.float64 and double.faces.dtype == torch.int64
+    assert body.device.type == "cpu" and body.dtype == torch.float32 and load_body("embedded") is body
+    assert body.to("cpu") is body and body.to(torch.float32) is body and moved.parents == body.parents
+    pose = torch.eye(3).expand(2, 24, 3, 3)
+    assert moved.joints(pose.to("meta"), torch.zeros(2, 10, device="meta")).device.type == "meta"
+    assert torch.isfinite(body.forward_rotmat(pose, torch.zeros(2, 10)).vertices).all()
+    assert torch.isfinite(body.joints(pose, torch.zeros(2, 10), None, "coco17")).all()

@@ -14,6 +14,7 @@ import pytest
 from stages.errors import AssetError
 from stages.files.pickles import Refused, load_arrays
 from stages.smpl import body_files as body_file
+from stages.smpl.body import load_body, to_body
 from tests.helpers import body_files
 
 
@@ -184,12 +185,12 @@ def test_genders(tmp_path, content, cache):
         body_file.read_arrays(path, gender="male")
     assert "its name says female" in error.value.message
     body_file.add(path, "smpl")
-    assert body_file.read_body("smpl", "female").gender == "female"
+    assert load_body("smpl", "female").gender == "female"
     with pytest.raises(AssetError) as error:
-        body_file.read_body("smpl", "neutral")
+        load_body("smpl", "neutral")
     assert "smpl (female)" in error.value.hint
     with pytest.raises(AssetError) as error:
-        body_file.read_body("embedded", "male")
+        load_body("embedded", "male")
     assert "neutral" in error.value.message
 
 
@@ -207,7 +208,7 @@ def test_added_body_keeps_arrays_source_and_regressors(tmp_path, content, cache)
         assert about["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
         assert about["source"] == "SMPL_NEUTRAL.pkl" and str(tmp_path) not in json.dumps(about)
         assert file["shapedirs"].shape == (6890, 3, 10)
-    body = body_file.read_body("smpl")
+    body = load_body("smpl")
     assert body.topology == "smpl" and np.array_equal(body.regressor("h36m17").numpy(), matrix)
     assert body.posedirs is not None
     assert [b["name"] for b in body_file.listed()] == ["embedded", "smpl"]
@@ -223,4 +224,4 @@ def test_exported_pickle_comes_back_as_it_was(tmp_path):
     assert again["about"] == arrays["about"]
     for key in ("v_template", "shapedirs", "weights", "J_regressor", "f", "landmarks", "vertex_ids"):
         assert np.array_equal(again[key], arrays[key]), key
-    assert body_file.to_body(again).regressor("coco17").shape == (17, 6890)
+    assert to_body(again).regressor("coco17").shape == (17, 6890)

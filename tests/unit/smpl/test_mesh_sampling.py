@@ -8,6 +8,7 @@ import pickle
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import trimesh
 from scipy import sparse
 
 from stages.errors import AssetError
-from stages.smpl import body_files, mesh_sampling
+from stages.smpl import mesh_sampling
 from stages.smpl.body import load_body
 from stages.smpl.mesh_sampling import MeshSampling
 
@@ -49,17 +50,25 @@ def test_adjacency_is_the_faces(levels: MeshSampling) -> None:
     assert 5 < adjacency.sum(1).mean() < 9
 
 
-def test_the_cache_gives_the_same(tmp_path: Path) -> None:
+def test_the_cache_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is loaded writes nothing; `hmr body-model add` stores the levels."""
     ball = trimesh.creation.icosphere(3)
-    given = np.asarray(ball.vertices), np.asarray(ball.faces)
-    first = mesh_sampling.load(*given, tmp_path)
-    (stored,) = tmp_path.glob("*.npz")
-    again = mesh_sampling.load(*given, tmp_path)
-    assert first.counts == (642, 161, 41)
+    mesh = {"v_template": torch.from_numpy(np.array(ball.vertices)), "faces": torch.from_numpy(np.array(ball.faces))}
+    body: Any = SimpleNamespace(**mesh, topology="ball")
+    monkeypatch.setenv("HMR_CACHE", str(tmp_path))
+    first = mesh_sampling.of_body(body)
+    assert not list(tmp_path.rglob("*")) and first.counts == (642, 161, 41)
+    mesh_sampling.store(body)
+    (stored,) = tmp_path.rglob("*.npz")
+    monkeypatch.setattr(mesh_sampling, "build", None)
+    mesh_sampling._BUILT.clear()
+    again = mesh_sampling.of_body(body)
+    monkeypatch.undo()
+    monkeypatch.setenv("HMR_CACHE", str(tmp_path))
     for field, _ in mesh_sampling.FIELDS:
         assert all(np.array_equal(a, b) for a, b in zip(getattr(first, field), getattr(again, field), strict=True))
     stored.write_bytes(b"cut")
-    assert mesh_sampling.load(*given, tmp_path).counts == first.counts
+    assert mesh_sampling.of_body(body).counts == first.counts
 
 
 def test_the_added_body_with_the_published_selection_serves_the_others(
@@ -80,8 +89,8 @@ def test_the_added_body_with_the_published_selection_serves_the_others(
         mesh_sampling, "PUBLISHED_SHA256", hashlib.sha256(published.keep[0].astype("<i4").tobytes()).hexdigest()
     )
     rows = [{"topology": "free", "error": ""}, {"topology": "smpl", "error": "", "path": "a"}]
-    monkeypatch.setattr(body_files, "listed", lambda: rows)
-    monkeypatch.setattr(body_files, "read_arrays", lambda path: {"v_template": templates[1], "f": faces})
+    monkeypatch.setattr(mesh_sampling, "listed", lambda: rows)
+    monkeypatch.setattr(mesh_sampling, "read_arrays", lambda path: {"v_template": templates[1], "f": faces})
     assert mesh_sampling.selection(mesh_sampling.of_body(mine)) == mesh_sampling.selection(published)  # type: ignore[arg-type]
     own = mesh_sampling.of_body(mine, own=True)  # type: ignore[arg-type]
     assert mesh_sampling.selection(own) == mesh_sampling.selection(plain)

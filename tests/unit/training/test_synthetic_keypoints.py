@@ -17,7 +17,7 @@ from stages.smpl.body import load_body
 from stages.synthetic import mocap
 from stages.synthetic.mocap import NOTHING, Augment, PoseBank, load_poses
 from stages.training import synthetic_keypoints
-from stages.training.synthetic_keypoints import EXACT, Camera, Corruption, draw_batch
+from stages.training.synthetic_keypoints import EXACT, Camera, draw_batch, noise_only
 from tests.helpers.motion_files import motion_file
 
 
@@ -94,11 +94,11 @@ def _near(bank: PoseBank, pose: torch.Tensor) -> torch.Tensor:
 
 
 def test_labels_are_exact(bank: PoseBank, skeleton: Skeleton) -> None:
-    batch = draw_batch(64, bank, skeleton, draw(), camera=Camera(broad=0.3), defects=EXACT)
-    assert batch.seen.all() and batch.inputs.shape == (64, 52)
+    batch = draw_batch(64, bank, skeleton, draw(), camera=Camera(broad=0.3), corruption=EXACT)
+    assert batch.visible.all() and batch.inputs.shape == (64, 52)
     joint, point = skeleton(batch.rotation, batch.betas)
     torch.testing.assert_close(joint, batch.joints, atol=2e-6, rtol=0)
-    drawn = synthetic_keypoints.project(point, batch.pelvis) / batch.half
+    drawn = synthetic_keypoints.project_tangents(point, batch.pelvis) / batch.half
     torch.testing.assert_close(drawn, batch.image, atol=1e-5, rtol=0)
     torch.testing.assert_close(batch.observed, batch.image, atol=1e-4, rtol=0)
     assert float(batch.observed.abs().max()) <= 1 + 1e-6 and (batch.points[2] + batch.pelvis[2]).min() > 0.1
@@ -106,22 +106,23 @@ def test_labels_are_exact(bank: PoseBank, skeleton: Skeleton) -> None:
 
 def test_imperfect_keypoints(bank: PoseBank, skeleton: Skeleton) -> None:
     batch = draw_batch(4000, bank, skeleton, draw())
-    count = batch.seen.sum(0)
+    count = batch.visible.sum(0)
     assert count.min() >= synthetic_keypoints.MIN_KEYPOINTS and (count == 17).float().mean() > 0.1
-    assert 0.1 < 1 - batch.seen.float().mean() < 0.45
+    assert 0.1 < 1 - batch.visible.float().mean() < 0.45
     confidence = batch.inputs[:, 34:51].T
-    assert (confidence[~batch.seen] == 0).all() and (confidence[batch.seen] > 0.03).all() and confidence.max() <= 1
-    assert (batch.inputs[:, :34].T.unflatten(0, (2, 17))[:, ~batch.seen] == 0).all()
+    assert (
+        (confidence[~batch.visible] == 0).all() and (confidence[batch.visible] > 0.03).all() and confidence.max() <= 1
+    )
+    assert (batch.inputs[:, :34].T.unflatten(0, (2, 17))[:, ~batch.visible] == 0).all()
     assert torch.isfinite(batch.inputs).all()
 
 
 def test_the_stated_noise_is_the_noise(bank: PoseBank, skeleton: Skeleton) -> None:
     """5 px at most, even: a mean square of 25 / 3 per axis on a crop of 256 px with a margin of 1.2."""
-    noisy = Corruption(clean=0, gauss=1, pixels=5, told=0, scattered=0, grouped=0, focal=0)
     joint, point = skeleton(torch.eye(3)[:, :, None, None].expand(3, 3, 24, 3000).contiguous(), torch.zeros(10, 3000))
-    image = synthetic_keypoints.project(point, torch.tensor([[0.0], [0], [5]]).expand(3, 3000))
-    found, confidence = synthetic_keypoints.disturb(
-        image, torch.eye(3)[:, :, None, None].expand(3, 3, 24, 3000), draw(), noisy
+    image = synthetic_keypoints.project_tangents(point, torch.tensor([[0.0], [0], [5]]).expand(3, 3000))
+    found, confidence = synthetic_keypoints.corrupt(
+        image, torch.eye(3)[:, :, None, None].expand(3, 3, 24, 3000), draw(), noise_only(5)
     )
     pixel = (image.amax(1) - image.amin(1)).amax(0) / synthetic_keypoints.CROP
     assert float(((found - image) / pixel).square().mean()) == pytest.approx(25 / 3, rel=0.05)

@@ -61,7 +61,7 @@ def test_nobody_nan_people_and_people_behind_the_camera_change_nothing() -> None
     for people in (v[None][:0], v[None], torch.full_like(v[None], float("nan"))):
         np.testing.assert_array_equal(draw.overlay(image, people, f, K, draw.colours(np.arange(len(people)))), image)
     nan = torch.full_like(v[None], float("nan"))
-    assert (draw.turned(nan, f, draw.colours(np.arange(1)), SIZE, yaw=0.3) == draw.PAPER).all()
+    assert (draw.orbit_view(nan, f, draw.colours(np.arange(1)), SIZE, yaw=0.3) == draw.PAPER).all()
 
 
 def test_turning_shows_everybody_from_every_side() -> None:
@@ -69,7 +69,7 @@ def test_turning_shows_everybody_from_every_side() -> None:
     b, _ = ball(0.5, 5.0)
     for yaw in np.linspace(0, 2 * np.pi, 9):
         for pitch in (0.0, 0.6):
-            out = draw.turned(torch.stack([a, b]), f, draw.colours(np.arange(2)), SIZE, yaw=float(yaw), pitch=pitch)
+            out = draw.orbit_view(torch.stack([a, b]), f, draw.colours(np.arange(2)), SIZE, yaw=float(yaw), pitch=pitch)
             drawn = (out != draw.PAPER).any(-1)
             assert drawn.sum() > 400
             assert not drawn[0].any() and not drawn[-1].any() and not drawn[:, 0].any() and not drawn[:, -1].any()
@@ -78,7 +78,7 @@ def test_turning_shows_everybody_from_every_side() -> None:
 def test_seen_from_the_right_what_was_far_is_on_the_right() -> None:
     near, f = ball(0.0, 2.0, 0.2)
     far, _ = ball(0.0, 5.0, 0.2)
-    out = draw.turned(torch.stack([near, far]), f, np.array([[1.0, 0, 0], [0, 0, 1.0]]), SIZE, yaw=np.pi / 2)
+    out = draw.orbit_view(torch.stack([near, far]), f, np.array([[1.0, 0, 0], [0, 0, 1.0]]), SIZE, yaw=np.pi / 2)
     red = np.nonzero((out[..., 0] > 120) & (out[..., 2] < 60))[1].mean()
     blue = np.nonzero((out[..., 2] > 120) & (out[..., 0] < 60))[1].mean()
     assert red < 100 < blue

@@ -123,7 +123,7 @@ def test_rtmpose_missing_and_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyP
         RtmPose.load(tmp_path, device="cpu")([np.zeros((64, 64, 3), np.uint8)])
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(rtmpose.importlib.util, "find_spec", lambda name: None)
-    assert RtmPose.missing(tmp_path) == 'pip install "hmr[rtmpose]"'
+    assert RtmPose.missing(tmp_path) == 'pip install "hmr-toolchain[rtmpose]"'
 
 
 # ---- ViTPose: transformers' own classes with tiny random weights
@@ -223,7 +223,7 @@ def test_mmpose_missing_names_both_commands(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(mmpose.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AssetError) as caught:
         MMPose.load(tmp_path / "x.pth", device="cpu")
-    assert caught.value.hint == 'pip install "hmr[mmpose]" && pip install --no-deps mmpose==1.3.2'
+    assert caught.value.hint == 'pip install "hmr-toolchain[mmpose]" && pip install --no-deps mmpose==1.3.2'
 
 
 def test_stand_ins_can_be_imported_from_and_refuse_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,35 @@ def test_a_small_step_is_the_textbook_kalman_update(chain: KinematicChain) -> No
     torch.testing.assert_close(found.pelvis, scene.moved(expected.float()).pelvis, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("noise", "stiffness"), [(1.0, 1 / 16), (2.5, 1.0), (6.0, 16.0)])
+def test_points_are_held_by_the_fourth_power_of_the_noise(
+    chain: KinematicChain, noise: float, stiffness: float
+) -> None:
+    """Keypoints of half the least usual noise hold the points 16 times less, of twice the most 16 times more."""
+    trust = NoiseModel(usual=(2.0, 3.0), noise=(noise, noise), begin=noise, outlier=1e6, rounds=1)
+    weigher = KalmanUpdate(covariance(), LinearizedBody(chain), trust)
+    true, estimate, betas, transl, _ = people(wrong=1e-3)
+    posed = chain.forward(estimate, chain.rest(betas))
+    root = chain.rest(betas).joints[0].t() + transl
+    scene = PosedEstimate(posed.world[:, :, :3].permute(3, 0, 1, 2), betas, root, torch.full((N,), 0.2))
+    exact = scene.to(torch.float64)
+    linear = weigher.arms.linearise(exact)
+    now, H = in_picture(exact, *linear)
+    G = in_space(*linear[1:]).unflatten(1, (25, 3))
+    G = torch.nn.functional.pad((G - G.mean(1, keepdim=True)).flatten(1, 2), (0, 3)) / trust.place  # about their middle
+    keypoints = (drawn(chain, true, betas, transl)[..., :2] - torch.tensor([320.0, 240.0])) / F / 0.2
+    free = torch.tensor([trust.aside, trust.aside, trust.depth]).double() ** 2
+    precision = torch.block_diag(covariance().double(), torch.diag(free)).inverse() + stiffness * G.mT @ G
+    R = (noise * PIXEL) ** 2
+    residual = (keypoints.double() - now).flatten(1)[..., None]
+    step = torch.linalg.solve(precision + H.mT @ H / R, H.mT @ residual / R)[..., 0]
+    result = weigher.weigh(scene, keypoints, torch.ones(N, 25)).scene
+    expected = scene.moved(step.float())
+    torch.testing.assert_close(result.betas, betas + step[:, 72:POSE].float(), atol=2e-5, rtol=1e-3)
+    torch.testing.assert_close(result.rotation, expected.rotation, atol=2e-5, rtol=0)
+    torch.testing.assert_close(result.pelvis, expected.pelvis, atol=1e-4, rtol=0)
+
+
 def test_exact_keypoints_are_met_and_rows_do_not_see_each_other(chain: KinematicChain) -> None:
     weigher = KalmanUpdate(covariance(), LinearizedBody(chain))
     true, estimate, betas, transl, K = people(40)

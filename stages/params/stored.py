@@ -9,7 +9,7 @@ import typing
 from typing import Any, TypeVar
 
 from stages.errors import InputError, UsageError
-from stages.params import setting, with_none
+from stages.params.rules import setting, with_none
 
 EXAMPLE = 'for example {"min_score": 0.3}'
 

@@ -1,106 +1,21 @@
 """The settings of every stage and training, on one page. This module imports neither torch nor numpy.
 
 The settings of a stage are a frozen dataclass whose fields are made by `param`. The command line turns every field into
-a flag (`min_score` -> `--min-score`), the artefact stores them as sorted JSON, `--params-from` reads them back. A
-setting that is not given is None. Values are refused in one place, `check`, by the command line and by every stage.
+a flag (`min_score` -> `--min-score`), the artefact stores them as sorted JSON (stored.py), `--params-from` reads them
+back. A setting that is not given is None. Values are refused in one place, `check` of rules.py, by the command line and
+by every stage.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, TypeVar
 
-from stages.errors import UsageError
 from stages.models.tables import DETECTORS
+from stages.params.rules import optional_text, param
 
-MAX_GAP = 2.0  # s without being seen after which a tracker forgets a person
+MAX_GAP = 3.0  # s without being seen after which a tracker forgets a person
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
-
-P = TypeVar("P")
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is known of a setting beside its type and default: see `param`."""
-
-    help: str
-    unit: str = ""
-    choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    below: float | None = None
-    stored_none: Any = None
-
-    @property
-    def range(self) -> str:
-        """The allowed values in words, '' where any will do."""
-        if self.low is not None and self.high is not None and self.high < math.inf:
-            return f"from {self.low} to {self.high}"
-        limits = {"{} or more": self.low, "above {}": self.above, "below {}": self.below}
-        return ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
-
-    @property
-    def values(self) -> str:
-        """Choices, or range and unit, in words."""
-        return " | ".join(self.choices) or ", ".join(text for text in (self.unit, self.range) if text)
-
-    def allows(self, value: Any) -> bool:
-        """Is a value one of the choices and in the range? NaN never is; infinity only where `high` is infinite."""
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, float) and not (math.isfinite(value) or value == self.high):
-            return False
-        return not (
-            (self.low is not None and value < self.low)
-            or (self.high is not None and value > self.high)
-            or (self.above is not None and value <= self.above)
-            or (self.below is not None and value >= self.below)
-        )
-
-
-def param(default: Any, help: str, **rules: Any) -> Any:
-    """A field of a Params class: its default, one line of help, and any of
-
-    unit · choices (texts) · low, high (inclusive) · above, below (exclusive) · stored_none: how None is stored, which
-    is what the setting's default was in artefacts of hmr 0.1; typed or read back, that value means None.
-    """
-    return dataclasses.field(default=default, metadata={"setting": Setting(help, **rules)})
-
-
-def optional_text(help: str) -> Any:
-    """A text that need not be given."""
-    return param(None, help, stored_none="")
-
-
-def setting(field: dataclasses.Field[Any]) -> Setting:
-    """What `param` was told about a field."""
-    return field.metadata["setting"]
-
-
-def check(params: P) -> P:
-    """The settings, with None for values that mean "not given". Raises UsageError naming the flag of a wrong value."""
-    params = with_none(params)
-    for field in dataclasses.fields(params):  # type: ignore[arg-type]
-        value, rules = getattr(params, field.name), setting(field)
-        for each in value if isinstance(value, tuple) else (value,):
-            if each is None or rules.allows(each):
-                continue
-            flag = f"--{field.name.replace('_', '-')} {each}"
-            if rules.choices:
-                raise UsageError(f"{flag}: no such choice", f"one of {', '.join(rules.choices)}")
-            unit = f" ({rules.unit})" if rules.unit else ""
-            raise UsageError(f"{flag}: must be {rules.range or 'a finite number'}{unit}")
-    return params
-
-
-def with_none(params: P) -> P:
-    """The settings, with None for values that mean "not given" (see `param`)."""
-    fields: Any = dataclasses.fields(params)  # type: ignore[arg-type]
-    stored = {f.name: setting(f).stored_none for f in fields}
-    unset = {n: None for n, none in stored.items() if none is not None and getattr(params, n) == none}
-    return dataclasses.replace(params, **unset) if unset else params  # type: ignore[type-var]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +88,8 @@ class TrackParams:
     )
     max_gap: float = param(MAX_GAP, "A person unseen for longer comes back as a new track.", unit="s", above=0)
     replace: bool = param(False, "Number people anew where the file has tracks already.")
+    views: bool = param(False, "Also over cameras: one number for each person in all views (frames/view).")
+    cameras: str | None = param(None, "Views: JSON file {view: {R: 3x3, t: 3}} of world-to-camera poses.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,9 +253,7 @@ class TrainEmbeddedParams:
     """Settings of `hmr train embedded`."""
 
     max_minutes: float = param(60.0, "Train this long in all, resumed runs counted together.", unit="minutes", low=0)
-    samples: int | None = param(
-        None, "Train on this many people instead; by default time decides.", low=1, stored_none=0
-    )
+    samples: int | None = param(None, "Train on so many people; by default time decides.", low=1, stored_none=0)
     batch: int = param(1024, "People per step.", low=1)
     width: int = param(576, "Width of the network.", low=1)
     blocks: tuple[int, ...] = param((1, 1, 1, 1), "Residual blocks in each round.", low=1)
@@ -362,21 +277,27 @@ class TrainPriorParams:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainDPMeshParams:
-    """Settings of `hmr train dpmesh`."""
+class TrainStepsParams:
+    """What the trainings share that run for a number of steps on examples."""
 
     steps: int = param(1000, "Steps of the optimiser.", low=1)
     batch: int = param(8, "People per step.", low=1)
+    body: str = param("embedded", "Body model, by name or file.")
+    seed: int = param(0, "Of initial weights, order, noise and augmentation.", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDPMeshParams(TrainStepsParams):
+    """Settings of `hmr train dpmesh`."""
+
     rate: float = param(1e-4, "Learning rate.", above=0)
     nkr: float = param(0.1, "Weight of the distillation from clean keypoints; 0 leaves the teacher out.", low=0)
     control: bool = param(True, "Train the ControlNet too; the released optimiser leaves it out.")
     augment: bool = param(True, "Scale, turn, mirror and colour the crops, and hide joints.")
-    body: str = param("embedded", "Body model, by name or file.")
-    seed: int = param(0, "Of order, noise and augmentation.", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainPostoMetroParams:
+class TrainPostoMetroParams(TrainStepsParams):
     """Settings of `hmr train postometro`."""
 
     part: str = param("mesh", "Which network to train.", choices=("tokenizer", "classifier", "mesh"))
@@ -386,13 +307,8 @@ class TrainPostoMetroParams:
         choices=("pct", "keypoints", "none"),
     )  # fmt: skip
     size: str = param("L", "1, 2 or 3 layers in each half of each stage.", choices=("S", "M", "L"))
-    backbone: str = param(
-        "resnet50", "Image backbone of the mesh network.", choices=("resnet50", "hrnet_w48", "hrnet_w64")
-    )
+    backbone: str = param("resnet50", "Its image backbone.", choices=("resnet50", "hrnet_w48", "hrnet_w64"))
     swin: str = param("base", "PCT's Swin.", choices=("base", "large", "huge"))
     thaw: bool = param(False, "Let the classifier's Swin learn too; as published it is frozen, trained on heatmaps.")
-    steps: int = param(1000, "Steps of the optimiser.", low=1)
     batch: int = param(16, "People per step.", low=1)
     rate: float | None = param(None, "Learning rate; default: the published one.", above=0, stored_none=0.0)
-    body: str = param("embedded", "Body model, by name or file.")
-    seed: int = param(0, "Of initial weights, order and augmentation.", low=0)
