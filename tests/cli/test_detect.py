@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 
 from stages.artefacts.hdf5 import open_artefact
-<<<<<<< HEAD
-from stages.media.frames import write_image
-from tests.helpers import fixtures
-=======
 from stages.media.images import write_image
-from tests.helpers import fetched, fixtures
->>>>>>> main
+from tests.helpers import fixtures
 from tests.helpers.cli import hmr
 
 WHITE = ("--detector", "tests.helpers.rectangle_detector:Rectangles")
