@@ -61,9 +61,6 @@ def run(
     asked, params = params.detector, dataclasses.replace(params, detector=detector.name)
     camera = CameraFile.read(cameras) if cameras else None
     noted = availability(detector.name, resolve_device(run.device))
-    if asked == "auto" and not noted["detector_is_best_available"]:
-        best = noted["best_detector"]
-        run.report.note(f"detector {detector.name}; {best} finds more people in crowds: {how_to_get(best)}")
     job = Job(
         stage="detect",
         kind="detections",
@@ -90,6 +87,9 @@ def run(
         job = dataclasses.replace(job, inputs={"boxes": table})
         return run_rows(job, lambda: complete(table, FrameSource(table, root, params.max_pixels), detector), out, run)
     listing = list_frames(inputs, files_from, every=params.every, views=params.views, max_pixels=params.max_pixels)
+    if asked == "auto" and not noted["detector_is_best_available"]:
+        best = noted["best_detector"]
+        run.report.note(f"detector {detector.name}; {best} finds more people in crowds: {how_to_get(best)}")
     given: dict[str, Any] = {"frames": listing, **({"cameras": camera} if camera else {})}
     job = dataclasses.replace(job, inputs=given, finish=link_people)
     if params.fps and params.tracks == "all":

@@ -116,9 +116,9 @@ def vitpose(work: Path, source: Path | None, tell: Tell) -> str:
 
 def download(url: str, target: Path, tell: Tell) -> None:
     """One file over HTTP, whole or not at all. Raises AssetError, with the reason and a way without network."""
-    name = url.rpartition("/")[2]
+    name, request = url.rpartition("/")[2], urllib.request.Request(url, headers={"User-Agent": "hmr"})
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "hmr"}), timeout=60) as reply:
+        with urllib.request.build_opener().open(request, timeout=60) as reply:  # proxies as they are now
             size = int(reply.headers.get("Content-Length") or 0)
             tell(f"{url} ({size / 1e6:.0f} MB)")
             with target.open("wb") as file:
