@@ -47,7 +47,13 @@ COLUMNS = (
 )
 VIEW_COLUMNS = (
     Column("extra/person", "i4", ("R",), "", "the same number in all views: the same person"),
-    Column("extra/views", "i4", ("R",), "", "how many views were refined together in this row; 1: this one alone"),
+    Column(
+        "extra/views",
+        "i4",
+        ("R",),
+        "",
+        "how many views were refined together in this row; 1: this one alone, 0: untouched",
+    ),
 )
 
 
@@ -276,7 +282,7 @@ class RowRefiner:
         }
         if self.params.mode == "views":
             values["extra/person"] = torch.from_numpy(self.plan.person[unit.row])
-            values["extra/views"] = torch.from_numpy(views)
+            values["extra/views"] = torch.from_numpy(np.where(use.numpy(), views, 0))
         if self.params.hypotheses > 1:
             values |= self._hypotheses(pose, betas, transl, at, None if made is None else made.hypotheses)
         return {name: value.numpy() for name, value in values.items()}
