@@ -26,7 +26,7 @@ from stages.loaders import tracks
 from stages.media.inputs import frame_times
 from stages.params import TrackParams
 from stages.params.rules import check
-from stages.refinement.people import find_people, tell
+from stages.refinement.people import find_people, report_people
 from stages.refinement.rig import CameraRig, read_rig
 
 
@@ -79,7 +79,7 @@ def _over_views(table: Artefact, rig: CameraRig | None, report: Any) -> Artefact
     """One number for each person in all views, and say who was seen where."""
     usable = np.isfinite(table.rows["box"]).all(1)
     people = find_people(table, rig, usable)
-    tell(people, table, usable, report)
+    report_people(people, table, usable, report)
     table.rows["track"] = np.where(usable & (table.rows["status"] == OK), people.person, -1).astype(np.int32)
     return table
 

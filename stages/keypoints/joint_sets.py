@@ -155,11 +155,14 @@ _MIDDLE = {
 _ALIAS = {"pelvis": "mid_hip", "mid_hip": "pelvis"}
 
 
-def convert(keypoints: np.ndarray, names: Sequence[str], to_set: str | Sequence[str]) -> np.ndarray:
+def convert(
+    keypoints: np.ndarray, names: Sequence[str], to_set: str | Sequence[str], *, derive: bool = True
+) -> np.ndarray:
     """Keypoints (n, J, 3) x, y, score of `names` -> (n, J', 3) of another set, by name.
 
-    What is absent becomes NaN, NaN, 0. Where asked for and absent, `neck` is the mean of the shoulders and `mid_hip` or
-    `pelvis` the mean of the hips, with the smaller of the two scores; 0 with NaN place if one of the two is unseen.
+    What is absent becomes NaN, NaN, 0. Unless `derive` is False, an absent `neck` is the mean of the shoulders and an
+    absent `mid_hip` or `pelvis` the mean of the hips, with the smaller of the two scores; NaN, NaN, 0 if one of the two
+    is not visible.
     """
     keypoints = np.asarray(keypoints)
     if keypoints.ndim != 3 or keypoints.shape[1:] != (len(names), 3):
@@ -175,7 +178,7 @@ def convert(keypoints: np.ndarray, names: Sequence[str], to_set: str | Sequence[
         keypoints = np.full((len(keypoints), 1, 3), np.nan)
     out = keypoints[:, np.maximum(at, 0)].copy()
     out[:, at < 0] = (np.nan, np.nan, 0)
-    for k in np.flatnonzero(at < 0):
+    for k in np.flatnonzero(at < 0) if derive else ():
         pair = index(names, _MIDDLE.get(wanted[k], ()))
         if len(pair) and (pair >= 0).all():
             a, b = keypoints[:, pair[0]], keypoints[:, pair[1]]

@@ -10,7 +10,7 @@ import torch
 
 from stages.artefacts.hdf5 import open_artefact
 from stages.models.scorehmr.denoiser import Denoiser
-from stages.models.scorehmr.refiner import EMBEDDED
+from stages.models.scorehmr.weights import EMBEDDED
 from tests.helpers.cli import hmr
 from tests.helpers.people_world import crowd, save
 

@@ -16,7 +16,7 @@ from stages import refine as refine_stage
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.table import Artefact
 from stages.engine.job import ProgressReport, RunOptions
-from stages.models.scorehmr.refiner import EMBEDDED
+from stages.models.scorehmr.weights import EMBEDDED
 from stages.params import RecoverParams, RefineParams
 from stages.refinement.counts import counts
 from tests.helpers.cli import hmr

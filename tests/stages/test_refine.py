@@ -14,7 +14,7 @@ from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import RunOptions
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
 from stages.evaluation import metrics
-from stages.models.scorehmr.refiner import EMBEDDED
+from stages.models.scorehmr.weights import EMBEDDED
 from stages.params import RefineParams
 from stages.refine import run
 from tests.helpers.people_world import World, build, crowd, limbs, observe, turned, walk
@@ -25,9 +25,9 @@ FEW = RefineParams(loops=2)
 
 
 def refined(world: World, params: RefineParams = FEW, **run_flags: Any) -> Artefact:
-    made = run(world.meshes, world.detections, None, params, RunOptions(**run_flags))
-    assert isinstance(made, Artefact)
-    return made
+    result = run(world.meshes, world.detections, None, params, RunOptions(**run_flags))
+    assert isinstance(result, Artefact)
+    return result
 
 
 def mpjpe(world: World, artefact: Artefact) -> float:
@@ -201,7 +201,7 @@ def test_tracks_do_not_influence_each_other() -> None:
 def test_windows_of_a_long_track_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     world = walk(150, 1)
     whole = refined(world, RefineParams(mode="video", loops=2))
-    monkeypatch.setattr("stages.refinement.rows.WINDOW", 40)
+    monkeypatch.setattr("stages.refinement.plan.WINDOW", 40)
     windows = refined(world, RefineParams(mode="video", loops=2))
     np.testing.assert_allclose(windows.read("smpl/body_pose"), whole.read("smpl/body_pose"), atol=1e-4)
 
