@@ -21,7 +21,6 @@ setup: .venv/ready
 # The main job: photos (two free ones, or PHOTO="mine.jpg ...") and rendered images in, meshes, overlays, GLB and
 # report.html out; then a synthetic scene with known truth, scored.
 demo: setup
-	$(HMR) assets get blazepose
 	$(PY) -m stages.synthetic.demo_photos demo/photos $(PHOTO)
 	$(HMR) run demo/photos -o demo/photos-out
 	$(HMR) synth synth-pc --pictures 12 -o demo/scenes/synth-pc.detections.h5

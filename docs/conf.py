@@ -118,9 +118,12 @@ def write_pages(*_: Any) -> None:
 
 def docstring_to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Our docstrings are plain text with `code` and indented or tabular parts; autodoc wants reStructuredText."""
+    fixed = [line.startswith(("    ", "|")) for line in lines]
+    for i in range(1, len(lines)):  # an empty line belongs to the lines before it
+        fixed[i] = fixed[i] or (fixed[i - 1] and not lines[i].strip())
     result: list[str] = []
-    for literal, group in itertools.groupby(lines, lambda line: line.startswith(("    ", "|"))):
-        text = list(group)
+    for literal, group in itertools.groupby(zip(fixed, lines, strict=True), lambda pair: pair[0]):
+        text = [line for _, line in group]
         result += (
             ["", "::", "", *(f"    {line}" for line in text), ""] if literal else escaped("\n".join(text)).split("\n")
         )

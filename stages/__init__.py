@@ -2,7 +2,7 @@
 
     from pathlib import Path
     from stages import RunOptions, evaluate, open_artefact, open_dataset, recover, refine, run_chain, synth
-    from stages.params import EvaluateParams, SynthParams
+    from stages.params import SynthParams
 
     # A rendered scene with exact truth. Images of your own: run_chain(["photo.jpg"], Path("out")).
     scene = synth.run("synth-pc", Path("scene.detections.h5"), SynthParams(pictures=1), RunOptions())
@@ -16,7 +16,7 @@
     # Stage by stage, in memory: the target is None.
     meshes = recover.run(scene, None)
     refined = refine.run(meshes, scene, None)
-    scores = evaluate.run(refined, open_dataset(str(scene)), None, EvaluateParams(), RunOptions())
+    scores = evaluate.run(refined, open_dataset(str(scene)), None)
     print(scores.attrs["summary"]["mpjpe"])  # mm
 
 Public are the names below, the settings in `stages.params`, the errors in `stages.errors` and the contracts in

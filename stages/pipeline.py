@@ -1,7 +1,10 @@
 """What joins commands: the whole chain, data sets by name, shards. Stages exchange files, or tables in memory, here.
 
-from stages import run_chain
-run_chain(["photo.jpg"], Path("out"))
+Usage:
+
+    from stages import run_chain
+
+    run_chain(["photo.jpg"], Path("out"))
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def test_every_fixture_is_the_one_that_is_listed() -> None:
 
 def test_nothing_that_may_not_be_passed_on() -> None:
     names = {path.name for path in fixtures.ROOT.iterdir()}
-    assert names == {"ATTRIBUTION.md", "SHA256SUMS", "cases", "parity", "photos", "videos"}
+    assert names == {"ATTRIBUTION.md", "SHA256SUMS", "cases", "detector", "parity", "photos", "videos"}
     assert {path.name for path in fixtures.PHOTOS.iterdir()} == {"free", "free_unannotated"}
     said = (fixtures.ROOT / "ATTRIBUTION.md").read_text()
     pictures = (path for folder in (fixtures.PHOTOS, fixtures.VIDEOS) for path in folder.rglob("*") if path.is_file())

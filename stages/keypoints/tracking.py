@@ -30,7 +30,7 @@ USUAL = 0.35  # and share of the similarity that is usual for this person: noise
 MEMORY = 0.9  # of what is usual, from one sight to the next
 SPREAD = 2.0  # times COCO's sigmas: people move between frames
 OKS_SHARE = 0.65  # of the similarity; the rest is overlap
-WAIT = 0.1  # by how much the similarity falls in a second of not being seen
+WAIT = 0.3  # by how much the similarity falls until a person is forgotten
 INSIDE = 0.2  # share of the predicted box's width that must lie in the image
 MIN_JOINTS = 3  # in common, for a displacement to be that of the joints, else that of the box's centre
 # Standard deviations in units of the person's size, the longer side of the box. People change their speed by about half
@@ -45,8 +45,8 @@ class TrackStates:
     """n people as they were when last seen.
 
     id (n,) · box (n, 4) px · xy (n, J, 2) px, joints as seen or moved along, NaN if never seen · velocity (n, 2) px/s ·
-    variance (n, 3) of position, of both, of velocity along one axis, px and s · seen (n,) s · usual (n,) similarity of
-    two sights in a row, 0 if there was one.
+    variance (n, 3) of position, of both, of velocity along one axis, px and s · seen (n,) s · usual (n,) similarity
+    from one sight to the next, 0 at first.
     """
 
     id: np.ndarray
@@ -100,7 +100,7 @@ class TrackStates:
         variance = np.stack([(1 - gain) * position, (1 - gain) * both, velocity - gain_velocity * both], 1)
         joints = np.where(np.isfinite(xy), xy, self.xy + shift[:, None])
         moving = self.velocity + gain_velocity[:, None] * shift
-        usual = np.where(self.usual > 0, MEMORY * self.usual + (1 - MEMORY) * similar, similar)
+        usual = MEMORY * self.usual + (1 - MEMORY) * similar
         return TrackStates(self.id, box, joints, moving, variance, np.full(len(self), time), usual)
 
 
@@ -149,7 +149,7 @@ class Tracker:
         overlap = widened_iou(expected.box, box, deviation)
         likeness, common = widened_oks(expected.xy, xy, self.sigma, deviation)
         similar = np.where(common, OKS_SHARE * likeness + (1 - OKS_SHARE) * overlap, overlap)
-        similar = similar - WAIT * (time - expected.seen)[:, None]
+        similar = similar - WAIT * (time - expected.seen)[:, None] / self.max_gap
         if size is not None:
             inside = np.clip(expected.box[:, [0, 2]], 0, size[0])
             width = np.maximum(expected.box[:, 2] - expected.box[:, 0], 1)

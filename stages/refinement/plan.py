@@ -32,7 +32,7 @@ COLUMNS = (
 )
 VIEW_COLUMNS = (
     Column("extra/person", "i4", ("R",), "", "the same number in all views: the same person"),
-    Column("extra/views", "i4", ("R",), "", "how many views were refined together in this row; 1: this one alone"),
+    Column("extra/views", "i4", ("R",), "", "views refined together in this row; 1: this one alone, 0: untouched"),
 )
 
 

@@ -145,7 +145,7 @@ class RowRefiner:
         values["extra/refined"] = torch.from_numpy(status.astype(np.uint8))
         if self.params.mode == "views":
             values["extra/person"] = torch.from_numpy(self.plan.person[window.row])
-            values["extra/views"] = torch.from_numpy(views)
+            values["extra/views"] = torch.from_numpy(np.where(chosen.numpy(), views, 0))
         if self.params.hypotheses > 1:
             values |= self._hypotheses(body, rows, None if result is None else result.hypotheses)
         return {name: value.numpy() for name, value in values.items()}

@@ -10,7 +10,7 @@ import pytest
 
 from stages.artefacts.hdf5 import open_artefact
 from stages.media.images import write_image
-from tests.helpers import fetched, fixtures
+from tests.helpers import fixtures
 from tests.helpers.cli import hmr
 
 WHITE = ("--detector", "tests.helpers.rectangle_detector:Rectangles")
@@ -49,9 +49,9 @@ def test_imported_boxes_get_keypoints(photos: Path, tmp_path: Path) -> None:
         assert table.rows["status"].tolist() == [0, 1] and table.read("keypoints/xy").shape == (2, 17, 2)
 
 
-def test_no_detector_is_exit_4_with_the_mend(photos: Path, tmp_path: Path) -> None:
+def test_a_detector_that_is_not_here_is_exit_4_with_the_hint(photos: Path, tmp_path: Path) -> None:
     offline = {"HMR_CACHE": str(tmp_path / "none"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    for detector in ("auto", "mmpose"):
+    for detector in ("vitpose", "blazepose", "mmpose"):
         done = hmr("detect", photos, "-o", tmp_path / "x.h5", "--detector", detector, **offline)
         assert done.returncode == 4 and done.stdout == "", (detector, done.stderr)
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
@@ -73,18 +73,40 @@ def test_exit_codes(photos: Path, tmp_path: Path, arguments: list[str], code: in
     assert "Traceback" not in done.stderr and not (tmp_path / "x.h5").exists()
 
 
-def test_blazepose_on_a_photo_is_quiet(tmp_path: Path) -> None:
-    fetched.blazepose()
+def test_a_photo_without_any_download(tmp_path: Path) -> None:
+    """On a fresh clone without network people are found, and one line says which detector is better."""
     photo = fixtures.find("photos/free/000000000785.jpg")
-    done = hmr("detect", photo, "-o", tmp_path / "x.h5", "--quiet")
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    fresh = {"HMR_CACHE": str(tmp_path / "none"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = hmr("detect", photo, "-o", tmp_path / "x.h5", "--device", "cpu", **fresh)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "rtmpose" in line]
+    assert len(said) == 1 and "detector movenet" in said[0] and "hmr assets get rtmpose" in said[0], done.stderr
     with open_artefact(tmp_path / "x.h5") as table:
-        assert table.n_rows == 1 and table.attrs["params"]["detector"] in ("blazepose", "rtmpose", "vitpose")
+        assert table.n_rows == 1 and table.attrs["params"]["detector"] == "movenet"
+        assert table.attrs["model"]["name"] == "movenet" and table.attrs["model"]["licence"] == "Apache-2.0"
+        assert table.attrs["best_detector"] == "rtmpose" and not table.attrs["detector_is_best_available"]
+    assert not (tmp_path / "none").exists()
+    named = hmr("detect", photo, "-o", tmp_path / "y.h5", "--device", "cpu", "--detector", "movenet", **fresh)
+    assert named.returncode == 0 and "rtmpose" not in named.stderr  # who chose need not be told
+
+
+def test_a_detector_of_ones_own_is_not_compared(photos: Path, tmp_path: Path) -> None:
+    assert hmr("detect", photos, "-o", tmp_path / "x.h5", *WHITE).returncode == 0
+    with open_artefact(tmp_path / "x.h5") as table:
+        assert "best_detector" not in table.attrs and "detector_is_best_available" not in table.attrs
+
+
+def test_doctor_says_which_detector_would_be_better(tmp_path: Path) -> None:
+    done = hmr("doctor", "--json", HMR_CACHE=str(tmp_path), HF_HUB_CACHE=str(tmp_path / "hub"))
+    check = next(c for c in json.loads(done.stdout)["checks"] if c["name"] == "detector")
+    assert "movenet" in check["found"] and "hmr assets get" in check["hint"] and not check["ready"]
+    assert json.loads(done.stdout)["ready"]  # the embedded one is enough for hmr run
 
 
 def test_assets_list(tmp_path: Path) -> None:
     done = hmr("assets", "list", "--json", HMR_CACHE=str(tmp_path))
     table = {row["name"]: row for row in json.loads(done.stdout)["assets"]}
+    assert {"blazepose", "rtmpose", "vitpose"} == set(table) and "mmpose/v1/projects" in table["rtmpose"]["source"]
     assert table["blazepose"]["ready"] is False and table["blazepose"]["licence"] == "Apache-2.0"
     assert hmr("assets", "get", "nonsense").returncode == 2
 

@@ -14,7 +14,6 @@ from stages.geometry.cameras import project
 from stages.media.images import write_image
 from stages.smpl.body import load_body
 from stages.synthetic import examples
-from tests.helpers import fetched
 from tests.helpers.cli import hmr
 from tests.helpers.fixtures import PHOTOS
 
@@ -53,7 +52,6 @@ def test_the_same_as_stage_by_stage(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
-    fetched.blazepose()
     write_image(tmp_path / "wall.jpg", np.full((240, 320, 3), 130, np.uint8))
     done = hmr("run", tmp_path / "wall.jpg", "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
@@ -62,7 +60,6 @@ def test_a_photo_with_nobody_goes_through(tmp_path: Path) -> None:
 
 
 def test_a_rendered_photo_from_pixels_to_a_body(tmp_path: Path) -> None:
-    fetched.blazepose()
     write_image(tmp_path / "scene.jpg", examples.draw_example("synth", 0))
     done = hmr("run", tmp_path / "scene.jpg", "-o", tmp_path / "out", "--json", "--focal", 700)
     assert done.returncode == 0, done.stderr

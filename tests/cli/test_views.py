@@ -242,6 +242,11 @@ def test_people_in_the_same_pose_are_not_joined_without_a_rig(tmp_path: Path) ->
     assert "view 0 tracks 0 and 1; view 1 tracks 2 and 3" in out.said
 
 
+def test_rows_that_stay_untouched_are_not_counted_as_joined(tmp_path: Path) -> None:
+    out = refined(rig_world(moments=2), tmp_path, min_joints=30)
+    assert out.json["joined"] == 0 and out.json["refined"]["untouched"] == 16 and (out.who("extra/views") == 0).all()
+
+
 def test_numbers_given_by_hand_are_kept_and_said(tmp_path: Path) -> None:
     world = rig_world(same_pose=True)
     world.track = world.person + 7

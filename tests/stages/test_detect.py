@@ -15,7 +15,7 @@ from stages.artefacts.kinds import FAILED, K_DEFAULT, K_USER, OK
 from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import RunOptions
 from stages.engine.runner import merge
-from stages.errors import ArtefactError, AssetError, InputError, RowsFailed, UsageError
+from stages.errors import ArtefactError, InputError, RowsFailed, UsageError
 from stages.media.images import write_image
 from stages.media.video import write_video
 from stages.params import DetectParams
@@ -307,13 +307,7 @@ def test_a_detector_without_people_takes_them_from_another(tmp_path: Path, monke
 def test_auto_takes_what_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HMR_CACHE", str(tmp_path))
     monkeypatch.setattr("stages.models.detectors.vitpose.VitPose.missing", classmethod(lambda cls, path: "no"))
-    with pytest.raises(AssetError, match="no detector is ready") as caught:
-        detect.choose(DetectParams(), None, "cpu", alone=True)
-    assert "hmr assets get blazepose" in caught.value.hint
-    (tmp_path / "blazepose").mkdir()
-    for name in ("pose_detection.tflite", "pose_landmark_full.tflite"):
-        (tmp_path / "blazepose" / name).write_bytes(b"x")
-    assert detect.choose(DetectParams(), None, "cpu", alone=True)[0].name == "blazepose"
+    assert detect.choose(DetectParams(), None, "cpu", alone=True)[0].name == "movenet"
     pytest.importorskip("onnxruntime")
     (tmp_path / "rtmpose").mkdir()
     for name in ("detector.onnx", "pose.onnx"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from stages.errors import AssetError, MachineError, UsageError
 from stages.files import cache as assets
+from stages.files import fetching
 from stages.files.folders import cache_dir
 
 CONTENT = {"pose_detection.tflite": b"one" * 1000, "pose_landmark_full.tflite": b"two" * 1000}
@@ -31,7 +33,7 @@ def publish(folder: Path, monkeypatch: pytest.MonkeyPatch, *, altered: bool = Fa
     """A small wheel with the two files where mediapipe has them; the table expects CONTENT."""
     name = "mediapipe-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl"
     with zipfile.ZipFile(folder / name, "w") as wheel:
-        for file, where in zip(CONTENT, assets.WHEEL_FOLDERS, strict=True):
+        for file, where in fetching.BLAZEPOSE.items():
             wheel.writestr(f"{where}/{file}", CONTENT[file] + (b"!" if altered else b""))
         info = "mediapipe-0.10.21.dist-info"
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: mediapipe\nVersion: 0.10.21\n")
@@ -47,7 +49,9 @@ def test_fetched_files_are_the_ones_in_the_wheel(cache: Path, tmp_path: Path, mo
     publish(tmp_path / "links", monkeypatch)
     assert assets.find("blazepose") is None
     folder = assets.get("blazepose")
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == CONTENT
+    record = json.loads((folder / assets.RECORD).read_text())
+    assert record == {"source": f"{fetching.WHEEL} by pip", "sha256": assets.ASSETS["blazepose"].files}
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != assets.RECORD} == CONTENT
     assert assets.find("blazepose") == folder
     assert [p.name for p in cache.iterdir()] == ["blazepose"]  # nothing temporary is left
     (tmp_path / "links" / next(p.name for p in (tmp_path / "links").iterdir())).unlink()
@@ -85,11 +89,9 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         assets.get("blazepose")
 
 
-def test_unknown_and_manual_assets() -> None:
+def test_unknown_assets() -> None:
     with pytest.raises(UsageError, match="no asset 'blazeface'"):
         assets.get("blazeface")
-    with pytest.raises(AssetError, match="by hand"):
-        assets.get("rtmpose")
 
 
 def test_status_is_what_doctor_prints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,7 +99,11 @@ def test_status_is_what_doctor_prints(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert before["blazepose"] == (False, "hmr assets get blazepose")
     publish(tmp_path / "links", monkeypatch)
     assets.get("blazepose")
-    assert {name: ready for name, ready, *_ in assets.status()} == {"blazepose": True, "rtmpose": False}
+    assert {name: ready for name, ready, *_ in assets.status()} == {
+        "blazepose": True,
+        "rtmpose": False,
+        "vitpose": False,
+    }
 
 
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stages.errors import AssetError
+from stages.files import fetching
 from stages.models.detectors import mmpose, rtmpose, vitpose
 from stages.models.detectors.mmpose import MMPose
 from stages.models.detectors.rtmpose import RtmPose
@@ -115,7 +116,7 @@ def test_rtmpose_same_result_alone_and_together(rtm_folder: Path, monkeypatch: p
 def test_rtmpose_missing_and_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssetError, match="not ready") as caught:
         RtmPose.load(tmp_path, device="cpu")
-    assert "docs/detectors.md" in caught.value.hint
+    assert "hmr assets get rtmpose" in caught.value.hint
     for name in rtmpose.FILES:
         (tmp_path / name).write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(AssetError, match=r"detector\.onnx cannot be loaded"):
@@ -196,7 +197,7 @@ def test_vitpose_keypoints_belong_to_their_boxes(
 def test_vitpose_missing_files(tmp_path: Path, vit_folder: Path) -> None:
     with pytest.raises(AssetError, match=r"lacks config\.json") as caught:
         VitPose.load(tmp_path, device="cpu")
-    assert vitpose.HUB["detector"] in caught.value.hint
+    assert fetching.HUB["detector"] in caught.value.hint
     assert VitPose.missing(vit_folder) == ""
     assert VitPose.load(vit_folder, device="cpu").sha256 == VitPose.load(vit_folder, device="cpu").sha256
 
@@ -212,7 +213,7 @@ def test_vitpose_without_network_names_the_ways_out(monkeypatch: pytest.MonkeyPa
     with pytest.raises(AssetError, match="no route to host") as caught:
         VitPose.load(None, device="cpu")
     assert "--detector-path" in caught.value.hint
-    assert "hf download" in VitPose.missing(None)
+    assert "hmr assets get vitpose" in VitPose.missing(None)
 
 
 # ---- mmpose: an extra
