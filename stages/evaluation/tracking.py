@@ -18,7 +18,7 @@ from stages.keypoints.oks import iou
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """One frame: true track numbers (n,), predicted ones (m,), `similar` (n, m) in 0..1, and which true people count (n,).
+    """One frame: true track numbers (n,), predicted ones (m,), `similar` (n, m) in 0..1, which true people count (n,).
 
     A prediction matched to somebody who does not count is neither right nor wrong.
     """
