@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 PY  := .venv/bin/python
 HMR := .venv/bin/hmr
 
-.PHONY: setup demo test test-slow parity lint accuracy bench table clean
+.PHONY: setup demo test test-slow parity lint accuracy bench table docs clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml
@@ -18,7 +18,7 @@ setup: .venv/ready
 	$(PY) -m pip install -q -e ".[dev]"
 	touch $@
 
-# The main job: photos (two free ones, or PHOTO="mine.jpg ...") and rendered pictures in, meshes, overlays, GLB and
+# The main job: photos (two free ones, or PHOTO="mine.jpg ...") and rendered images in, meshes, overlays, GLB and
 # report.html out; then a synthetic scene with known truth, scored.
 demo: setup
 	$(HMR) assets get blazepose
@@ -52,8 +52,14 @@ accuracy: setup
 table: setup
 	$(HMR) eval table -o tables
 
+# The site, in site/: pages, every command's help, the docstrings. A warning is an error.
+docs: setup
+	$(PY) -m pip install -q -e ".[docs]"
+	$(PY) -m sphinx -W --keep-going -q -b html docs site
+	@echo "look at site/index.html"
+
 bench: setup
 	for each in benchmarks/*.py; do $(PY) -m benchmarks.$$(basename $$each .py) || exit 1; done
 
 clean:
-	rm -rf demo tables
+	rm -rf demo tables site docs/generated

@@ -125,9 +125,13 @@ def call(args: list[str]) -> Any:
     for before, arg in zip(["", *args], args, strict=False):
         if not arg and not before.startswith("-"):
             raise UsageError("an argument is empty", "is a variable of the shell not set?")
-    if args and args[0] in COMMANDS:  # not through the group, for whose own options Typer imports pydantic (0.1 s)
-        return load_command(args[0])(args[1:], prog_name=f"hmr {args[0]}", standalone_mode=False)
-    return app(args, prog_name="hmr", standalone_mode=False)
+    if not args or args[0] not in COMMANDS:
+        return app(args, prog_name="hmr", standalone_mode=False)
+    # Straight to the command, not through its groups, for whose own options Typer imports pydantic (0.1 s).
+    words, command = 1, load_command(args[0])
+    while args[words:] and args[words] in getattr(command, "commands", {}):
+        words, command = words + 1, command.commands[args[words]]
+    return command(args[words:], prog_name=" ".join(["hmr", *args[:words]]), standalone_mode=False)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Optional
 
 import typer
 
 from hmr_cli._flags import Json, Quiet
-from hmr_cli._output import print_result
+from hmr_cli._output import make_report, print_result
 
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="See hmr assets list.", show_default=False)]
 Again = Annotated[bool, typer.Option("--again", help="Fetch it anew.")]
+From = Annotated[Optional[Path], typer.Option("--from", help="A folder that has the files, instead of the network.")]
 
 
 @app.callback()
@@ -22,7 +24,7 @@ def cache() -> None:
 
         hmr assets list
 
-        hmr assets get blazepose
+        hmr assets get vitpose
     """
 
 
@@ -60,16 +62,29 @@ def list_(as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 @app.command()
-def get(name: Name, again: Again = False, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Fetch an asset into the cache, check it, print its folder. The only command that downloads a detector by itself.
+def get(name: Name, again: Again = False, source: From = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Fetch an asset into the cache, check it, print its folder.
+
+    Proxies are taken from the environment (HTTPS_PROXY). Files whose SHA-256 is not known to hmr are opened and tried
+    out; fetched.json beside them says where they came from.
 
     Examples:
 
-        hmr assets get blazepose
+        hmr assets get vitpose
 
-        HMR_CACHE=/data/hmr hmr assets get blazepose
+        hmr assets get rtmpose --from /media/stick/rtmpose
+
+        HMR_CACHE=/data/hmr hmr assets get vitpose
     """
     from stages.files import cache
+    from stages.models.detectors.choice import try_out
 
-    folder: Any = cache.get(name, again=again)
+    with make_report(quiet=quiet) as report:
+        folder: Any = cache.get(
+            name,
+            again=again,
+            source=source,
+            check=lambda work: try_out(name, work),
+            tell=lambda what: report.note(f"fetching {what}"),
+        )
     print_result({"name": name, "out": str(folder)} if as_json else folder, as_json=as_json)

@@ -37,7 +37,7 @@ def detect(
 ) -> Any:
     """People in photos and video: boxes, 2D keypoints, scores, tracks, cameras.
 
-    Needs a detector: `hmr assets get blazepose` fetches the default one (9 MB).
+    The default detector is in the package; `hmr assets get` fetches better ones for crowds (docs/detectors.md).
 
     Examples:
 

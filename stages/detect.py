@@ -21,15 +21,15 @@ from stages.artefacts.table import Artefact
 from stages.engine.device import resolve_device
 from stages.engine.job import Job, RunOptions
 from stages.engine.runner import run_frames, run_rows
-from stages.errors import AssetError, HmrError, InputError, UsageError
-from stages.files import cache
+from stages.errors import HmrError, InputError, UsageError
 from stages.keypoints import joint_sets
 from stages.loaders import tracks
 from stages.media.frames import FrameList, FrameSource, frame_columns, list_frames, read_frames
 from stages.media.intrinsics import CameraFile
 from stages.models import find
 from stages.models.detectors.base import DetectedPeople, Detector, clip_boxes
-from stages.models.tables import AUTO_CPU, AUTO_GPU, DETECTORS
+from stages.models.detectors.choice import availability, best_ready, files_of, how_to_get
+from stages.models.tables import DETECTORS
 from stages.params import DetectParams
 from stages.params.rules import check
 
@@ -58,8 +58,12 @@ def run(
     models = [detector, *([helper] if helper else [])]
     if params.min_score is None:
         params = dataclasses.replace(params, min_score=models[-1].min_score)
-    params = dataclasses.replace(params, detector=detector.name)
+    asked, params = params.detector, dataclasses.replace(params, detector=detector.name)
     camera = CameraFile.read(cameras) if cameras else None
+    noted = availability(detector.name, resolve_device(run.device))
+    if asked == "auto" and not noted["detector_is_best_available"]:
+        best = noted["best_detector"]
+        run.report.note(f"detector {detector.name}; {best} finds more people in crowds: {how_to_get(best)}")
     job = Job(
         stage="detect",
         kind="detections",
@@ -78,6 +82,7 @@ def run(
                 "score_definition": detector.score_definition,
             }
         },
+        attrs=noted,
         batch_size=detector.batch_size,
     )
     if boxes is not None:
@@ -121,28 +126,18 @@ def choose(params: DetectParams, path: Path | None, device: str, *, alone: bool)
     extra = {"config": params.detector_config} if params.detector_config else {}
     if params.detector_config and params.detector != "mmpose":
         raise UsageError("--detector-config belongs to --detector mmpose")
-    if path is None and params.detector in cache.ASSETS:
-        path = cache.find(params.detector)
-    detector = kind.load(path, device=_device(device, kind), **extra)
+    detector = kind.load(path or files_of(params.detector), device=_device(device, kind), **extra)
     return detector, _best(device) if alone and getattr(detector, "needs_boxes", False) else None
 
 
 def _best(device: str) -> Detector:
-    kinds: dict[str, Any] = {name: find(DETECTORS, name) for name in AUTO_GPU}
-    paths = {name: cache.find(name) if name in cache.ASSETS else None for name in kinds}
-    ready = [name for name, kind in kinds.items() if not kind.missing(paths[name])]
-    if not ready:
-        raise AssetError(
-            "no detector is ready on this machine",
-            "run: hmr assets get blazepose (9 MB, Apache-2.0; needs the network)",
-        )
-    if len(ready) > 1 and resolve_device(device) == "cpu":
-        ready.sort(key=AUTO_CPU.index)
-    return kinds[ready[0]].load(paths[ready[0]], device=_device(device, kinds[ready[0]]))
+    name = best_ready(resolve_device(device))
+    kind: Any = find(DETECTORS, name)
+    return kind.load(files_of(name), device=_device(device, kind))
 
 
 def _device(asked: str, kind: Any) -> str:
-    """The device in torch's spelling. torch takes seconds to import, so who does not need it is not made to wait."""
+    """The device in torch's spelling; LiteRT's detector knows none but the CPU."""
     return "cpu" if asked == "auto" and getattr(kind, "cpu_only", False) else resolve_device(asked)
 
 

@@ -26,7 +26,7 @@ CORE = {
     "cv2": ("opencv-python", "4.12", "images"),
     "PIL": ("pillow", "10.3", "images"),
     "av": ("av", "13", "video"),
-    "ai_edge_litert": ("ai-edge-litert", "2.0", "the embedded detector"),
+    "ai_edge_litert": ("ai-edge-litert", "2.0", "detector blazepose"),
     "roma": ("roma", "1.5", "rotations"),
     "diffusers": ("diffusers", "0.35", "DPMesh"),
     "peft": ("peft", "0.17", "DPMesh"),
@@ -57,7 +57,10 @@ class Check:
 
 def run() -> list[Check]:
     """Every check of this machine, required ones first."""
-    groups: tuple[Callable[[], Iterable[Check]], ...] = (_python, _core, _devices, _machine, _assets, _bodies, _extras)
+    groups: tuple[Callable[[], Iterable[Check]], ...] = (
+        *(_python, _core, _devices, _machine),
+        *(_detector, _assets, _bodies, _extras),
+    )
     checks: list[Check] = []
     for group in groups:
         try:
@@ -119,6 +122,16 @@ def _assets() -> Iterator[Check]:
 
     for name, ready, where, hint in status():
         yield Check(name, ready, str(where) if ready else f"nothing in {where}", "detectors", hint)
+
+
+def _detector() -> Iterator[Check]:
+    from stages.engine.device import resolve_device
+    from stages.models.detectors.choice import best_ready, how_to_get, ranked
+
+    device = resolve_device("auto")
+    name, best = best_ready(device), ranked(device)[0]
+    found = f"{name}, the best one for {device}" if name == best else f"{name}; {best} finds more people in crowds"
+    yield Check("detector", name == best, found, "hmr detect, hmr run", how_to_get(best))
 
 
 def _bodies() -> Iterator[Check]:

@@ -8,22 +8,22 @@
 | 11 names that are not UTF-8 | test_names_that_are_not_utf8, unit/media/test_frames |
 | 12 changed or lost images | test_pictures_turned_renamed_and_changed, unit/media/test_frames, stages/test_detect |
 | 13, 14 video | unit/media/test_video |
-| 15 nobody | cli/test_run, unit/engine/test_runner, stages/test_detect, stages/test_refine |
+| 15 nobody | cli/test_run, unit/engine/test_run_frames, stages/test_detect, stages/test_refine |
 | 16 200 people in one picture | test_a_crowd_with_unusable_people, stages/test_detect |
 | 17 unusable boxes | test_a_crowd_with_unusable_people, cli/test_import, stages/test_detect |
 | 18 keypoints without evidence | test_a_crowd_with_unusable_people, stages/test_refine |
 | 19 NaN from a network | test_networks_that_fail, unit/engine/test_runner |
-| 20 impossible K | test_cameras_that_cannot_be, unit/engine/test_runner, stages/test_detect |
+| 20 impossible K | test_cameras_that_cannot_be, unit/engine/test_parts, stages/test_detect |
 | 21 several views | stages/test_refine |
 | 22 wrong joint set | cli/test_import, unit/keypoints/test_joint_sets |
 | 23, 24 foreign, damaged, different rows | test_faults_files, unit/artefacts/test_hdf5_hostile, cli/test_check |
 | 25 hostile HDF5 | test_hdf5_that_points_elsewhere, unit/artefacts/test_hdf5_hostile |
-| 26, 29 targets and writers | test_faults_files, unit/engine/test_runner |
-| 27 parts of other parameters | test_parts_of_other_settings, unit/engine/test_runner |
+| 26, 29 targets and writers | test_faults_files, unit/engine/test_parts |
+| 27 parts of other parameters | test_parts_of_other_settings, unit/engine/test_parts |
 | 28 killed at any moment | test_faults_files, stages/test_kill |
-| 30 disk full, read-only | test_disks_that_take_nothing, unit/engine/test_runner |
+| 30 disk full, read-only | test_disks_that_take_nothing, unit/engine/test_full_disks |
 | 31 no locks, links, fsync | test_a_file_system_without_links_and_fsync |
-| 32 clocks | unit/engine/test_runner |
+| 32 clocks | unit/engine/test_parts |
 | 33 SMPL | test_files_of_bodies_and_weights, cli/test_body_model, cli/test_hostile_pickles, unit/smpl/test_body_files |
 | 34 checkpoints | test_files_of_bodies_and_weights, unit/files/test_checkpoints, cli/test_dpmesh |
 | 35 downloads | test_a_download_without_network, unit/files/test_cache |

@@ -69,12 +69,7 @@ ADAPTERS_ONLY = ("stages.files", "stages.artefacts")
 LONGEST = 400  # lines of a file
 
 # rule -> what still breaks it. An entry that breaks nothing any more fails the test: take it out.
-KNOWN: dict[str, set[str]] = {
-    "helpers": {
-        f"tests/parity/test_dpmesh_folder.py -> tests.parity.test_dpmesh.{name}"
-        for name in ("RUNNERS", "cases_of", "runner_of")
-    },
-}
+KNOWN: dict[str, set[str]] = {}
 
 
 @dataclasses.dataclass(frozen=True)

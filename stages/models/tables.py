@@ -18,7 +18,9 @@ EXTRACTORS: dict[str, str] = {
 }
 REFINERS: dict[str, str] = {"scorehmr": "stages.models.scorehmr:ScoreHmrRefiner"}
 # One line per detector; `--detector auto` takes the first of AUTO_CPU (or AUTO_GPU) whose files are on this machine.
+# movenet is in the package, so that there always is one.
 DETECTORS: dict[str, str] = {
+    "movenet": "stages.models.detectors.movenet:MoveNetDetector",
     "blazepose": "stages.models.detectors.blazepose:BlazePose",
     "vitpose": "stages.models.detectors.vitpose:VitPose",
     "rtmpose": "stages.models.detectors.rtmpose:RtmPose",
@@ -26,5 +28,6 @@ DETECTORS: dict[str, str] = {
     "pct": "stages.models.detectors.pct:PctPose",
 }
 # RT-DETR + ViTPose is the most accurate, but takes about 10 s a photo on one CPU thread.
-AUTO_GPU = ("vitpose", "rtmpose", "blazepose")
-AUTO_CPU = ("rtmpose", "vitpose", "blazepose")
+AUTO_GPU = ("vitpose", "rtmpose", "movenet")
+AUTO_CPU = ("rtmpose", "vitpose", "movenet")
+RANKED = (*AUTO_GPU, "blazepose")  # whose quality is known to each other, in docs/detectors.md

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.helpers.dpmesh_parity import Case, evaluate
+from tests.helpers.dpmesh_runners import RUNNERS, cases_of, runner_of
 from tests.helpers.fixtures import PARITY, Fixtures
-from tests.parity.test_dpmesh import RUNNERS, cases_of, runner_of
 
 OURS = PARITY / "dpmesh"
 

@@ -56,3 +56,16 @@ def clip_boxes(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boxes (n, 4) cut to a picture of `size` (width, height); what lies wholly outside becomes an empty box."""
     limit = np.array([*size, *size]) - 1.0
     return np.clip(box, 0, limit)
+
+
+def batch_for(device: str, megabytes: float, *, cpu: int, most: int = 64) -> int:
+    """How many images or crops of `megabytes` each a network takes at a time: `cpu` on a CPU, else up to `most`.
+
+    On a CUDA device they fill at most half of the memory that is free now.
+    """
+    if not device.startswith("cuda"):
+        return cpu if device == "cpu" else most
+    import torch  # imported by then: the device was resolved with it
+
+    free, _ = torch.cuda.mem_get_info(torch.device(device))
+    return int(min(max(free / 2 / (megabytes * 1e6), 1), most))

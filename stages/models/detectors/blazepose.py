@@ -88,14 +88,14 @@ class BlazePose:
         return [self._complete(image, box) for image, box in zip(images, boxes, strict=True)]
 
     def _find(self, image: np.ndarray) -> DetectedPeople:
-        levels = _pyramid(image)
+        levels = crops.halvings(image)
         seeds = self._propose(levels)
         poses = [p for p in (self._landmarks(levels, seed, 2) for seed in seeds) if p]
         return self._people(poses, image, agree=AGREE, same=SAME)
 
     def _complete(self, image: np.ndarray, box: np.ndarray) -> DetectedPeople:
         """Landmarks for given boxes: the first crop is the box's own square, then two passes as above."""
-        levels = _pyramid(image)
+        levels = crops.halvings(image)
         found = DetectedPeople.nobody(len(self.joints))
         found.box, found.score = np.asarray(box, float), np.full(len(box), np.nan)
         found.keypoints = np.full((len(box), len(self.joints), 3), np.nan)
@@ -115,7 +115,9 @@ class BlazePose:
         points, scores = [], []
         for center, side in windows(width, height, WINDOWS):
             to_picture = _upright(np.array(center), side, 0.0, 224)
-            raw, logit = self._net(0)(_cut(levels, to_picture, 224) / np.float32(127.5) - np.float32(1), 2)
+            raw, logit = self._net(0)(
+                crops.warp_from(levels, crops.invert(to_picture[None])[0], 224) / np.float32(127.5) - np.float32(1), 2
+            )
             p = 1 / (1 + np.exp(-np.clip(logit[:, 0].astype(float), -100, 100)))
             best = np.flatnonzero(p > SEED)
             where = (raw[best, 4:8].reshape(-1, 2, 2) / 224 + ANCHORS[best, None]) * 224 - 0.5
@@ -138,7 +140,9 @@ class BlazePose:
             to_picture = _upright(
                 seed[0], 2.5 * float(np.hypot(*offset)), float(np.arctan2(offset[0], -offset[1])), 256
             )
-            raw, flag = self._net(1)(_cut(levels, to_picture, 256) / np.float32(255), 2)
+            raw, flag = self._net(1)(
+                crops.warp_from(levels, crops.invert(to_picture[None])[0], 256) / np.float32(255), 2
+            )
             points = raw.reshape(39, 5).astype(float)
             points[:, :2] = (points[:, :2] - 0.5) @ to_picture[:, :2].T + to_picture[:, 2]
             score = min(score, float(flag[0]))
@@ -230,25 +234,6 @@ def _upright(center: np.ndarray, side: float, angle: float, size: int) -> np.nda
     scale = side / size
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return np.concatenate([turn, (center - turn @ np.full(2, (size - 1) / 2))[:, None]], 1)
-
-
-def _pyramid(image: np.ndarray) -> list[np.ndarray]:
-    """The picture and its halvings (each pixel the mean of four), so that small crops of large photos do not alias."""
-    levels = [image]
-    while min(levels[-1].shape[:2]) >= 256:
-        a = levels[-1]
-        a = a[: a.shape[0] // 2 * 2, : a.shape[1] // 2 * 2].astype(np.uint16)
-        levels.append(((a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2] + 2) // 4).astype(np.uint8))
-    return levels
-
-
-def _cut(levels: list[np.ndarray], to_picture: np.ndarray, size: int) -> np.ndarray:
-    """The crop (size, size, 3) float32 from the level whose pixels are nearest to the crop's in size."""
-    shrink = max(float(np.hypot(*to_picture[:, 0])), 1e-6)
-    level = int(np.clip(np.floor(np.log2(shrink) + 0.25), 0, len(levels) - 1))
-    to_level = to_picture * 0.5**level
-    to_level[:, 2] += 0.5 * 0.5**level - 0.5  # pixel centres
-    return crops.warp([levels[level]], np.zeros(1, np.int64), crops.invert(to_level[None]), size)[0].astype(np.float32)
 
 
 class _Net:

@@ -19,7 +19,7 @@ from stages.files.hashing import sha256_of_files
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
 from stages.keypoints.oks import iou, suppress
-from stages.models.detectors.base import DetectedPeople, clip_boxes
+from stages.models.detectors.base import DetectedPeople, batch_for, clip_boxes
 
 FILES = ("detector.onnx", "pose.onnx")
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, of RTMPose's configs; YOLOX takes plain BGR
@@ -28,7 +28,8 @@ PADDING = 1.25  # of the box, by mmpose's top-down rule
 SPLIT = 2.0  # SimCC bins per crop pixel
 GREY = 114  # YOLOX's border
 LOWEST, OVERLAP = 0.3, 0.65  # YOLOX's score and suppression
-CROPS = 64
+CROPS = 64  # people at a time through RTMPose on a CPU
+MEGABYTES = {"detector": 300, "pose": 20}  # of GPU memory for one image, one crop
 
 
 class RtmPose:
@@ -39,12 +40,12 @@ class RtmPose:
     joints = SETS["coco17"]
     score_definition = "the lower one of the peaks of RTMPose's SimCC curves along x and y, cut to 0..1"
     min_score = 0.5
-    batch_size = 8
 
     def __init__(self, folder: Path, device: str) -> None:
         self.folder, self.device = folder, device
         self.sha256 = sha256_of_files(*(folder / name for name in FILES))
         self._sessions: dict[str, Any] = {}
+        self.batch_size = batch_for(device, MEGABYTES["detector"], cpu=8)
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
@@ -52,7 +53,7 @@ class RtmPose:
             return 'pip install "hmr-toolchain[rtmpose]"'
         if path and all((path / name).is_file() for name in FILES):
             return ""
-        return "two ONNX files are needed, docs/detectors.md names them; then --detector-path FOLDER"
+        return "hmr assets get rtmpose, or --detector-path FOLDER with detector.onnx and pose.onnx"
 
     @classmethod
     def load(cls, path: Path | None, *, device: str) -> RtmPose:
@@ -64,40 +65,43 @@ class RtmPose:
 
     def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         if boxes is None:
-            found = [self._people(image) for image in images]
+            found = self._people(images)
         else:
             found = [DetectedPeople(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
         if any(len(each) for each in found):
             box = np.concatenate([each.box for each in found]).astype(float)
             frame = np.repeat(np.arange(len(found)), [len(each) for each in found])
+            n = batch_for(self.device, MEGABYTES["pose"], cpu=CROPS, most=256)
             keypoints = np.concatenate(
-                [self._keypoints(images, box[a : a + CROPS], frame[a : a + CROPS]) for a in range(0, len(box), CROPS)]
+                [self._keypoints(images, box[a : a + n], frame[a : a + n]) for a in range(0, len(box), n)]
             )
             for i, each in enumerate(found):
                 each.keypoints = keypoints[frame == i]
         return found
 
-    def _people(self, image: np.ndarray) -> DetectedPeople:
+    def _people(self, images: list[np.ndarray]) -> list[DetectedPeople]:
+        """The boxes of each image; all images in one call where the file takes several."""
         session = self._session("detector.onnx")
         side = _sizes(session, (640, 640))
-        scale = min(side[0] / image.shape[0], side[1] / image.shape[1])
-        # Letterbox: the picture in the upper left corner, edges on edges.
-        affine = np.array([[[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5]]])
-        crop = crops.warp([image], np.zeros(1, np.int64), affine, side[::-1])[0]
-        height, width = round(image.shape[0] * scale), round(image.shape[1] * scale)
-        crop[height:], crop[:, width:] = GREY, GREY
-        tensor = crop[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)
-        dets, labels = self._run(session, np.ascontiguousarray(tensor), 2)
-        if dets.ndim != 3 or dets.shape[-1] != 5:
+        scales = [min(side[0] / image.shape[0], side[1] / image.shape[1]) for image in images]
+        inputs = np.stack([_letterbox(image, scale, side) for image, scale in zip(images, scales, strict=True)])
+        pieces = [inputs] if _several(session) else [inputs[k : k + 1] for k in range(len(inputs))]
+        results = [self._run(session, piece, 2) for piece in pieces]
+        if any(dets.ndim != 3 or dets.shape[-1] != 5 for dets, *_ in results):
             raise AssetError(
-                f"{FILES[0]} gives {dets.shape}, not boxes with scores (1, n, 5)",
+                f"{FILES[0]} gives {results[0][0].shape}, not boxes with scores (images, n, 5)",
                 "export YOLOX with its suppression inside, as mmdeploy does",
             )
-        ours = (dets[0, :, 4] > LOWEST) & (labels.reshape(-1) == 0)
-        # YOLOX measures from the picture's corner; our pixel (0, 0) is the centre of the first pixel.
-        box = clip_boxes(dets[0, ours, :4] / scale - 0.5, (image.shape[1], image.shape[0]))
-        found = DetectedPeople(box, dets[0, ours, 4].astype(float), np.zeros((len(box), 17, 3)))
-        return found.take(suppress(iou(box, box), found.score, OVERLAP))
+        dets = [each for result in results for each in result[0]]
+        labels = [each for result in results for each in result[1].reshape(len(result[0]), -1)]
+        found = []
+        for image, scale, each, label in zip(images, scales, dets, labels, strict=True):
+            ours = (each[:, 4] > LOWEST) & (label == 0)
+            # YOLOX measures from the image's corner; our pixel (0, 0) is the centre of the first pixel.
+            box = clip_boxes(each[ours, :4] / scale - 0.5, (image.shape[1], image.shape[0]))
+            people = DetectedPeople(box, each[ours, 4].astype(float), np.zeros((len(box), 17, 3)))
+            found.append(people.take(suppress(iou(box, box), people.score, OVERLAP)))
+        return found
 
     def _keypoints(self, images: list[np.ndarray], box: np.ndarray, frame: np.ndarray) -> np.ndarray:
         """Keypoints (n, 17, 3) of boxes (n, 4) in the pictures `frame` (n,)."""
@@ -106,8 +110,7 @@ class RtmPose:
         affine = crops.mmpose_affine(box, (width, height), PADDING)
         crop = crops.warp(images, frame, affine, (width, height))
         tensor = np.ascontiguousarray(((crop - MEAN) / STD).transpose(0, 3, 1, 2), np.float32)
-        several = isinstance(session.get_inputs()[0].shape[0], str)
-        pieces = [tensor] if several else [tensor[k : k + 1] for k in range(len(tensor))]
+        pieces = [tensor] if _several(session) else [tensor[k : k + 1] for k in range(len(tensor))]
         curves = [self._run(session, piece, 2) for piece in pieces]
         x, y = (np.concatenate([c[axis] for c in curves])[:, :17] for axis in (0, 1))
         if x.ndim != 3 or x.shape[1] != 17:
@@ -152,3 +155,17 @@ def _sizes(session: Any, default: tuple[int, int]) -> tuple[int, int]:
     shape = session.get_inputs()[0].shape
     height, width = (s if isinstance(s, int) else d for s, d in zip(shape[2:], default, strict=True))
     return height, width
+
+
+def _several(session: Any) -> bool:
+    """Whether the network takes any number of inputs at a time."""
+    return not isinstance(session.get_inputs()[0].shape[0], int)
+
+
+def _letterbox(image: np.ndarray, scale: float, side: tuple[int, int]) -> np.ndarray:
+    """The network's input (3, height, width), BGR: the image in the upper left corner, edges on edges, grey beyond."""
+    affine = np.array([[[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5]]])
+    crop = crops.warp([image], np.zeros(1, np.int64), affine, side[::-1])[0]
+    height, width = round(image.shape[0] * scale), round(image.shape[1] * scale)
+    crop[height:], crop[:, width:] = GREY, GREY
+    return np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1), np.float32)

