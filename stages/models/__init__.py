@@ -47,7 +47,7 @@ def find_model(table: Mapping[str, str], model: str | None, checkpoint: Checkpoi
     if not suits:
         raise UsageError(
             f"{model} is no subclass of stages.models.base.{contract.__name__}",
-            "make it one: that class documents every member, docs/examples/recoverer.py shows a whole network",
+            "make it one: that class documents every member, docs/examples/ shows whole networks",
         )
     if missing := sorted(loader.__abstractmethods__):
         raise UsageError(f"{model} does not define {', '.join(missing)}", "stages/models/base.py documents them")

@@ -2,8 +2,8 @@
 
 A recoverer or a feature extractor is a subclass of `PersonModel`, a refiner one of `Refiner`. A subclass needs `name`,
 `load` and `__call__` (a PersonModel also `columns`); everything else has a default that suits most networks. Classes
-from outside this package must be subclasses too: `--model package.module:Class` refuses others and says so. Two whole
-examples are docs/examples/recoverer.py and docs/examples/extractor.py.
+from outside this package must be subclasses too: `--model package.module:Class` refuses others and says so. Three
+whole examples are recoverer.py, extractor.py and refiner.py in docs/examples.
 """
 
 from __future__ import annotations

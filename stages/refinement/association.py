@@ -1,10 +1,10 @@
-"""Who is who over several cameras: tracks that are one person get one number.
+"""Association of people over several cameras: tracks of one person get one number.
 
-What `hmr detect --views` writes numbers the tracks of every camera on its own. Here tracks of different cameras are
+`hmr detect --views` numbers the tracks of each camera separately. Here tracks of different cameras are
 compared at all moments that they share (likeness.py): with a calibrated rig by how near the lines of sight to the same
 joints pass each other, without one by how alike the recovered body poses are over time. partition.py then makes people
 of tracks. Two tracks that one camera shows at one moment are two people. Where an exchange of two people in a camera
-would be nearly as good, the camera's tracks are left alone, and that is said.
+would be nearly as good, the camera's tracks are joined with nobody, and a warning names them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def associate(sightings: Sightings) -> Association:
 
 
 def _method(sightings: Sightings, crowded: bool) -> tuple[Association, Measure, Callable[[float], float] | None]:
-    """How people are told apart: the measure, and the weight a moment by which it must tell in so many moments."""
+    """How people are told apart: the measure, and a function of the number of moments that gives the margin a moment by
+    which it must tell them apart; None: no margin."""
     none = np.zeros(0, int)
     if sightings.R is not None:
         return Association(none, "the rig"), ray_weights, ray_margin
@@ -100,7 +101,7 @@ def _reason(sightings: Sightings, across: np.ndarray, links: Links, people: Asso
 def _without_doubts(
     groups: list[Group], doubts: dict[int, Group], number: list[int], people: Association
 ) -> list[Group]:
-    """Take the tracks in doubt out of their groups, and say so."""
+    """The groups without the tracks in doubt, with a warning that names these."""
     where = "; ".join(f"view {view} {_named(tracks, number)}" for view, tracks in sorted(doubts.items()))
     advice = NUMBER_THEM if people.how == "the rig" else f"give --cameras, or {NUMBER_THEM}"
     people.warnings.append(f"{people.how} cannot tell who is who, these are joined with nobody: {where}; {advice}")

@@ -41,7 +41,7 @@ def find_people(
     that the rig does not name, and for crowded photos without view and track numbers."""
     rows, frames = detections.rows, detections.frames
     view, one_view = frames["view"], len(np.unique(frames["view"])) < 2
-    camera = np.arange(len(view)) if one_view else view  # photos of one view number: each from a place of its own
+    camera = np.arange(len(view)) if one_view else view  # photos of one view number: each from another position
     frame, track = rows["frame"], rows["track"]
     if meshes is not None and (track < 0).all():
         track = meshes.rows["track"]

@@ -128,7 +128,7 @@ class RowRefiner:
         estimates = self._estimates(window, group, rotmat, transl)
         enough = (estimates.keypoints[..., 2] > 0).sum(1) >= self.params.min_joints
         estimates.keypoints[~enough] = 0
-        # In mode frame, too little evidence means no change; in a track or in views, other rows may still tell.
+        # In mode frame, too little evidence means no change; in a track or in views, other rows may determine the body.
         chosen = enough if self.params.mode == "frame" else torch.ones_like(enough)
         chosen &= torch.from_numpy(self.plan.usable[window.before])
         rows = torch.nonzero(chosen)[:, 0]

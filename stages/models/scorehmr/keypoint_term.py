@@ -132,7 +132,7 @@ class KeypointTerm:
         self.transl = torch.where(good[:, None], solution, transl).t().to(self.transl.dtype).contiguous()
 
     def information(self, x: Tensor) -> Tensor:
-        """The normal matrix (n, 3, 3) of the translation at the present one: what the keypoints say about it."""
+        """The normal matrix (n, 3, 3) of the translation at the present one: how well the keypoints determine it."""
         return self._normal_equations(self.chain.forward(x, self.rest).points)[0]
 
     def _normal_equations(self, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -168,7 +168,7 @@ class MultiviewUpdate:
         return out
 
     def shape(self, rows: ViewBatch) -> SharedShape:
-        """What the rows of one person, in several moments, say of its betas."""
+        """The betas of one person, from its rows in several moments."""
         assert self.single is not None
         bodies = self.bodies(dataclasses.replace(rows, betas_known=torch.zeros_like(rows.betas_known)))
         information, betas = bodies.information.double(), rows.betas.double()
