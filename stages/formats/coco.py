@@ -78,8 +78,8 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
             raise InputError(f"{where}: no picture for image_id {entry.get('image_id')!r}", "--annotations or --images")
         score = number(entry.get("score", 1.0))
         if score >= params.min_score:
-            given = entry.get("bbox") or entry.get("box")  # the latter is AlphaPose's
-            box = xywh_to_xyxy(given, where) if given else box_of(keypoints, params.margin)
+            bbox = entry.get("bbox") or entry.get("box")  # the latter is AlphaPose's
+            box = xywh_to_xyxy(bbox, where) if bbox else box_of(keypoints, params.margin)
             people.setdefault(name, []).append(Person(box, clean_keypoints(keypoints), score, _track(entry)))
     joints = joints or stated or joint_names("coco17", 17, (), {}, str(path))
     for group in people.values():  # people without keypoints still have the columns
