@@ -75,7 +75,8 @@ def test_every_set_draws_people_in_the_picture(name: str) -> None:
     body, spec = load_body("embedded"), SETS[name]
     numbers = np.linspace(0, spec.images - 1, 3).astype(int)
     people = [examples.make_example(spec, int(number), body, SynthParams())[1]["frame"] for number in numbers]
-    assert sum(map(len, people)) >= spec.people[0]
+    # In a film, people come and go: somebody is in each of its images.
+    assert min(map(len, people)) >= 1 and (spec.frames > 1 or sum(map(len, people)) >= spec.people[0])
 
 
 def test_a_video_moves_smoothly_and_views_see_the_same_person() -> None:
