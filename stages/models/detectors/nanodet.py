@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from stages.models.detectors.convolution import for_inference
 from stages.models.detectors.nanodet_network import MEAN, STD, STRIDES, NanoDet, cells
 
 WEIGHTS = packaged("data/nanodet.safetensors")
-SIDE = 640  # px, longer side of the image as the network sees it
-LOWEST, OVERLAP = 0.3, 0.6  # score of a box, and the overlap above which the better one of two stays
+# The longer side of the image as the network sees it, in px, and the lowest score of a box from there. A person who is
+# missed at one size, for no reason that one could see, is often clear at another.
+SIZES = ((640, 0.3), (512, 0.45))
+OVERLAP = 0.6  # above which the better one of two boxes stays
 MEGABYTES = 80  # of GPU memory for one image
 
 
@@ -32,8 +34,16 @@ class PersonBoxes:
 
     def __call__(self, levels: Sequence[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Boxes (n, 4) xyxy px and scores (n,) 0..1, best first, of each image, given by its `crops.halvings`."""
-        shapes = [letterbox(level[0].shape[1], level[0].shape[0]) for level in levels]
-        found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros((0, 4)), np.zeros(0))] * len(levels)
+        proposed: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in levels]
+        for side, lowest in SIZES:
+            for k, box, score in self._propose(levels, side):
+                likely = score >= lowest
+                proposed[k].append((box[likely], score[likely]))
+        return [distinct(*map(np.concatenate, zip(*each, strict=True))) for each in proposed]
+
+    def _propose(self, levels: Sequence[list[np.ndarray]], side: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Number, all boxes (c, 4) px and scores (c,) of each image; images of one size in common batches."""
+        shapes = [letterbox(level[0].shape[1], level[0].shape[0], side) for level in levels]
         count = batch_for(self.device, MEGABYTES, cpu=1)
         for size in dict.fromkeys(size for _, size in shapes):
             members = [k for k, (_, each) in enumerate(shapes) if each == size]
@@ -42,8 +52,7 @@ class PersonBoxes:
                 inputs = np.stack([crops.warp_from(levels[k], shapes[k][0], size) for k in chunk])
                 for k, box, score in zip(chunk, *self._run(inputs), strict=True):
                     height, width = levels[k][0].shape[:2]
-                    found[k] = select(box, score, shapes[k][0], (width, height))
-        return found
+                    yield k, to_image(box, shapes[k][0], (width, height)), score
 
     @torch.inference_mode()
     def _run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,24 +73,24 @@ class PersonBoxes:
         return self._network
 
 
-def letterbox(width: int, height: int, side: int = SIDE) -> tuple[np.ndarray, tuple[int, int]]:
+def letterbox(width: int, height: int, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """The affine (2, 3) of an image to the network's, and its size (width, height), multiples of the largest stride.
 
     The longer side becomes `side`; the image stays in the upper left corner, edges on edges, black beyond.
     """
-    scale = side / max(width, height)
+    scale, step = side / max(width, height), STRIDES[-1]
     affine = np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, 0.5 * scale - 0.5]])
-    padded = (int(np.ceil(round(n * scale, 6) / STRIDES[-1])) * STRIDES[-1] for n in (width, height))
-    across, down = padded
-    return affine, (max(across, STRIDES[-1]), max(down, STRIDES[-1]))
+    across, down = (step * max(int(np.ceil(round(n * scale, 6) / step)), 1) for n in (width, height))
+    return affine, (across, down)
 
 
-def select(
-    box: np.ndarray, score: np.ndarray, affine: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of boxes (c, 4) from the letterbox's corner the good and distinct ones, in pixels of an image of `size`."""
-    likely = np.flatnonzero(score >= LOWEST)
-    points = crops.apply(crops.invert(affine[None]), box[likely].reshape(1, -1, 2) - 0.5)  # pixel centres are whole
-    box, score = clip_boxes(points.reshape(-1, 4), size), score[likely]
+def to_image(box: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes (c, 4) from the letterbox's corner in pixels of an image of `size`, cut to it."""
+    points = crops.apply(crops.invert(affine[None]), box.reshape(1, -1, 2) - 0.5)  # pixel centres are whole numbers
+    return clip_boxes(points.reshape(-1, 4), size)
+
+
+def distinct(box: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of boxes (n, 4) that overlap the best one, best first."""
     keep = suppress(iou(box, box), score, OVERLAP)
     return box[keep], score[keep]

@@ -9,12 +9,13 @@ import torch
 from stages.files.checkpoints import read_checkpoint
 from stages.geometry import crops
 from stages.keypoints.joint_sets import SETS
+from stages.keypoints.oks import iou
 from stages.media.frames import open_frame
 from stages.models.detectors import movenet, nanodet
 from stages.models.detectors.convolution import Conv2d, depthwise, for_inference
 from stages.models.detectors.movenet import Candidates, MoveNetDetector, distinct, hidden, paint_over
 from stages.models.detectors.movenet_network import HEADS, MoveNet, decode
-from stages.models.detectors.nanodet import letterbox, select
+from stages.models.detectors.nanodet import letterbox
 from stages.models.detectors.nanodet_network import BINS, NanoDet, cells
 from tests.helpers import fixtures
 
@@ -95,21 +96,28 @@ def test_cells_are_centres_of_squares() -> None:
 
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (1600, 900), (33, 20), (5000, 40), (640, 640)])
 def test_boxes_come_back_through_the_letterbox(size: tuple[int, int]) -> None:
-    affine, (width, height) = letterbox(*size)
-    assert width % 32 == height % 32 == 0 and max(width, height) == 640
-    assert min(size) * 640 / max(size) <= min(width, height) < min(size) * 640 / max(size) + 32
+    affine, (width, height) = letterbox(*size, 512)
+    assert width % 32 == height % 32 == 0 and max(width, height) == 512
+    assert min(size) * 512 / max(size) <= min(width, height) < min(size) * 512 / max(size) + 32
     box = np.array([[0.0, 0, size[0] - 1, size[1] - 1], [size[0] / 4, size[1] / 4, size[0] / 2, size[1] / 2]])
     there = crops.apply(affine[None], box.reshape(1, -1, 2)).reshape(-1, 4) + 0.5  # from the corner, as cells count
-    back, score = select(there, np.array([0.9, 0.8]), affine, size)
-    np.testing.assert_allclose(back, box, atol=1e-9)
-    np.testing.assert_array_equal(score, [0.9, 0.8])
+    np.testing.assert_allclose(nanodet.to_image(there, affine, size), box, atol=1e-9)
 
 
 def test_of_overlapping_boxes_the_better_stays() -> None:
-    box = np.array([[0.0, 0, 100, 100], [0, 0, 100, 90], [0, 0, 100, 55], [300, 300, 400, 400]]) + 0.5
-    kept, score = select(box, np.array([0.5, 0.9, 0.7, nanodet.LOWEST - 0.01]), np.eye(2, 3), (640, 640))
-    np.testing.assert_array_equal(score, [0.9])  # 90 and 61 percent of it overlap, the last one is too unlikely
-    np.testing.assert_array_equal(kept, [[0, 0, 100, 90]])
+    box = np.array([[0.0, 0, 100, 100], [0, 0, 100, 90], [0, 0, 100, 52], [300, 300, 400, 400]])
+    kept, score = nanodet.distinct(box, np.array([0.5, 0.9, 0.7, 0.3]))  # IoU with the second: 0.9, 0.58, 0
+    np.testing.assert_array_equal(score, [0.9, 0.7, 0.3])
+    np.testing.assert_array_equal(kept, box[1:])
+
+
+def test_a_person_who_is_missed_at_one_size_is_found_at_the_other() -> None:
+    """The man at the left of this photo: 0.18 at 640 px, 0.85 at 512."""
+    levels = [crops.halvings(open_frame(fixtures.find("photos/free_unannotated/flickr_secdef_17790319373.jpg")))]
+    box, score = nanodet.PersonBoxes("cpu")(levels)[0]
+    him = iou(box, np.array([[188.0, 191, 272, 447]]))[:, 0]
+    assert him.max() > 0.8 and score[him.argmax()] > 0.8
+    assert (np.diff(score) <= 0).all() and (score >= 0.3).all()
 
 
 # ---- decoding, by hand
