@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
+from benchmarks import detectors
 from stages.evaluation import metrics
 from stages.files.checkpoints import read_checkpoint
 from stages.geometry import cameras
@@ -254,6 +255,7 @@ def main() -> None:
         print("\n| | |\n|---|---|")
         for name, value in table[part].items():
             print(f"| {name} | {value} |")
+    detectors.report(detectors.photos_folder(args.shared), ("movenet", "blazepose"))
 
 
 if __name__ == "__main__":
