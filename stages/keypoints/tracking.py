@@ -28,12 +28,12 @@ from stages.keypoints.oks import extent
 LOWEST = 0.05  # similarity below which two are never the same person
 USUAL = 0.35  # and share of the similarity that is usual for this person: noise is the detector's own, and steady
 MEMORY = 0.9  # of what is usual, from one sight to the next
-SPREAD = 2.0  # times COCO's sigmas: people move between frames
+SPREAD = 1.5  # times COCO's sigmas: people move between frames
 OKS_SHARE = 0.65  # of the similarity; the rest is overlap
 WAIT = 0.3  # by how much the similarity falls until a person is forgotten
 INSIDE = 0.2  # share of the predicted box's width that must lie in the image
 MIN_JOINTS = 3  # in common, for a displacement to be that of the joints, else that of the box's centre
-# Standard deviations in units of the person's size, the longer side of the box. TrackedPeople change their speed by about half
+# Standard deviations in units of the person's size, the longer side of the box. People change their speed by about half
 # a metre a second within a second; walking speed is 0.8 sizes a second.
 ACCELERATION = 0.3  # of the white noise that moves the velocity, per s^1.5
 SPEED = 0.6  # of the velocity of somebody new, per s
@@ -45,8 +45,8 @@ class TrackedPeople:
     """n people as they were when last seen.
 
     id (n,) · box (n, 4) px · xy (n, J, 2) px, joints as seen or moved along, NaN if never seen · velocity (n, 2) px/s ·
-    variance (n, 3) of position, of both, of velocity along one axis, px and s · seen (n,) s · usual (n,) similarity from
-    one sight to the next, 0 at first.
+    variance (n, 3) of position, of both, of velocity along one axis, px and s · seen (n,) s · usual (n,) similarity
+    from one sight to the next, 0 at first.
     """
 
     id: np.ndarray
