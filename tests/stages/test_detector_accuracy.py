@@ -35,7 +35,7 @@ def photo(*people: np.ndarray) -> Photo:
 
 
 def body(x: float, y: float) -> np.ndarray:
-    return np.random.default_rng(0).uniform(0, 100, (17, 2)) + [x, y]
+    return np.random.default_rng(0).uniform(0, 100, (17, 2)) + np.array([x, y])
 
 
 def detected(*people: tuple[np.ndarray, float]) -> DetectedPeople:
@@ -75,7 +75,7 @@ def test_the_threshold_is_chosen_by_found_and_false() -> None:
 def test_types_of_errors() -> None:
     """Good, jitter, inversion, swap and miss of single joints, by construction."""
     xy = np.stack([np.linspace(0, 80, 17) % 37, np.linspace(0, 200, 17)], 1)
-    two = photo(xy, xy + [60, 0])
+    two = photo(xy, xy + np.array([60, 0]))
     ours, mirror = xy.copy(), joint_sets.flip(COCO)
     reach = np.sqrt(-2 * two.area[0] * (2 * detectors.SIGMA) ** 2 * np.log([[0.9], [0.6]]))
     wrist, knee, ankle, hip, elbow = (COCO.index(f"left_{n}") for n in ("wrist", "knee", "ankle", "hip", "elbow"))
