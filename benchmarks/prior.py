@@ -3,7 +3,7 @@
     python -m benchmarks.prior --poses mocap_smpl24.npz [--people 300] [--json]
 
 People of subjects that nothing was trained on (CMU 14; HDM05 is another laboratory), seen by random cameras; keypoints
-clean, with 3 px of noise in a 256 crop, and with noise and about a third missing. For each: 2D error of the seen
+clean, with 3 px of noise in a 256 crop, and with noise and about a third missing. For each: 2D error of the visible
 keypoints (crop px), MPJPE and PA-MPJPE of 14 joints in mm, for the recoverer, the refined pose, and plain gradient
 fitting (`--method fit`) stopped where its 2D error equals the refined one. Demand: 2D down by 25 %, PA at most 0.3 mm
 above the start and below plain fitting, 40 ms a person.
@@ -28,11 +28,14 @@ from stages.evaluation import metrics
 from stages.files.checkpoints import read_checkpoint
 from stages.geometry.rotations import matrix_to_rot6d_columns, rot6d_columns_to_matrix
 from stages.keypoints import joint_sets
+from stages.keypoints.body25 import to_body25
+from stages.models.base import EstimateBatch
 from stages.models.embedded.kinematics import Skeleton
 from stages.models.embedded.network import Network
-from stages.models.scorehmr.body25 import evidence
 from stages.models.scorehmr.gradient_fit import fit
-from stages.models.scorehmr.refiner import EMBEDDED, EstimateBatch, ScoreHmrRefiner, ScoreHmrSettings
+from stages.models.scorehmr.refiner import ScoreHmrRefiner
+from stages.models.scorehmr.settings import ScoreHmrSettings
+from stages.models.scorehmr.weights import EMBEDDED
 from stages.smpl.body import Body, load_body
 from stages.synthetic.mocap import COCO, NOTHING, load_poses
 from stages.training.synthetic_keypoints import CROP, EXACT, Camera, KeypointBatch, draw_batch
@@ -45,7 +48,7 @@ FOURTEEN = joint_sets.index(joint_sets.SETS["smpl24"], [*NAMES, "neck", "head"])
 def draw(
     body: Body, poses: Path, source: str, subjects: tuple[str, ...], missing: float, px: float, n: int
 ) -> KeypointBatch:
-    """n people of held-out subjects with keypoints disturbed by exactly `px`, `missing` of them unseen."""
+    """n people of held-out subjects with keypoints disturbed by exactly `px`, `missing` of them not visible."""
     bank = load_poses(poses, sources=source, subjects=subjects, without=())
     generator = torch.Generator().manual_seed(7)
     skeleton = Skeleton.from_body(body)
@@ -60,21 +63,21 @@ def draw(
 
 
 def recovered(network: Network, body: Body, batch: KeypointBatch) -> EstimateBatch:
-    """The recoverer's estimates of the batch; the focal length makes a picture pixel a crop pixel."""
+    """The recoverer's estimates of the batch; the focal length makes an image pixel a crop pixel."""
     from stages.geometry.cameras import look_at
     from stages.models.embedded.virtual_camera import features, solve_pelvis
 
     confidence = batch.visible.float()
     image = batch.observed * batch.half
-    turn, half, normal = look_at(image, confidence)
+    R, half, normal = look_at(image, confidence)
     estimate = network(features(normal, confidence, half), half)[0][-1]
     n = len(half)
     # Back from the network's own view to the batch's.
     rotation = estimate.rotation.permute(3, 2, 0, 1).clone()
-    back = turn.permute(2, 1, 0)
-    rotation[:, 0] = back @ rotation[:, 0]
-    place = solve_pelvis(estimate.points, normal * half, confidence, estimate.pelvis)  # as hmr recover does
-    pelvis = (back @ place.t()[..., None])[..., 0]
+    R_back = R.permute(2, 1, 0)
+    rotation[:, 0] = R_back @ rotation[:, 0]
+    position = solve_pelvis(estimate.points, normal * half, confidence, estimate.pelvis)  # as hmr recover does
+    pelvis = (R_back @ position.t()[..., None])[..., 0]
     betas = estimate.betas.t().contiguous()
     transl = pelvis - body.rest_joints(betas)[:, 0]
     K = torch.zeros(n, 3, 3)
@@ -83,38 +86,38 @@ def recovered(network: Network, body: Body, batch: KeypointBatch) -> EstimateBat
     xy = (image * K[:, 0, 0]).permute(2, 1, 0)
     keypoints = torch.cat([xy, confidence.t()[..., None]], -1)
     return EstimateBatch(
-        rotation, betas, transl, evidence(keypoints, tuple(COCO)), K, torch.full((n, 2), 256.0),
+        rotation, betas, transl, torch.from_numpy(to_body25(keypoints.numpy(), COCO)), K, torch.full((n, 2), 256.0),
         torch.ones(n, dtype=torch.bool), torch.arange(n),
     )  # fmt: skip
 
 
 def measure(body: Body, rotmat: Tensor, betas: Tensor, truth: np.ndarray) -> tuple[float, float]:
     """MPJPE about the middle of the hips and PA-MPJPE, mm."""
-    got = body.joints(rotmat, betas).numpy()[:, FOURTEEN]
+    joints = body.joints(rotmat, betas).numpy()[:, FOURTEEN]
     hips = [4, 5]
-    a, b = (metrics.centred(x, x[:, hips].mean(1)) for x in (got, truth))
+    a, b = (metrics.centred(x, x[:, hips].mean(1)) for x in (joints, truth))
     return float(metrics.mpjpe(a, b).mean()), float(metrics.pa_mpjpe(a, b).mean())
 
 
 def compare(
-    refiner: ScoreHmrRefiner, settings: ScoreHmrSettings, seen: EstimateBatch, truth: np.ndarray
+    refiner: ScoreHmrRefiner, settings: ScoreHmrSettings, estimates: EstimateBatch, truth: np.ndarray
 ) -> dict[str, Any]:
     body = refiner.body
     for _ in range(2):  # the first warms up
         begin = time.process_time()
-        made = refiner(seen, settings)
+        result = refiner(estimates, settings)
         seconds = time.process_time() - begin
     row: dict[str, Any] = {
-        "start": (float(made.error[:, 0].mean()), *measure(body, seen.rotmat, seen.betas, truth)),
-        "score": (float(made.error[:, 1].mean()), *measure(body, made.rotmat, made.betas, truth)),
+        "start": (float(result.error[:, 0].mean()), *measure(body, estimates.rotmat, estimates.betas, truth)),
+        "score": (float(result.error[:, 1].mean()), *measure(body, result.rotmat, result.betas, truth)),
         "ms": 1000 * seconds / len(truth),
     }
-    pose = matrix_to_rot6d_columns(seen.rotmat).flatten(1)
-    guidance, _ = refiner._guidance(seen, settings)
+    pose = matrix_to_rot6d_columns(estimates.rotmat).flatten(1)
+    guidance, _ = refiner.guidance_for(estimates, settings)
     path = []
     for x, transl in fit(pose, guidance, 150):
-        error = float(refiner._error(x, seen.betas, transl, seen).mean())
-        path.append((error, *measure(body, rot6d_columns_to_matrix(x.view(-1, 24, 6)), seen.betas, truth)))
+        error = float(refiner.keypoint_error(x, estimates.betas, transl, estimates).mean())
+        path.append((error, *measure(body, rot6d_columns_to_matrix(x.view(-1, 24, 6)), estimates.betas, truth)))
         if error < row["score"][0]:
             break
     row["fit"] = path[-1]

@@ -76,10 +76,10 @@ def run_stage(stage: str, detections: Path, out: Path) -> dict[str, float]:
     """One stage in this process: seconds, seconds of computing, MiB."""
     spent = [0.0]
     if stage == "recover":
-        model, sha256 = recover.load(RecoverParams(), None, "cpu")  # before the clock: no matter of rows
+        model, provenance = recover.load(RecoverParams(), None, "cpu")  # before the clock: no matter of rows
         kind: Any = type(model)
         kind.__call__ = timed(kind.__call__, spent)
-        recover.load = lambda *args: (model, sha256)
+        recover.load = lambda *args: (model, provenance)
     else:
         for name in ("dpmesh_keypoints", "condition", "gaussian_heatmaps"):
             setattr(heatmaps.heatmap, name, timed(getattr(heatmaps.heatmap, name), spent))

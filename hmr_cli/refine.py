@@ -14,7 +14,7 @@ app = typer.Typer()
 Meshes = Annotated[Path, typer.Argument(help="A *.meshes.h5 file with SMPL parameters.", show_default=False)]
 Detections = Annotated[Path, typer.Option(help="The *.detections.h5 of the same rows.", show_default=False)]
 Features = Annotated[Optional[Path], typer.Option(help="Image features, for published weights (hmr features).")]
-Ckpt = Annotated[Optional[Path], typer.Option(help="ScoreHMR's model-100.pt; without it the embedded pose prior.")]
+Ckpt = Annotated[Optional[Path], typer.Option(help="ScoreHMR's model-100.pt or a pose prior; default: embedded.")]
 
 
 @stage_command(app, RefineParams)

@@ -90,16 +90,16 @@ def run(
     if asked == "auto" and not noted["detector_is_best_available"]:
         best = noted["best_detector"]
         run.report.note(f"detector {detector.name}; {best} finds more people in crowds: {how_to_get(best)}")
-    given: dict[str, Any] = {"frames": listing, **({"cameras": camera} if camera else {})}
-    job = dataclasses.replace(job, inputs=given, finish=link_people)
+    job_inputs: dict[str, Any] = {"frames": listing, **({"cameras": camera} if camera else {})}
+    job = dataclasses.replace(job, inputs=job_inputs, finish=link_people)
     if params.fps and params.tracks == "all":
         listing.time = np.where(listing.source < 0, np.arange(len(listing)) / params.fps, listing.time)
-    found = run_frames(
+    result = run_frames(
         job, len(listing), lambda: detect(listing, detector, helper, camera, params, run.workers), out, run
     )
     if params.tracks != "none" and not run.dry_run:
-        tracks.tell(found, run.report, untimed=params.tracks == "all")
-    return found
+        tracks.tell(result, run.report, untimed=params.tracks == "all")
+    return result
 
 
 def _check(params: DetectParams, inputs: Sequence[Any], files_from: Any, boxes: Any, cameras: Any) -> None:
@@ -156,23 +156,23 @@ def detect(
     count = len(detector.joints)
 
     def batch(frames: np.ndarray) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        pictures = read_frames(listing, frames, workers)
-        table = frame_columns(listing, frames, pictures)
+        loaded = read_frames(listing, frames, workers)
+        table = frame_columns(listing, frames, loaded)
         set_cameras(table, params, camera)
-        good = [i for i, p in enumerate(pictures) if p.rgb is not None and table["status"][i] == OK]
-        images: list[Any] = [pictures[i].rgb for i in good]
+        good = [i for i, p in enumerate(loaded) if p.rgb is not None and table["status"][i] == OK]
+        images: list[Any] = [loaded[i].rgb for i in good]
         people = (helper or detector)(images) if images else []
-        people = [select(p, params, pictures[i].size) for p, i in zip(people, good, strict=True)]
+        people = [select(p, params, loaded[i].size) for p, i in zip(people, good, strict=True)]
         if helper and people:
-            filled = detector(images, [p.box for p in people])
-            people = [dataclasses.replace(p, keypoints=f.keypoints) for p, f in zip(people, filled, strict=True)]
-        found = [DetectedPeople.nobody(count), *people]
-        keypoints = np.concatenate([p.keypoints for p in found])
+            completed = detector(images, [p.box for p in people])
+            people = [dataclasses.replace(p, keypoints=f.keypoints) for p, f in zip(people, completed, strict=True)]
+        detections = [DetectedPeople.nobody(count), *people]
+        keypoints = np.concatenate([p.keypoints for p in detections])
         keypoints[~np.isfinite(keypoints[..., 2]), 2] = 0
         rows = {
             "frame": np.repeat(frames[good], [len(p) for p in people]).astype(np.int32),
-            "box": np.concatenate([p.box for p in found]),
-            "score": np.concatenate([p.score for p in found]),
+            "box": np.concatenate([p.box for p in detections]),
+            "score": np.concatenate([p.score for p in detections]),
         }
         return table, rows, {"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2]}
 
@@ -218,17 +218,17 @@ def complete(table: Artefact, source: FrameSource, detector: Detector) -> Callab
         keypoints = np.full((len(rows), len(detector.joints), 3), np.nan)
         images, members = [], []
         for f in np.unique(frame):
-            own = np.flatnonzero((frame == f) & (errors == ""))
-            if not len(own):
+            indices = np.flatnonzero((frame == f) & (errors == ""))
+            if not len(indices):
                 continue
             try:
                 images.append(source(int(f)))
-                members.append(own)
+                members.append(indices)
             except HmrError as error:
-                errors[own] = error.message
+                errors[indices] = error.message
         if images:
-            for own, found in zip(members, detector(images, [box[m] for m in members]), strict=True):
-                keypoints[own] = found.keypoints
+            for indices, result in zip(members, detector(images, [box[m] for m in members]), strict=True):
+                keypoints[indices] = result.keypoints
         lost = (errors == "") & ~np.isfinite(keypoints[..., :2]).all((1, 2))
         errors[lost] = f"{detector.name} found no body in the box"
         return {"keypoints/xy": keypoints[..., :2], "keypoints/score": keypoints[..., 2], "error": list(errors)}

@@ -64,16 +64,16 @@ def run(
 
     def load() -> Any:
         def table(frames: np.ndarray) -> Any:
-            found = _table(source, names, listing, frames, params, run.workers)
-            found[0]["time"] = times[frames]
-            return found
+            result = _table(source, names, listing, frames, params, run.workers)
+            result[0]["time"] = times[frames]
+            return result
 
         return table
 
-    made = run_frames(job, len(names), load, out, run)
+    result = run_frames(job, len(names), load, out, run)
     if not run.dry_run:
-        _tell(source, names, made, run.report)
-    return made
+        _report_tracks(source, names, result, run.report)
+    return result
 
 
 def link_people(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -82,20 +82,20 @@ def link_people(table: Artefact) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     return {"track": track if (track >= 0).any() else tracks.link(table)}, {}
 
 
-def _tell(source: KeypointSource, names: list[str], made: Path | Artefact, report: Any) -> None:
-    """Say who gave the tracks, or how numbered pictures get some."""
-    given = sum(p.track >= 0 for group in source.people.values() for p in group)
-    if given:
-        report.note(f"{given} rows keep the track numbers of the imported file")
-    elif source.video_frames and len(names) > 1 and min(map(frame_number, names)) >= 0 and not _timed(made):
+def _report_tracks(source: KeypointSource, names: list[str], result: Path | Artefact, report: Any) -> None:
+    """Report where the track numbers come from, or how numbered images get some."""
+    numbered = sum(p.track >= 0 for group in source.people.values() for p in group)
+    if numbered:
+        report.note(f"{numbered} rows keep the track numbers of the imported file")
+    elif source.video_frames and len(names) > 1 and min(map(frame_number, names)) >= 0 and not _timed(result):
         report.warn(f"no tracks: {len(names)} numbered pictures without times; --fps says how many a second")
-    tracks.tell(made, report)
+    tracks.tell(result, report)
 
 
-def _timed(made: Path | Artefact) -> bool:
-    if isinstance(made, Path) and not made.is_file():
+def _timed(result: Path | Artefact) -> bool:
+    if isinstance(result, Path) and not result.is_file():
         return True  # other shards have yet to finish it
-    with open_artefact(made) if isinstance(made, Path) else contextlib.nullcontext(made) as table:
+    with open_artefact(result) if isinstance(result, Path) else contextlib.nullcontext(result) as table:
         return bool(np.isfinite(table.frames["time"]).any())
 
 
@@ -174,16 +174,18 @@ def _table(
     if params.focal:
         for k, size in enumerate(table["size"]):
             table["K"][k], table["K_source"][k] = intrinsics(tuple(size), params.focal)[0], K_USER
-    found = [(i, k, person) for k, i in enumerate(frames) for person in source.people.get(names[i], ())]
-    place = np.array([k for _, k, _ in found], int)
-    box, error = usable_boxes(np.array([p.box for _, _, p in found], np.float32).reshape(-1, 4), table["size"][place])
-    error = [table["error"][k] if table["status"][k] != OK else e for k, e in zip(place, error, strict=True)]
-    keypoints = np.array([p.keypoints for _, _, p in found], np.float32).reshape(len(found), len(source.joints), 3)
+    people = [(i, k, person) for k, i in enumerate(frames) for person in source.people.get(names[i], ())]
+    indices = np.array([k for _, k, _ in people], int)
+    box, error = usable_boxes(
+        np.array([p.box for _, _, p in people], np.float32).reshape(-1, 4), table["size"][indices]
+    )
+    error = [table["error"][k] if table["status"][k] != OK else e for k, e in zip(indices, error, strict=True)]
+    keypoints = np.array([p.keypoints for _, _, p in people], np.float32).reshape(len(people), len(source.joints), 3)
     rows = {
-        "frame": np.array([i for i, _, _ in found], np.int32),
+        "frame": np.array([i for i, _, _ in people], np.int32),
         "box": box,
-        "score": [p.score for _, _, p in found],
-        "track": [p.track for _, _, p in found],
+        "score": [p.score for _, _, p in people],
+        "track": [p.track for _, _, p in people],
         "status": [FAILED if e else OK for e in error],
         "error": error,
     }
@@ -191,16 +193,18 @@ def _table(
 
 
 def _compare_sizes(table: dict[str, Any], sizes: list[tuple[int, int] | None]) -> None:
-    """A picture of another size than the file says is another picture, or one that its tool did not turn upright."""
-    for k, said in enumerate(sizes):
-        seen = tuple(int(v) for v in table["size"][k])
-        if said is not None and table["status"][k] == OK and seen != tuple(said):
+    """Fail frames whose image has another size than the file states: another image, or one its tool did not rotate."""
+    for k, stated in enumerate(sizes):
+        size = tuple(int(v) for v in table["size"][k])
+        if stated is not None and table["status"][k] == OK and size != tuple(stated):
             table["status"][k] = FAILED
-            table["error"][k] = f"the picture is {seen[0]} x {seen[1]}, the imported file says {said[0]} x {said[1]}"
+            table["error"][k] = (
+                f"the picture is {size[0]} x {size[1]}, the imported file says {stated[0]} x {stated[1]}"
+            )
 
 
 def _unseen(source: KeypointSource, names: list[str], params: ImportParams) -> dict[str, Any]:
-    """Frames whose pictures were not given. Raises InputError where a size is not known."""
+    """Frames whose images were not given. Raises InputError where a size is not known."""
     common = parse_size(params.size)
     sizes = [source.sizes.get(name, common) for name in names]
     if None in sizes:

@@ -39,7 +39,7 @@ GROUP_ATTRS = {
 
 
 def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
-    """Make set `name`: artefact `out` (*.detections.h5), and pictures in a folder named by set and poses beside it."""
+    """Make set `name`: artefact `out` (*.detections.h5), and images in a folder named by set and poses beside it."""
     from stages.engine.job import Job
     from stages.engine.runner import run_frames
     from stages.keypoints.joint_sets import get
@@ -47,13 +47,13 @@ def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
 
     params = check(params)
     spec, settings = spec_of(name), json.loads(to_json(params))
-    count = min(params.pictures or spec.pictures, spec.pictures)
+    count = min(params.pictures or spec.images, spec.images)
     if params.poses:
         if spec.frames > 1:
             raise UsageError(f"--poses draws single poses, {name} shows motion", "choose another set")
         from stages.synthetic.scenes import motion
 
-        spec, count = dataclasses.replace(spec, motion=params.poses), params.pictures or spec.pictures
+        spec, count = dataclasses.replace(spec, motion=params.poses), params.pictures or spec.images
         settings["poses"] = motion(params.poses).sha256
     else:
         del settings["poses"]
@@ -70,10 +70,10 @@ def run(name: str, out: Path, params: SynthParams, run: Any) -> Path:
         group_attrs=groups,
         attrs={
             "root": ".",
-            "benchmark": {"set": name, "version": VERSION, "whole": count == spec.pictures and not spec.motion},
+            "benchmark": {"set": name, "version": VERSION, "whole": count == spec.images and not spec.motion},
         },
         batch_size=8,
     )
-    # Pictures of training beside those of the benchmark would replace them.
+    # Images of training beside those of the benchmark would replace them.
     folder = Path(out).parent / (f"{name}-{settings['poses'][:8]}" if params.poses else name)
     return run_frames(job, count, lambda: example_maker(spec, folder, params), out, run)  # type: ignore[return-value]

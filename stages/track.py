@@ -26,7 +26,7 @@ from stages.loaders import tracks
 from stages.media.inputs import frame_times
 from stages.params import TrackParams
 from stages.params.rules import check
-from stages.refinement.people import find_people, tell
+from stages.refinement.people import find_people, report_people
 from stages.refinement.rig import CameraRig, read_rig
 
 
@@ -52,19 +52,19 @@ def run(
 
     def build() -> Artefact:
         columns = {name: table.read(name) for name in table.columns()}
-        made = in_memory("detections", frames=frames, rows=dict(table.rows), columns=columns, group_attrs=groups)
+        result = in_memory("detections", frames=frames, rows=dict(table.rows), columns=columns, group_attrs=groups)
         if params.replace or not have.tracks:
-            made.rows["track"] = tracks.link(made, max_gap=params.max_gap)
-        return _over_views(made, rig, run.report) if params.views else made
+            result.rows["track"] = tracks.link(result, max_gap=params.max_gap)
+        return _over_views(result, rig, run.report) if params.views else result
 
     columns = [Column(n, table.dtype(n).str[1:], ("R", *table.shape(n)[1:]), "", "") for n in table.columns()]
     keep = {name: table.attrs[name] for name in ("benchmark",) if name in table.attrs}
     inputs = {"detections": table} | ({"cameras": rig} if rig else {})
     job = Job("track", "detections", params, inputs, tuple(columns), group_attrs=groups, attrs=keep)
-    made = run_whole(job, build, out, run)
+    result = run_whole(job, build, out, run)
     if not run.dry_run:
-        tracks.tell(made, run.report)
-    return made
+        tracks.tell(result, run.report)
+    return result
 
 
 def _rig(table: Artefact, params: TrackParams) -> CameraRig | None:
@@ -79,7 +79,7 @@ def _over_views(table: Artefact, rig: CameraRig | None, report: Any) -> Artefact
     """One number for each person in all views, and say who was seen where."""
     usable = np.isfinite(table.rows["box"]).all(1)
     people = find_people(table, rig, usable)
-    tell(people, table, usable, report)
+    report_people(people, table, usable, report)
     table.rows["track"] = np.where(usable & (table.rows["status"] == OK), people.person, -1).astype(np.int32)
     return table
 

@@ -18,29 +18,40 @@ from stages.keypoints.oks import iou
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """One frame: true track numbers (n,), found ones (m,), `similar` (n, m) in 0..1, and which of the true people count
-    (n,). Whoever is found where somebody does not count is neither right nor wrong."""
+    """One frame: true track numbers (n,), predicted ones (m,), `similar` (n, m) in 0..1, which true people count (n,).
+
+    A prediction matched to somebody who does not count is neither right nor wrong.
+    """
 
     true: np.ndarray
-    found: np.ndarray
+    predicted: np.ndarray
     similar: np.ndarray
     counts: np.ndarray
 
     @classmethod
     def of_boxes(
-        cls, true: np.ndarray, true_box: np.ndarray, found: np.ndarray, found_box: np.ndarray, counts: np.ndarray | None
+        cls,
+        true: np.ndarray,
+        true_box: np.ndarray,
+        predicted: np.ndarray,
+        predicted_box: np.ndarray,
+        counts: np.ndarray | None,
     ) -> Moment:
         """Similarity is the boxes' IoU; boxes (n, 4) and (m, 4) xyxy."""
-        return cls(true, found, iou(true_box, found_box), np.ones(len(true), bool) if counts is None else counts)
+        counts = np.ones(len(true), bool) if counts is None else counts
+        return cls(true, predicted, iou(true_box, predicted_box), counts)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrackingScores:
-    """Counts over one or several films; add two to join them. true, found, idtp: boxes · switches: a true person goes
-    on under another number · fragments: a true person is lost and found again · tracks, true_tracks: numbers."""
+    """Counts over one or several films; add two to join them.
+
+    true, predicted, idtp: boxes · switches: a true person goes on under another number · fragments: a true person is
+    lost and found again · tracks, true_tracks: numbers.
+    """
 
     true: int = 0
-    found: int = 0
+    predicted: int = 0
     matched: int = 0
     idtp: int = 0
     switches: int = 0
@@ -56,8 +67,8 @@ class TrackingScores:
 
     @property
     def idf1(self) -> float:
-        """2 IDTP / (2 IDTP + IDFP + IDFN): with IDFP = found - IDTP and IDFN = true - IDTP, 2 IDTP / (true + found)."""
-        return 2 * self.idtp / max(self.true + self.found, 1)
+        """2 IDTP / (2 IDTP + IDFP + IDFN), with IDFP = predicted - IDTP and IDFN = true - IDTP."""
+        return 2 * self.idtp / max(self.true + self.predicted, 1)
 
     @property
     def recall(self) -> float:
@@ -65,20 +76,20 @@ class TrackingScores:
 
     @property
     def precision(self) -> float:
-        return self.matched / max(self.found, 1)
+        return self.matched / max(self.predicted, 1)
 
 
 def score(film: Iterable[Moment], threshold: float = 0.5) -> TrackingScores:
     """The scores of one film, its frames in order of time. threshold: similarity from which two may be the same."""
     moments = [_without_ignored(moment, threshold) for moment in film]
-    true, found = (sum(len(getattr(m, name)) for m in moments) for name in ("true", "found"))
+    true, predicted = (sum(len(getattr(m, name)) for m in moments) for name in ("true", "predicted"))
     held: dict[int, int] = {}  # true person -> number in the frame before, where it was matched
     last: dict[int, int] = {}  # true person -> number when last matched
     lost: set[int] = set()
     matched = switches = fragments = 0
     for moment in moments:
         pairs = _match(moment, threshold, held)
-        now = {int(moment.true[i]): int(moment.found[j]) for i, j in pairs}
+        now = {int(moment.true[i]): int(moment.predicted[j]) for i, j in pairs}
         matched += len(now)
         switches += sum(last.get(person, number) != number for person, number in now.items())
         fragments += len(lost & set(now))
@@ -86,26 +97,28 @@ def score(film: Iterable[Moment], threshold: float = 0.5) -> TrackingScores:
         lost -= set(now)
         last |= now
         held = now
-    names = {"true": _distinct([m.true for m in moments]), "found": _distinct([m.found for m in moments])}
-    idtp = _identities(moments, names["true"], names["found"], threshold)
-    return TrackingScores(true, found, matched, idtp, switches, fragments, len(names["found"]), len(names["true"]))
+    names = {"true": _distinct([m.true for m in moments]), "predicted": _distinct([m.predicted for m in moments])}
+    idtp = _identities(moments, names["true"], names["predicted"], threshold)
+    return TrackingScores(
+        true, predicted, matched, idtp, switches, fragments, len(names["predicted"]), len(names["true"])
+    )
 
 
 def _without_ignored(moment: Moment, threshold: float) -> Moment:
-    """Without the true people who do not count, and without those found who are matched to them."""
+    """Without the true people who do not count, and without the predictions that are matched to them."""
     if moment.counts.all():
         return moment
     rows, columns = _assign(moment.similar, threshold)
-    keep = np.ones(len(moment.found), bool)
+    keep = np.ones(len(moment.predicted), bool)
     keep[columns[~moment.counts[rows]]] = False
     true = moment.true[moment.counts]
-    return Moment(true, moment.found[keep], moment.similar[moment.counts][:, keep], np.ones(len(true), bool))
+    return Moment(true, moment.predicted[keep], moment.similar[moment.counts][:, keep], np.ones(len(true), bool))
 
 
 def _match(moment: Moment, threshold: float, held: dict[int, int]) -> list[tuple[int, int]]:
-    """Pairs (true, found) of one frame: those of the frame before stay while they are similar enough."""
-    place = {int(number): j for j, number in enumerate(moment.found)}
-    pairs = [(i, place[held[int(t)]]) for i, t in enumerate(moment.true) if held.get(int(t)) in place]
+    """Pairs (true, predicted) of one frame: those of the frame before stay while they are similar enough."""
+    column_of = {int(number): j for j, number in enumerate(moment.predicted)}
+    pairs = [(i, column_of[held[int(t)]]) for i, t in enumerate(moment.true) if held.get(int(t)) in column_of]
     pairs = [(i, j) for i, j in pairs if moment.similar[i, j] >= threshold]
     free = moment.similar.copy()
     for i, j in pairs:
@@ -124,14 +137,14 @@ def _assign(similar: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarr
     return rows[fine], columns[fine]
 
 
-def _identities(moments: Sequence[Moment], true: np.ndarray, found: np.ndarray, threshold: float) -> int:
+def _identities(moments: Sequence[Moment], true: np.ndarray, predicted: np.ndarray, threshold: float) -> int:
     """IDTP: boxes that agree under the best one-to-one matching of whole trajectories."""
     from scipy.optimize import linear_sum_assignment
 
-    agree = np.zeros((len(true), len(found)), int)
+    agree = np.zeros((len(true), len(predicted)), int)
     for moment in moments:
         rows, columns = np.nonzero(moment.similar >= threshold)
-        pair = np.searchsorted(true, moment.true)[rows], np.searchsorted(found, moment.found)[columns]
+        pair = np.searchsorted(true, moment.true)[rows], np.searchsorted(predicted, moment.predicted)[columns]
         np.add.at(agree, pair, 1)
     return int(agree[linear_sum_assignment(-agree)].sum())
 

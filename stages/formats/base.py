@@ -44,8 +44,8 @@ def track_number(value: Any) -> int:
     """A person's number, given as a number, a text or a list of one; -1 for none, as most tools write it."""
     while isinstance(value, list):
         value = value[0] if len(value) == 1 else -1
-    found = number(value)
-    return int(found) if math.isfinite(found) and 0 <= found < 2**31 else -1
+    parsed = number(value)
+    return int(parsed) if math.isfinite(parsed) and 0 <= parsed < 2**31 else -1
 
 
 def xywh_to_xyxy(box: Any, where: str) -> np.ndarray:

@@ -84,12 +84,12 @@ def program_camera(size: np.ndarray, focal: float) -> np.ndarray:
 
 
 def image_sizes(names: list[str], images: Path | None, params: Params) -> np.ndarray:
-    """Sizes (F, 2) of the pictures, read or as told. Raises InputError."""
-    told = parse_size(params.size)
+    """Sizes (F, 2) of the images: read from the files, or as --size requests. Raises InputError."""
+    requested = parse_size(params.size)
     if images is None:
-        if told is None:
+        if requested is None:
             raise UsageError("the pictures' sizes are not known", "give --images DIR or --size WxH")
-        return np.tile(np.array(told), (len(names), 1))
+        return np.tile(np.array(requested), (len(names), 1))
     return np.array([read_image(Path(images) / name).size for name in names]).reshape(-1, 2)
 
 

@@ -54,7 +54,7 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
                 sizes[ids[image["id"]]] = (int(image["width"]), int(image["height"]))
     entries = data if results else data["annotations"]
     people: dict[str, list[Person]] = {name: [] for name in ids.values()}
-    find = ids.get if ids else _by_number(images, path)
+    find = ids.get if ids else str if images is None and params.fps else _by_number(images, path)
     joints: tuple[str, ...] | None = None
     for k, entry in enumerate(_entries(entries, path, "annotations")):
         where = f"{path}: entry {k}"
@@ -78,8 +78,8 @@ def read_coco(path: Path, images: Path | None, params: ImportParams, annotations
             raise InputError(f"{where}: no picture for image_id {entry.get('image_id')!r}", "--annotations or --images")
         score = number(entry.get("score", 1.0))
         if score >= params.min_score:
-            given = entry.get("bbox") or entry.get("box")  # the latter is AlphaPose's
-            box = xywh_to_xyxy(given, where) if given else box_of(keypoints, params.margin)
+            bbox = entry.get("bbox") or entry.get("box")  # the latter is AlphaPose's
+            box = xywh_to_xyxy(bbox, where) if bbox else box_of(keypoints, params.margin)
             people.setdefault(name, []).append(Person(box, clean_keypoints(keypoints), score, _track(entry)))
     joints = joints or stated or joint_names("coco17", 17, (), {}, str(path))
     for group in people.values():  # people without keypoints still have the columns
@@ -105,7 +105,7 @@ def _by_number(images: Path | None, path: Path) -> Callable[[Any], str | None]:
         return lambda image: str(n) if (n := frame_number(str(image))) >= 0 else None
     if images is None or not images.is_dir():
         text = f"{path} holds results, which name no pictures"
-        raise InputError(text, "give --annotations FILE, --images DIR or --images VIDEO")
+        raise InputError(text, "give --annotations FILE, --images DIR or VIDEO, or --size and --fps")
     files = [p for p in sorted(images.rglob("*")) if p.suffix.lower()[1:] in IMAGE_SUFFIXES]
     table: dict[Any, str] = {}
     for file in files:

@@ -43,9 +43,9 @@ def read_openpose(folder: Path, params: ImportParams) -> KeypointSource:
             if count != len(joints):
                 raise InputError(f"{path}: a person has {count} joints, the others have {len(joints)}")
             keypoints = clean_keypoints(flat.reshape(-1, 3))
-            seen = keypoints[:, 2] > 0
-            score = float(keypoints[seen, 2].mean()) if seen.any() else 0.0
-            if seen.sum() >= params.min_keypoints and score >= params.min_score:
+            visible = keypoints[:, 2] > 0
+            score = float(keypoints[visible, 2].mean()) if visible.any() else 0.0
+            if visible.sum() >= params.min_keypoints and score >= params.min_score:
                 group.append(
                     Person(box_of(keypoints, params.margin), keypoints, score, track_number(entry.get("person_id")))
                 )

@@ -54,19 +54,19 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def usable_boxes(box: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Boxes (n, 4) clipped to pictures of `size` (n, 2), and for each '' or why it cannot be used."""
+    """Boxes (n, 4) clipped to images of `size` (n, 2), and for each '' or why it cannot be used."""
     error = np.full(len(box), "", object)
     finite = np.isfinite(box).all(1)
     width, height = np.asarray(size, np.float32).reshape(-1, 2).T
     with np.errstate(invalid="ignore"):
-        turned = (box[:, 2] < box[:, 0]) | (box[:, 3] < box[:, 1])
+        inverted = (box[:, 2] < box[:, 0]) | (box[:, 3] < box[:, 1])
         clipped = np.clip(box, 0, np.stack([width, height, width, height], 1))
         outside = (box[:, 2] <= 0) | (box[:, 3] <= 0) | (box[:, 0] >= width) | (box[:, 1] >= height)
         empty = (clipped[:, 2] - clipped[:, 0] < 1) | (clipped[:, 3] - clipped[:, 1] < 1)
     for mask, reason in (
         (empty, "the box is smaller than a pixel"),
         (outside, "the box is outside the picture"),
-        (turned, "the box has x2 < x1 or y2 < y1"),
+        (inverted, "the box has x2 < x1 or y2 < y1"),
         (~finite, "the box is not finite"),
     ):
         error[mask] = reason
@@ -75,27 +75,29 @@ def usable_boxes(box: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, list[st
 
 def box_of(keypoints: np.ndarray, margin: float) -> np.ndarray:
     """xyxy around the joints of a person (J, 3) that have a score, with a margin; NaN without any."""
-    seen = keypoints[(keypoints[:, 2] > 0) & np.isfinite(keypoints).all(1), :2]
-    if not len(seen):
+    visible = keypoints[(keypoints[:, 2] > 0) & np.isfinite(keypoints).all(1), :2]
+    if not len(visible):
         return np.full(4, np.nan, np.float32)
-    low, high = seen.min(0), seen.max(0)
+    low, high = visible.min(0), visible.max(0)
     pad = max(margin * float((high - low).max()), 1.0)
     return np.concatenate([low - pad, high + pad]).astype(np.float32)
 
 
 def joint_names(
-    given: str | None, count: int, stated: tuple[str, ...], guesses: Mapping[int, str], where: str
+    requested: str | None, count: int, stated: tuple[str, ...], guesses: Mapping[int, str], where: str
 ) -> tuple[str, ...]:
-    """Names of `count` joints: the set that the user names, what the file states, or what the number tells.
+    """Names of `count` joints: the requested set, what the file states, or the set that this count suggests.
 
     Raises InputError naming the set for a count that does not fit, UsageError for an unknown set.
     """
-    if given:
-        if given not in SETS:
-            raise UsageError(f"no joint set {given!r}", f"choose one of {', '.join(SETS)}")
-        if len(SETS[given]) != count:
-            raise InputError(f"{where} has {count} joints, {given} has {len(SETS[given])}", "give another --joint-set")
-        return SETS[given]
+    if requested:
+        if requested not in SETS:
+            raise UsageError(f"no joint set {requested!r}", f"choose one of {', '.join(SETS)}")
+        if len(SETS[requested]) != count:
+            raise InputError(
+                f"{where} has {count} joints, {requested} has {len(SETS[requested])}", "give another --joint-set"
+            )
+        return SETS[requested]
     if len(stated) == count:
         return tuple({"top_head": "head_top", "head": "head_top"}.get(name, name) for name in stated)
     if count in guesses:

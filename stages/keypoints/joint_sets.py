@@ -91,10 +91,10 @@ def identify(names: Sequence[str]) -> str | None:
     return next((key for key, value in SETS.items() if value == tuple(names)), None)
 
 
-def index(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """Where each wanted name stands in `names`: int64 (len(wanted),), -1 where it is absent."""
-    place = {name: i for i, name in enumerate(names)}
-    return np.array([place.get(name, -1) for name in wanted], dtype=np.int64)
+def index(names: Sequence[str], requested: Sequence[str]) -> np.ndarray:
+    """Index of each requested name in `names`: int64 (len(requested),), -1 where it is absent."""
+    index_of = {name: i for i, name in enumerate(names)}
+    return np.array([index_of.get(name, -1) for name in requested], dtype=np.int64)
 
 
 def mirror_name(name: str) -> str:
@@ -104,7 +104,7 @@ def mirror_name(name: str) -> str:
 
 
 def flip(names: Sequence[str]) -> np.ndarray:
-    """Permutation (J,) that exchanges left and right: `keypoints[:, flip(names)]` after mirroring the picture."""
+    """Permutation (J,) that exchanges left and right: `keypoints[:, flip(names)]` after mirroring the image."""
     return index(names, [mirror_name(name) for name in names])
 
 
@@ -127,17 +127,17 @@ def bones(names: Sequence[str]) -> list[tuple[int, int]]:
             lines = [("left_shoulder", "right_shoulder"), ("left_hip", "right_hip"), ("left_shoulder", "left_hip")]
             lines += [("right_shoulder", "right_hip")]
         lines += [("neck", "nose"), ("nose" if "nose" in have else "neck", "head_top")]
-    seen = {frozenset(line) for line in lines}
+    drawn = {frozenset(line) for line in lines}
     for limb in _LIMBS.split():
         a, _, b = limb.partition("-")
         pairs = ((a, b), (mirror_name(a), mirror_name(b)))
         lines += [
             pair
             for pair in pairs[: 1 if frozenset(pairs[0]) == frozenset(pairs[1]) else 2]
-            if frozenset(pair) not in seen
+            if frozenset(pair) not in drawn
         ]
-    place = {name: i for i, name in enumerate(names)}
-    return [(place[a], place[b]) for a, b in lines if a in have and b in have]
+    index_of = {name: i for i, name in enumerate(names)}
+    return [(index_of[a], index_of[b]) for a, b in lines if a in have and b in have]
 
 
 def side(name: str) -> str:
@@ -155,11 +155,14 @@ _MIDDLE = {
 _ALIAS = {"pelvis": "mid_hip", "mid_hip": "pelvis"}
 
 
-def convert(keypoints: np.ndarray, names: Sequence[str], to_set: str | Sequence[str]) -> np.ndarray:
+def convert(
+    keypoints: np.ndarray, names: Sequence[str], to_set: str | Sequence[str], *, derive: bool = True
+) -> np.ndarray:
     """Keypoints (n, J, 3) x, y, score of `names` -> (n, J', 3) of another set, by name.
 
-    What is absent becomes NaN, NaN, 0. Where asked for and absent, `neck` is the mean of the shoulders and `mid_hip` or
-    `pelvis` the mean of the hips, with the smaller of the two scores; 0 with NaN place if one of the two is unseen.
+    What is absent becomes NaN, NaN, 0. Unless `derive` is False, an absent `neck` is the mean of the shoulders and an
+    absent `mid_hip` or `pelvis` the mean of the hips, with the smaller of the two scores; NaN, NaN, 0 if one of the two
+    is not visible.
     """
     keypoints = np.asarray(keypoints)
     if keypoints.ndim != 3 or keypoints.shape[1:] != (len(names), 3):
@@ -167,19 +170,19 @@ def convert(keypoints: np.ndarray, names: Sequence[str], to_set: str | Sequence[
             f"keypoints have shape {keypoints.shape}, the joint set has {len(names)} joints",
             "expected (n, joints, 3): x, y, score",
         )
-    wanted = get(to_set) if isinstance(to_set, str) else tuple(to_set)
+    requested = get(to_set) if isinstance(to_set, str) else tuple(to_set)
     have = set(names)
-    source = [name if name in have else _ALIAS.get(name, name) for name in wanted]
+    source = [name if name in have else _ALIAS.get(name, name) for name in requested]
     at = index(names, source)
     if not len(names):  # boxes alone
         keypoints = np.full((len(keypoints), 1, 3), np.nan)
     out = keypoints[:, np.maximum(at, 0)].copy()
     out[:, at < 0] = (np.nan, np.nan, 0)
-    for k in np.flatnonzero(at < 0):
-        pair = index(names, _MIDDLE.get(wanted[k], ()))
+    for k in np.flatnonzero(at < 0) if derive else ():
+        pair = index(names, _MIDDLE.get(requested[k], ()))
         if len(pair) and (pair >= 0).all():
             a, b = keypoints[:, pair[0]], keypoints[:, pair[1]]
-            seen = (a[:, 2] > 0) & (b[:, 2] > 0)
-            out[:, k, :2] = np.where(seen[:, None], (a[:, :2] + b[:, :2]) / 2, np.nan)
-            out[:, k, 2] = np.where(seen, np.minimum(a[:, 2], b[:, 2]), 0)
+            visible = (a[:, 2] > 0) & (b[:, 2] > 0)
+            out[:, k, :2] = np.where(visible[:, None], (a[:, :2] + b[:, :2]) / 2, np.nan)
+            out[:, k, 2] = np.where(visible, np.minimum(a[:, 2], b[:, 2]), 0)
     return out

@@ -18,7 +18,7 @@ _FACE = np.array([name.split("_")[-1] in ("nose", "eye", "ear") for name in COCO
 _LOWER = np.array([name.split("_")[-1] in ("hip", "knee", "ankle") for name in COCO])
 _HIP = np.array([name.endswith("hip") for name in COCO])
 _EDGE = np.array([name.endswith(("shoulder", "ankle")) for name in COCO])
-_STEADY = np.array([name == "nose" or name.endswith(("knee", "ankle")) for name in COCO])
+_LOW_JITTER = np.array([name == "nose" or name.endswith(("knee", "ankle")) for name in COCO])
 _SWAP_SIDE = {"left": "right", "right": "left"}
 _MIRROR = np.array(
     [COCO.index("_".join(_SWAP_SIDE.get(part, part) for part in name.split("_"))) for name in COCO], np.int64
@@ -28,9 +28,9 @@ GOOD, JITTER, MISS, INVERSION, SWAP = range(5)
 
 
 def disturb(xy: np.ndarray, valid: np.ndarray, rng: np.random.Generator, *, crowded: bool = False) -> np.ndarray:
-    """Disturbed keypoints (n, 17, 2) of the n people of one picture, and the type of error of each, (n, 17).
+    """Disturbed keypoints (n, 17, 2) of the n people of one image, and the type of error of each, (n, 17).
 
-    xy (n, 17, 2) true COCO keypoints in px, valid (n, 17) those that may be given; others are returned as they are.
+    xy (n, 17, 2) true COCO keypoints in px, valid (n, 17) those that may be disturbed; others are returned as they are.
     crowded: the higher probabilities of swapping that the loader uses for crowded data sets.
     """
     n = len(xy)
@@ -69,7 +69,7 @@ def disturb(xy: np.ndarray, valid: np.ndarray, rng: np.random.Generator, *, crow
 def _chances(count: np.ndarray, crowded: bool) -> np.ndarray:
     """Probability of each type, (5, n, 17), given the number of valid joints of each person (n,)."""
     few = np.digitize(count, [6, 11])  # <= 5, <= 10, more
-    jitter = np.where(_STEADY, 0.10, np.where(_HIP, 0.20, 0.15)) + 0.05 * (few < 2)[:, None]
+    jitter = np.where(_LOW_JITTER, 0.10, np.where(_HIP, 0.20, 0.15)) + 0.05 * (few < 2)[:, None]
     table = np.array([[0.15, 0.10, 0.02], [0.20, 0.13, 0.05], [0.25, 0.15, 0.10]])
     miss = table[np.where(_FACE, 0, np.where(_EDGE, 1, 2))][:, few].T
     part = np.where(_FACE, 0, np.where(_LOWER, 2, 1))
@@ -93,16 +93,16 @@ def _pick(rng: np.random.Generator, chance: np.ndarray) -> np.ndarray:
 
 
 def _miss(
-    rng: np.random.Generator, own: np.ndarray, mirror: np.ndarray, others: np.ndarray, reach: dict[float, np.ndarray]
+    rng: np.random.Generator, masked: np.ndarray, mirror: np.ndarray, others: np.ndarray, reach: dict[float, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A place d50 to d10 from one candidate and over d50 from every other: (n, 17, 2), and whether one was found."""
-    places = np.concatenate([own[:, None], mirror[:, None], others], 1)  # (n, candidates, 17, 2)
+    """A position (n, 17, 2) d50 to d10 from one candidate and over d50 from every other, and whether there is one."""
+    candidates = np.concatenate([masked[:, None], mirror[:, None], others], 1)  # (n, candidates, 17, 2)
     inner, outer = (np.broadcast_to(reach[ks], (_TRIES, *reach[ks].shape)) for ks in (0.5, 0.1))
-    there = np.isfinite(places[..., 0])
+    there = np.isfinite(candidates[..., 0])
     chosen = np.stack([_pick(rng, there) for _ in range(_TRIES)])
-    start = np.take_along_axis(places[None], chosen[:, :, None, :, None], 2)[:, :, 0]
+    start = np.take_along_axis(candidates[None], chosen[:, :, None, :, None], 2)[:, :, 0]
     tries = start + _ring(rng, inner, outer)
-    distance = np.linalg.norm(tries[:, :, None] - places[None], axis=-1)
+    distance = np.linalg.norm(tries[:, :, None] - candidates[None], axis=-1)
     clear = ((distance > inner[:, :, None]) | ~there[None]).all(2) & np.isfinite(tries[..., 0])
     first = clear.argmax(0)
     return np.take_along_axis(tries, first[None, ..., None], 0)[0], clear.any(0)

@@ -55,10 +55,10 @@ def takes(frames: Mapping[str, np.ndarray], *, untimed: bool = False) -> np.ndar
     member = (source >= 0) | np.isfinite(time) | untimed
     count = 0
     for key in sorted({(int(s), int(v)) for s, v in zip(source[member], view[member], strict=True)}):
-        own = np.flatnonzero(member & (source == key[0]) & (view == key[1]))
-        again = np.r_[False, np.diff(time[own]) <= 0] if key[0] < 0 else np.zeros(len(own), bool)
-        take[own] = count + np.cumsum(again)
-        count = int(take[own[-1]]) + 1
+        indices = np.flatnonzero(member & (source == key[0]) & (view == key[1]))
+        again = np.r_[False, np.diff(time[indices]) <= 0] if key[0] < 0 else np.zeros(len(indices), bool)
+        take[indices] = count + np.cumsum(again)
+        count = int(take[indices[-1]]) + 1
     return take
 
 
@@ -76,21 +76,21 @@ def link(table: Artefact, *, untimed: bool = False, fps: float = SEQUENCE_FPS, m
     take = takes(table.frames, untimed=untimed)
     count = 0
     for number in range(take.max(initial=-1) + 1):
-        own = np.flatnonzero(take == number)
-        time = np.asarray(table.frames["time"], float)[own]
+        indices = np.flatnonzero(take == number)
+        time = np.asarray(table.frames["time"], float)[indices]
         if not np.isfinite(time).all():
-            time = np.arange(len(own)) / fps
-        gap = max(max_gap, 3 * float(np.median(np.diff(time)))) if len(own) > 1 else max_gap
+            time = np.arange(len(indices)) / fps
+        gap = max(max_gap, 3 * float(np.median(np.diff(time)))) if len(indices) > 1 else max_gap
         tracker = Tracker(sigmas(names), first=count, max_gap=gap)
-        for i, rows, keypoints in _frames(table, own, len(names)):
-            size = tuple(table.frames["size"][own[i]].tolist())
+        for i, rows, keypoints in _frames(table, indices, len(names)):
+            size = tuple(table.frames["size"][indices[i]].tolist())
             track[rows] = tracker.step(time[i], table.rows["box"][rows], keypoints, size if min(size) else None)
         count = tracker.count
     return track
 
 
 def _frames(table: Artefact, frames: np.ndarray, joints: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Of each frame with people: its place in `frames`, its rows (n,) and their keypoints (n, J, 3). Keypoints are read
+    """Of each frame with people: its index in `frames`, its rows (n,) and their keypoints (n, J, 3). Keypoints are read
     in blocks, so that memory does not grow with the video."""
     good = np.flatnonzero(table.rows["status"] == OK)
     order = good[np.argsort(table.rows["frame"][good], kind="stable")]
@@ -106,7 +106,7 @@ def _frames(table: Artefact, frames: np.ndarray, joints: int) -> Iterator[tuple[
 
 
 def _keypoints(table: Artefact, rows: np.ndarray, joints: int) -> np.ndarray:
-    """x, y, score (n, J, 3); nothing seen where the table has no keypoints."""
+    """x, y, score (n, J, 3); no joints (J = 0) where the table has no keypoints."""
     if not joints:
         return np.zeros((len(rows), 0, 3))
     return np.concatenate([table.read("keypoints/xy", rows), table.read("keypoints/score", rows)[..., None]], -1)
@@ -128,8 +128,8 @@ def tell(result: Path | Artefact, report: Any, *, untimed: bool = False) -> None
         return
     with open_artefact(result) if isinstance(result, Path) else contextlib.nullcontext(result) as table:
         count = counted(table)
-        seen = np.bincount(takes(table.frames, untimed=untimed)[np.unique(table.rows["frame"])] + 1)[1:]
-    if not count.joined and (seen > 1).any():
-        report.warn(f"no row was joined: {int(seen.sum())} frames show somebody, nobody in two of them")
-    elif len(seen):
+        occupied = np.bincount(takes(table.frames, untimed=untimed)[np.unique(table.rows["frame"])] + 1)[1:]
+    if not count.joined and (occupied > 1).any():
+        report.warn(f"no row was joined: {int(occupied.sum())} frames show somebody, nobody in two of them")
+    elif len(occupied):
         report.note(f"tracks: {count.text()}")

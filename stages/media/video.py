@@ -38,8 +38,8 @@ def _open(path: Path) -> tuple[Any, Any]:
     av = _av()
     try:
         # Metadata that is not UTF-8 must not end a run: PyAV 19 reads it by itself, older ones are told to.
-        told = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
-        container = av.open(str(path), **told)
+        options = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+        container = av.open(str(path), **options)
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (2, 13):
             raise InputError(f"{path.name}: {error.strerror}") from error

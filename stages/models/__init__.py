@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import AssetError, UsageError
-from stages.models.base import PersonModel
+from stages.models.base import PersonModel, Refiner
 
 if TYPE_CHECKING:
     from stages.files.checkpoints import Checkpoint
@@ -47,7 +47,7 @@ def find_model(table: Mapping[str, str], model: str | None, checkpoint: Checkpoi
     if not suits:
         raise UsageError(
             f"{model} is no subclass of stages.models.base.{contract.__name__}",
-            "make it one: that class documents every member, docs/examples/recoverer.py shows a whole network",
+            "make it one: that class documents every member, docs/examples/ shows whole networks",
         )
     if missing := sorted(loader.__abstractmethods__):
         raise UsageError(f"{model} does not define {', '.join(missing)}", "stages/models/base.py documents them")
@@ -66,6 +66,23 @@ def load_model(loader: type[PersonModel], checkpoint: Checkpoint | None, device:
             "it must return an object of its class; stages/models/base.py documents the members",
         )
     return model
+
+
+def load_refiner(
+    loader: type[Refiner], checkpoint: Checkpoint | None, device: str, body: Body, stats: str | None
+) -> Refiner:
+    """The refiner of a checkpoint, for bodies of `body`. Raises AssetError for a file that does not fit, UsageError for
+    a broken contract."""
+    from stages.files.checkpoints import usable  # imports torch, which the tables do without
+
+    with usable(checkpoint.path if checkpoint else loader.__name__):
+        refiner = loader.load(checkpoint, device=device, body=body.to(device), stats=stats)
+    if not (isinstance(refiner, Refiner) and refiner.name):
+        raise UsageError(
+            f"{loader.__module__}:{loader.__name__}.load gives {type(refiner).__name__} without a name",
+            "it must return an object of its class; stages/models/base.py documents the members",
+        )
+    return refiner
 
 
 def find_loader(table: Mapping[str, str], checkpoint: Checkpoint) -> Any:

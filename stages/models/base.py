@@ -2,19 +2,19 @@
 
 A recoverer or a feature extractor is a subclass of `PersonModel`, a refiner one of `Refiner`. A subclass needs `name`,
 `load` and `__call__` (a PersonModel also `columns`); everything else has a default that suits most networks. Classes
-from outside this package must be subclasses too: `--model package.module:Class` refuses others and says so. Two whole
-examples are docs/examples/recoverer.py and docs/examples/extractor.py.
+from outside this package must be subclasses too: `--model package.module:Class` refuses others and says so. Three
+whole examples are recoverer.py, extractor.py and refiner.py in docs/examples.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stages.artefacts.kinds import Column
-from stages.errors import UsageError
+from stages.errors import AssetError, UsageError
 
 if TYPE_CHECKING:  # `hmr --help` reads the tables of this package, and needs neither numpy nor torch
     import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # `hmr --help` reads the tables of this package, and needs ne
     from torch import Tensor
 
     from stages.files.checkpoints import Checkpoint
+    from stages.params import RefineParams
     from stages.smpl.body import Body
 
 
@@ -182,13 +183,14 @@ class EstimateBatch:
 
     rotmat (n, 24, 3, 3) rotations relative to the parent · betas (n, 10) · transl (n, 3) m, camera frame ·
     keypoints (n, 25, 3) BODY_25 x, y in image px and confidence, 0 where a joint is not visible · K (n, 3, 3) px ·
-    size (n, 2) width, height of the image in px · known (n,) bool: the intrinsics are measured, not a default ·
+    size (n, 2) width, height of the image in px · K_known (n,) bool: the intrinsics are measured, not a default ·
     seed (n,) int64, which random numbers of a row are drawn from, whatever its batch.
 
-    Where the mode provides them, else None: features (n, C) raw image features · linked (n,) bool, video: row i is one
-    frame after row i - 1 of its track · group (n,) int64, views: the person · turn (n, 3, 3) R_camera_to_world and
-    t (n, 3) m world to camera, views of calibrated cameras · known_shape (n,): 1 where the betas are the person's, not
-    the estimate of a row.
+    None where the mode or the inputs do not provide them: features (n, C) image features, as extracted ·
+    consecutive (n,) bool, mode video: row i is one frame after row i - 1 of its track · group (n,) int64 from 0, mode
+    views: rows of one number show one person at one moment · R_camera_to_world (n, 3, 3), t_world_to_camera (n, 3) m,
+    of a calibrated rig: x_camera = R_camera_to_world^T x_world + t_world_to_camera · betas_known (n,) bool, with
+    t_world_to_camera: the betas are the result of `Refiner.shared_betas`, not a row's estimate.
     """
 
     rotmat: Tensor
@@ -197,20 +199,20 @@ class EstimateBatch:
     keypoints: Tensor
     K: Tensor
     size: Tensor
-    known: Tensor
+    K_known: Tensor
     seed: Tensor
     features: Tensor | None = None
-    linked: Tensor | None = None
+    consecutive: Tensor | None = None
     group: Tensor | None = None
-    turn: Tensor | None = None
-    t: Tensor | None = None
-    known_shape: Tensor | None = None
+    R_camera_to_world: Tensor | None = None
+    t_world_to_camera: Tensor | None = None
+    betas_known: Tensor | None = None
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> EstimateBatch:
-        """The batch with `change` applied to every tensor, for example to move it to a device or to take some rows."""
-        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        changed: dict[str, Any] = {name: None if v is None else change(v) for name, v in tensors.items()}
-        return EstimateBatch(**changed)
+    def map(self, function: Callable[[Tensor], Tensor]) -> EstimateBatch:
+        """The batch with `function` applied to every tensor, for example to move it to a device or to select rows."""
+        tensors: dict[str, Tensor | None] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        mapped: dict[str, Any] = {name: None if v is None else function(v) for name, v in tensors.items()}
+        return EstimateBatch(**mapped)
 
 
 @dataclasses.dataclass
@@ -218,9 +220,10 @@ class RefinedBatch:
     """n refined bodies, in the frames and units of EstimateBatch.
 
     rotmat (n, 24, 3, 3) · betas (n, 10) · transl (n, 3) m · error (n, 2) px: mean distance over the visible keypoints
-    before and after · energy (n,): how unlikely the body is, lower is better; its unit is the refiner's · hypotheses:
-    with several, all of them, H on a second axis: rotmat (n, H, 24, 3, 3), ... · refined (n,) bool: False where a row
-    was left as it was; None: every row was refined.
+    before and after · energy (n,): how unlikely the body is, lower is better, in a unit of the refiner's own · refined
+    (n,) bool: False where a row had to be left and is returned as it was; None: every row was refined · hypotheses:
+    all of them, where several were requested, with H on a second axis: rotmat (n, H, 24, 3, 3), ..., energy (n, H); the
+    batch itself holds the one with the lowest energy.
     """
 
     rotmat: Tensor
@@ -228,40 +231,71 @@ class RefinedBatch:
     transl: Tensor
     error: Tensor
     energy: Tensor
-    hypotheses: RefinedBatch | None = None
     refined: Tensor | None = None
+    hypotheses: RefinedBatch | None = None
+
+
+# What `stages.params.RefineParams` leaves to the refiner; the stage itself reads the other settings.
+REFINER_OPTIONS = (
+    "method", "preset", "smooth", "keypoint_weight", "loops", "hips", "hypotheses", "fit_steps", "fit_prior", "stats"
+)  # fmt: skip
 
 
 class Refiner(LoadableModel):
     """A network that improves estimated bodies by their evidence.
 
-    condition: name of the features that it reads ("pare": column "features/pare"), '' for none · body: the body model
-    of the estimates · modes, presets: the values of `--mode` and `--preset` that it knows.
+    body: the body model of the estimates, on the refiner's device · modes: the values of `--mode` that it knows ·
+    options: those of REFINER_OPTIONS that it reads; it refuses the others where a user sets them · batch_size: rows in
+    a batch of mode frame; the other modes refine whole windows.
     """
 
-    condition: str = ""
     body: Body
     modes: tuple[str, ...] = ("frame",)
-    presets: tuple[str, ...] = ("default",)
+    options: tuple[str, ...] = ()
 
     @classmethod
     @abc.abstractmethod
-    def load(cls, checkpoint: Checkpoint | None, *, device: str, body: Body, stats: str = "") -> Refiner:
-        """The refiner with the weights of `checkpoint` or packaged ones, on `device`, for estimates of `body`.
+    def load(cls, checkpoint: Checkpoint | None, *, device: str, body: Body, stats: str | None = None) -> Refiner:
+        """The refiner with the weights of `checkpoint`, on `device`, for inference.
 
-        stats: file with the statistics of the image features, where they do not lie beside the checkpoint. Raises
-        AssetError.
+        checkpoint: None where the user named none: use packaged weights, or raise AssetError saying where to get some ·
+        body: the body model of the estimates, on `device` · stats: file with the statistics of the image features,
+        where they do not lie beside the checkpoint.
         """
-
-    @classmethod
-    def conditioned_on(cls, checkpoint: Checkpoint) -> str:
-        """The `condition` that these weights will have, known before they are loaded."""
-        return cls.condition
-
-    def settings(self, params: Any) -> Any:
-        """What `__call__` needs of `stages.params.RefineParams`; by default the whole."""
-        return params
 
     @abc.abstractmethod
     def __call__(self, estimates: EstimateBatch, settings: Any) -> RefinedBatch:
-        """Refine n rows. Rows influence each other through `linked` and `group` alone."""
+        """Refine n rows. settings: what `settings` returned. Rows influence each other through `consecutive` and
+        `group` alone."""
+
+    def features(self, params: RefineParams) -> str:
+        """Name of the image features that it reads ("pare": column "features/pare"), '' for none, the default."""
+        return ""
+
+    def check_inputs(self, params: RefineParams, columns: frozenset[str]) -> None:
+        """Refuse settings and inputs that do not fit these weights; called once, before the first batch.
+
+        columns: names of the columns of the features that the user named. Raises UsageError for settings that the
+        refiner does not have, AssetError for missing features.
+        """
+        if params.mode not in self.modes:
+            raise UsageError(f"{self.name} has no --mode {params.mode}", f"one of {', '.join(self.modes)}")
+        for name in REFINER_OPTIONS:
+            if name not in self.options and getattr(params, name) != getattr(type(params), name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{self.name} has no choice of {flag}", f"leave out {flag}")
+        kind = self.features(params)
+        if kind and f"features/{kind}" not in columns:
+            raise AssetError(
+                f"{self.name} is conditioned on {kind} features, and none are given",
+                f"hmr features DETECTIONS --model {kind} --ckpt FILE -o F.h5, then --features F.h5",
+            )
+
+    def settings(self, params: RefineParams) -> Any:
+        """What `__call__` needs of the settings of `hmr refine`; by default all of them."""
+        return params
+
+    def shared_betas(self, moments: Iterable[EstimateBatch], settings: Any) -> Tensor | None:
+        """The betas (10,) of one person whom several cameras of a calibrated rig see, from batches of several moments.
+        None: the mean of the estimates of each moment, which is the default."""
+        return None

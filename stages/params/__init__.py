@@ -135,6 +135,7 @@ class RecoverParams:
 class RefineParams:
     """Settings of `hmr refine`; step sizes and counts are the paper's for its weights."""
 
+    model: str | None = optional_text("Refiner: scorehmr or package.module:Class; default: what --ckpt is for.")
     mode: str = param(
         "frame", "Each row alone, views of one moment, or tracks, smooth in time.", choices=("frame", "views", "video")
     )

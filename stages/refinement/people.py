@@ -1,4 +1,4 @@
-"""Who is who over the cameras of detections: what association.py needs is read, what it found is told."""
+"""Association of people over the cameras of detections: reads what association.py needs and reports its result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages.refinement.rig import CameraRig
 from stages.refinement.windows import moments
 from stages.smpl.body import Body
 
-MISS = 0.04  # of the box's longer side: keypoints that bodies of a right rig miss by less, in the median
+MAX_MISS = 0.04  # of the box's longer side: with a right rig, the median distance of bodies from keypoints is less
 LISTED = 12  # people that are named one by one
 LIMBS = (
     "head",
@@ -41,7 +41,7 @@ def find_people(
     that the rig does not name, and for crowded photos without view and track numbers."""
     rows, frames = detections.rows, detections.frames
     view, one_view = frames["view"], len(np.unique(frames["view"])) < 2
-    camera = np.arange(len(view)) if one_view else view  # photos of one view number: each from a place of its own
+    camera = np.arange(len(view)) if one_view else view  # photos of one view number: each from another position
     frame, track = rows["frame"], rows["track"]
     if meshes is not None and (track < 0).all():
         track = meshes.rows["track"]
@@ -53,9 +53,9 @@ def find_people(
             "give each camera a view of its own (hmr detect --views), or each person one track number in all views",
         )
     xy, score = detections.read("keypoints/xy"), detections.read("keypoints/score")
-    placed = rig is not None and rig.placed and not one_view
-    R, t = rig.of(view[frame]) if rig is not None and placed else (None, None)
-    seen = Sightings(
+    has_positions = rig is not None and rig.has_positions and not one_view
+    R, t = rig.poses(view[frame]) if rig is not None and has_positions else (None, None)
+    sightings = Sightings(
         track=track,
         camera=camera[frame],
         moment=moments(view, frames["time"])[frame],
@@ -68,11 +68,11 @@ def find_people(
         t=t,
         joints=None if meshes is None or body is None else _posed(meshes, body),
     )
-    people = associate(seen)
-    if rig is not None and not placed:
+    people = associate(sightings)
+    if rig is not None and not has_positions:
         people.notes.append(f"{rig.path} has no t: the views agree in direction, not in place")
     guessed = sorted(set(view[frames["K_source"] == K_DEFAULT].tolist()))
-    if placed and guessed:
+    if has_positions and guessed:
         people.warnings.append(
             f"the focal length of view {', '.join(map(str, guessed))} is a guess, places in the world are no better; "
             "give hmr detect --focal, --fov or --cameras"
@@ -89,31 +89,31 @@ def _posed(meshes: Artefact, body: Body) -> Callable[[np.ndarray], np.ndarray]:
         pose = torch.nn.functional.pad(pose, (0, 0, 1, 0))
         betas = torch.zeros(len(rows), 10)
         with torch.no_grad():
-            found = body.joints(axis_angle_to_matrix(pose).to(body.device), betas.to(body.device)).cpu()
-        return (found[:, limbs] - found[:, :1]).numpy()
+            points = body.joints(axis_angle_to_matrix(pose).to(body.device), betas.to(body.device)).cpu()
+        return (points[:, limbs] - points[:, :1]).numpy()
 
     return joints
 
 
-def tell(people: Association, table: Artefact, usable: np.ndarray, report: Any) -> None:
-    """Say who was seen where and how many rows are joined; warn if none are, with the reason."""
+def report_people(people: Association, table: Artefact, usable: np.ndarray, report: Any) -> None:
+    """Report each person's views and how many rows are joined; warn if none are, with the reason."""
     for text in people.warnings:
         report.warn(text)
     for text in people.notes:
         report.note(text)
-    found = view_counts(table, people.person, _views(table, people.person, usable))
-    total = sum(p["rows"] for p in found["people"])
-    if not found["joined"]:
+    counts = view_counts(table, people.person, _views(table, people.person, usable))
+    total = sum(p["rows"] for p in counts["people"])
+    if not counts["joined"]:
         if total:
-            report.warn(f"0 of {total} rows are joined with another view: {people.nobody}")
+            report.warn(f"0 of {total} rows are joined with another view: {people.reason}")
         return
-    together = [p for p in found["people"] if p["joined"]]
-    report.note(f"{found['joined']} of {total} rows joined with another view: {len(together)} people, by {people.how}")
-    if len(together) <= LISTED:
-        for each in together:
+    joined = [p for p in counts["people"] if p["joined"]]
+    report.note(f"{counts['joined']} of {total} rows joined with another view: {len(joined)} people, by {people.how}")
+    if len(joined) <= LISTED:
+        for each in joined:
             where = ", ".join(f"view {v} (track {_listed(tracks)})" for v, tracks in each["tracks"].items())
             report.note(f"person {each['person']}: {where}")
-    if alone := [p for p in found["people"] if not p["joined"]]:
+    if alone := [p for p in counts["people"] if not p["joined"]]:
         where = ", ".join(f"view {v} track {_listed(t)}" for p in alone[:LISTED] for v, t in p["tracks"].items())
         more = " ..." if len(alone) > LISTED else ""
         report.warn(f"{sum(p['rows'] for p in alone)} rows are joined with no other view: {where}{more}")
@@ -130,20 +130,20 @@ def _views(table: Artefact, person: np.ndarray, usable: np.ndarray) -> np.ndarra
     return views
 
 
-def tell_misses(table: Artefact, report: Any) -> None:
-    """Warn of views whose keypoints the joined bodies miss: their pose in the rig may be wrong."""
+def report_misses(table: Artefact, report: Any) -> None:
+    """Warn of views whose keypoints lie far from the joined bodies: their pose in the rig may be wrong."""
     joined = (table.read("extra/views") > 1) & (table.rows["status"] == OK)
     view, box = table.frames["view"][table.rows["frame"]], table.rows["box"]
     size = np.maximum((box[:, 2:] - box[:, :2]).max(1), 1)
-    miss = table.read("extra/error_after") / size
-    medians = {int(v): float(np.median(miss[joined & (view == v)])) for v in np.unique(view[joined])}
+    distance = table.read("extra/error_after") / size
+    medians = {int(v): float(np.median(distance[joined & (view == v)])) for v in np.unique(view[joined])}
     if not medians:
         return
     usual = sorted(medians.values())[(len(medians) - 1) // 2]
-    if usual > MISS:
+    if usual > MAX_MISS:
         bad, than = list(medians), ""
     else:
-        bad, than = [v for v, m in medians.items() if m > max(3 * usual, MISS)], f", {usual:.1%} in the others"
+        bad, than = [v for v, m in medians.items() if m > max(3 * usual, MAX_MISS)], f", {usual:.1%} in the others"
     if bad:
         views, most = ", ".join(map(str, bad)), max(medians[v] for v in bad)
         report.warn(

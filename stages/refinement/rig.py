@@ -1,4 +1,4 @@
-"""Where the cameras of several views stand: `--cameras`, a JSON file of world-to-camera poses by view number."""
+"""The poses of the cameras of several views: `--cameras`, a JSON file of world-to-camera poses by view number."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class CameraRig:
     @property
     def fingerprint(self) -> str:
         """sha256 over the poses."""
-        poses = {
+        matrices = {
             name: {str(v): each[v].tolist() for v in sorted(each)} for name, each in (("R", self.R), ("t", self.t))
         }
-        return hashlib.sha256(json.dumps(poses, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(matrices, sort_keys=True).encode()).hexdigest()
 
     @property
-    def placed(self) -> bool:
-        """Is known where the cameras are, not only how they are turned?"""
+    def has_positions(self) -> bool:
+        """Whether the positions of the cameras are known, not only their orientations."""
         return bool(self.t)
 
-    def of(self, view: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def poses(self, view: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """R (n, 3, 3) and, if known, t (n, 3) of views (n,). Raises InputError for views not in the file."""
         if missing := sorted({int(v) for v in view} - self.R.keys()):
             views = ", ".join(map(str, missing))
-            have = ", ".join(map(str, sorted(self.R))) or "none"
+            available = ", ".join(map(str, sorted(self.R))) or "none"
             raise InputError(
-                f"{self.path} has no pose of view {views} (it has {have})", "name every view of the frames"
+                f"{self.path} has no pose of view {views} (it has {available})", "name every view of the frames"
             )
         R = np.stack([self.R[int(v)] for v in view]) if len(view) else np.zeros((0, 3, 3), np.float32)
-        if not self.placed:
+        if not self.has_positions:
             return R, None
         return R, np.stack([self.t[int(v)] for v in view]) if len(view) else np.zeros((0, 3), np.float32)
 
@@ -64,8 +64,8 @@ def read_rig(path: str | None) -> CameraRig | None:
         rotation = matrix.shape == (3, 3) and np.allclose(matrix @ matrix.T, np.eye(3), atol=1e-3)
         if not rotation or np.linalg.det(matrix) < 0:
             raise InputError(f"{path}: R of view {view} is no rotation matrix", "three rows of three, world to camera")
-    for view, place in t.items():
-        if place.shape != (3,) or not np.isfinite(place).all():
+    for view, position in t.items():
+        if position.shape != (3,) or not np.isfinite(position).all():
             raise InputError(f"{path}: t of view {view} is not three numbers", "metres, world to camera: x = R X + t")
     if t and (without := sorted(R.keys() - t.keys())):
         raise InputError(f"{path}: view {without[0]} has no t, others have one", "give t of every view, or of none")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from stages.synthetic.occluders import Occluder
 from stages.synthetic.sets import SIZE, SynthSet
 
 APART = 0.55  # m between the centres of two people, and between people and things
@@ -65,18 +66,18 @@ class Walker:
         return self.cross + speed * (np.asarray(time)[:, None] - self.when) * ahead
 
     def at(self, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """Pose (24, 3), its root turned into the world, and where the pelvis of a body of usual height is (3,)."""
+        """Pose (24, 3), its root rotated into the world, and the pelvis position (3,) of a body of usual height."""
         poses, trans = walks().poses[self.clip], walks().trans[self.clip]
-        place = self.start + 30 * self.pace * time
+        position = self.start + 30 * self.pace * time
         if walks().speed[self.clip] > 0:
-            place %= len(poses)
-        low, share = int(place), place % 1
+            position %= len(poses)
+        low, share = int(position), position % 1
         high = (low + 1) % len(poses)
         first, second = Rotation.from_rotvec(poses[low]), Rotation.from_rotvec(poses[high])
         pose = (first * Rotation.from_rotvec(share * (first.inv() * second).as_rotvec())).as_rotvec()
-        turn = Rotation.from_euler("y", self.heading)
-        pose[0] = (turn * Rotation.from_rotvec(pose[0])).as_rotvec()
-        sway = turn.apply(trans[low] + share * (trans[high] - trans[low]))
+        rotation = Rotation.from_euler("y", self.heading)
+        pose[0] = (rotation * Rotation.from_rotvec(pose[0])).as_rotvec()
+        sway = rotation.apply(trans[low] + share * (trans[high] - trans[low]))
         x, z = self.path(np.array([time]))[0]
         return pose, sway + np.array([x, 0, z])
 
@@ -115,18 +116,15 @@ def _draw(seconds: float, distance: float, focal: float, rng: np.random.Generato
     return Walker(clip, float(start), pace, cross, seconds * float(rng.uniform(0.2, 0.8)), float(heading))
 
 
-Thing = tuple[str, np.ndarray, np.ndarray, np.ndarray]
-
-
 def obstacles(
     spec: SynthSet, people: list[Walker], distance: float, focal: float, camera: np.ndarray, rng: np.random.Generator
-) -> list[Thing]:
-    """What stands in front of people: (kind, half sizes, centre, rotation) in the camera frame."""
+) -> list[Occluder]:
+    """The occluders in front of the people, in the camera frame."""
     ways = np.concatenate([one.path(np.arange(spec.frames) / spec.fps) for one in people])
-    things: list[Thing] = []
+    occluders: list[Occluder] = []
     count = int(rng.integers(spec.objects[0], spec.objects[1] + 1))
     for _ in range(TRIES):
-        if len(things) == count:
+        if len(occluders) == count:
             break
         low, high = OBSTACLES[str(rng.choice(list(OBSTACLES)))]
         size = rng.uniform(low, high)
@@ -135,7 +133,7 @@ def obstacles(
         clear = np.linalg.norm(ways - where, axis=1).min() - np.hypot(size[0], size[2])
         if depth < 1.8 or clear < APART / 2:
             continue
-        turn = camera[:3, :3] @ Rotation.from_euler("y", rng.normal(0, 0.25)).as_matrix()
+        rotation = camera[:3, :3] @ Rotation.from_euler("y", rng.normal(0, 0.25)).as_matrix()
         centre = camera[:3, :3] @ np.array([where[0], size[1], where[1]]) + camera[:3, 3]
-        things.append(("box", size, centre, turn))
-    return things
+        occluders.append(("box", size, centre, rotation))
+    return occluders

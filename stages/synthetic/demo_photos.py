@@ -9,14 +9,14 @@ from pathlib import Path
 SCENES = (("synth", 0), ("synth-oc", 1), ("synth-pc", 2), ("synth-crowd", 0))
 
 
-def main(folder: Path, photos: list[Path]) -> None:
-    """Fill `folder` with pictures to run on."""
+def main(folder: Path, images: list[Path]) -> None:
+    """Fill `folder` with images to run on."""
     from stages.media.images import write_image
     from stages.synthetic.examples import draw_example
 
     folder.mkdir(parents=True, exist_ok=True)
-    for photo in photos:
-        shutil.copy(photo, folder)
+    for image in images:
+        shutil.copy(image, folder)
     for name, number in SCENES:
         write_image(folder / f"{name}-{number}.jpg", draw_example(name, number))
 

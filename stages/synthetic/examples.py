@@ -52,7 +52,7 @@ def example_maker(spec: SynthSet, folder: Path, params: SynthParams) -> Any:
 def make_example(
     spec: SynthSet, number: int, body: Any, params: SynthParams
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
-    """One picture: its frame columns, its people's rows (truth and disturbed keypoints), RGB."""
+    """One image: its frame columns, its people's rows (truth and disturbed keypoints), RGB."""
     import torch
 
     from stages.geometry.cameras import project
@@ -65,35 +65,35 @@ def make_example(
     tensors = [torch.tensor(x) for x in (scene.global_orient, scene.body_pose, scene.betas, scene.transl)]
     vertices = body(*tensors).vertices
     points = body.regress(vertices, "coco17")
-    picture = render(scene, body, vertices, points)
+    rendered = render(scene, body, vertices, points)
     K = torch.tensor(scene.K)
     truth, outline = project(points, K).numpy(), project(vertices, K).numpy()
 
-    # Keyed apart from the scene's own numbers: other keypoints must not mean another picture.
+    # Keyed apart from the scene's own numbers: other keypoints must not mean another image.
     rng = np.random.Generator(np.random.Philox(key=scene.background, counter=[0, 0, 0, 1 + number]))
     inside = (truth >= 0).all(-1) & (truth <= np.array(SIZE) - 1).all(-1)
-    given = inside & (picture.seen | (rng.random(inside.shape) < 0.5))
-    score = np.where(picture.seen, rng.uniform(0.6, 1, inside.shape), rng.uniform(0.2, 0.6, inside.shape)) * given
-    noisy = disturb(truth, given, rng, crowded=spec.crowded) if params.noise else truth
+    valid = inside & (rendered.visible | (rng.random(inside.shape) < 0.5))
+    score = np.where(rendered.visible, rng.uniform(0.6, 1, inside.shape), rng.uniform(0.2, 0.6, inside.shape)) * valid
+    noisy = disturb(truth, valid, rng, crowded=spec.crowded) if params.noise else truth
     box = np.concatenate([outline.min(1), outline.max(1)], 1).clip(0, np.tile(SIZE, 2) - 1)
 
-    keep = picture.seen.sum(1) >= MIN_VISIBLE
+    keep = rendered.visible.sum(1) >= MIN_VISIBLE
     frame = {"size": SIZE, "K": scene.K, "K_source": 2, "time": scene.time, "view": scene.view, "source": -1}
     rows = {
         "frame": np.full(len(keep), number),
         "box": box,
         "track": np.arange(len(keep)) + 100 * (number // spec.frames) if spec.frames > 1 else np.full(len(keep), -1),
-        "keypoints/xy": np.where(given[..., None], noisy, np.nan),
+        "keypoints/xy": np.where(valid[..., None], noisy, np.nan),
         "keypoints/score": score,
         "extra/global_orient": scene.global_orient,
         "extra/body_pose": scene.body_pose,
         "extra/betas": scene.betas,
         "extra/transl": scene.transl,
         "extra/keypoints": truth,
-        "extra/seen": picture.seen,
+        "extra/seen": rendered.visible,
         "extra/world_to_camera": np.repeat(scene.world_to_camera[None], len(keep), 0),
     }
-    return frame, {name: values[keep] for name, values in rows.items()}, picture.image
+    return frame, {name: values[keep] for name, values in rows.items()}, rendered.image
 
 
 def draw_example(name: str, number: int) -> np.ndarray:

@@ -34,11 +34,11 @@ def main(paths: list[Path]) -> None:
             poses, move, clip, frame = file["poses"], file["trans"], file["seq"], file["frame"]
             subjects, source = file["seq_subject"], file["seq_source"]
         for subject in sorted(set(STILLS) & set(subjects.tolist())):
-            mine = np.isin(clip, np.flatnonzero((subjects == subject) & np.char.startswith(source, "cmu")))
-            chosen = far_apart(poses[mine].astype(np.float64), STILLS[subject])
-            stills.append(poses[mine][chosen])
+            selected = np.isin(clip, np.flatnonzero((subjects == subject) & np.char.startswith(source, "cmu")))
+            chosen = far_apart(poses[selected].astype(np.float64), STILLS[subject])
+            stills.append(poses[selected][chosen])
             still_of += [subject] * len(chosen)
-            for start in liveliest(poses, clip, frame, mine, CLIPS.get(subject, 0)):
+            for start in liveliest(poses, clip, frame, selected, CLIPS.get(subject, 0)):
                 clips.append(poses[start : start + CLIP_FRAMES])
                 trans.append(move[start : start + CLIP_FRAMES])
                 clip_of.append(subject)
@@ -66,9 +66,9 @@ def far_apart(poses: np.ndarray, count: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def liveliest(poses: np.ndarray, clip: np.ndarray, frame: np.ndarray, mine: np.ndarray, count: int) -> list[int]:
+def liveliest(poses: np.ndarray, clip: np.ndarray, frame: np.ndarray, selected: np.ndarray, count: int) -> list[int]:
     """Starts of `count` runs of CLIP_FRAMES consecutive frames with the most motion, at most two from one clip."""
-    starts = np.flatnonzero(mine)[::12]
+    starts = np.flatnonzero(selected)[::12]
     starts = starts[starts + CLIP_FRAMES <= len(poses)]
     last = starts + CLIP_FRAMES - 1
     whole = (clip[last] == clip[starts]) & (frame[last].astype(int) - frame[starts] == CLIP_FRAMES - 1)

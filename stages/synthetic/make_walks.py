@@ -54,14 +54,14 @@ def main(paths: list[Path]) -> None:
 
 def _clips(paths: list[Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Poses (T, 24, 3) and translations (T, 3) by the name of the clip, of those that are used."""
-    found = {}
+    clips = {}
     for path in paths:
         with np.load(path) as file:
             poses, trans, seq = file["poses"].astype(float), file["trans"].astype(float), file["seq"]
             for number, name in enumerate(file["seq_name"].astype(str)):
                 if name in WALKS or name in BUSY:
-                    found[name] = (poses[seq == number], trans[seq == number])
-    return found
+                    clips[name] = (poses[seq == number], trans[seq == number])
+    return clips
 
 
 def _cycle(pose: np.ndarray, trans: np.ndarray, period: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, float]:

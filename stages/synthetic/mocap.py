@@ -108,8 +108,8 @@ class PoseBank:
     def _frames(self, n: int, generator: Generator) -> Tensor:
         """Half of the frames evenly, half by weight."""
         even = torch.randint(len(self.poses), (n,), generator=generator)
-        place = torch.rand(n, generator=generator)
-        rare = torch.searchsorted(self._cumulative(), place).clamp_(max=len(self.poses) - 1)
+        quantile = torch.rand(n, generator=generator)
+        rare = torch.searchsorted(self._cumulative(), quantile).clamp_(max=len(self.poses) - 1)
         return torch.where(torch.rand(n, generator=generator) < 0.5, even, rare)
 
     def _cumulative(self) -> Tensor:

@@ -6,8 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Occluder = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+"""kind, half sizes (3,), centre (3,), rotation (3, 3); metres, camera frame."""
 
-def occluder_mesh(kind: str, size: np.ndarray, centre: np.ndarray, turn: np.ndarray) -> tuple[Tensor, Tensor]:
+
+def occluder_mesh(kind: str, size: np.ndarray, centre: np.ndarray, rotation: np.ndarray) -> tuple[Tensor, Tensor]:
     """Vertices (V, 3) and outward faces of a box, panel or ball: a grid on a cube, bent to a sphere for the ball."""
     steps = np.linspace(-1, 1, 9)
     u, v = (g.ravel() for g in np.meshgrid(steps, steps, indexing="ij"))
@@ -24,5 +27,5 @@ def occluder_mesh(kind: str, size: np.ndarray, centre: np.ndarray, turn: np.ndar
     points = np.concatenate(vertices)
     if kind == "ball":
         points /= np.linalg.norm(points, axis=1, keepdims=True)
-    points = (points * size) @ turn.T + centre
+    points = (points * size) @ rotation.T + centre
     return torch.tensor(points.astype(np.float32)), torch.from_numpy(np.concatenate(faces))

@@ -1,4 +1,4 @@
-"""A scene to a picture: clothed bodies, things, background, light; and which joints can be seen.
+"""Renders a scene: clothed bodies, occluders, background, light; and which joints are visible.
 
 Clothes are painted, not modelled: garment borders, stripes and blotches are functions of the rest-pose position, found
 per pixel from barycentric coordinates, so they need no texture map and stick to the body. Cartoon-like on purpose.
@@ -20,22 +20,22 @@ from stages.synthetic.occluders import occluder_mesh
 from stages.synthetic.scenes import SyntheticScene
 from stages.synthetic.sets import SIZE
 
-BEHIND = 0.14  # metres a joint's centre may lie behind the surface that is seen there and still count as seen
+BEHIND = 0.14  # metres a joint's centre may lie behind the visible surface at its pixel and still count as visible
 
 
 @dataclasses.dataclass
 class RenderedImage:
-    """image (H, W, 3) uint8 RGB · seen (n, J) bool of the given points · owner (H, W) person, n = thing, -1 none."""
+    """image (H, W, 3) uint8 RGB · visible (n, J) bool of the points · owner (H, W) person, n = occluder, -1 none."""
 
     image: np.ndarray
-    seen: np.ndarray
+    visible: np.ndarray
     owner: np.ndarray
 
 
 def render(scene: SyntheticScene, body: Body, vertices: Tensor, points: Tensor) -> RenderedImage:
     """Draw the scene; vertices (n, V, 3) and the points (n, J, 3) to test for visibility, camera frame, metres."""
     meshes = [(vertices[i], body.faces) for i in range(len(vertices))] + [
-        occluder_mesh(*thing) for thing in scene.things
+        occluder_mesh(*occluder) for occluder in scene.occluders
     ]
     xyz = torch.cat([m[0] for m in meshes])
     offsets = np.cumsum([0] + [len(m[0]) for m in meshes])
@@ -53,29 +53,29 @@ def render(scene: SyntheticScene, body: Body, vertices: Tensor, points: Tensor) 
     paint = np.empty((len(mesh), 3))
     rest = body.v_template
     for k in range(len(meshes)):
-        mine = np.flatnonzero(mesh == k)
-        if not len(mine):
+        indices = np.flatnonzero(mesh == k)
+        if not len(indices):
             continue
         if k < len(vertices):
-            at = (rest[corner[mine] - int(offsets[k])] * hits.bary[mine][..., None]).sum(1).numpy()
-            paint[mine] = _clothes(at, float(rest[:, 1].max()), int(scene.look[k]))
+            at = (rest[corner[indices] - int(offsets[k])] * hits.bary[indices][..., None]).sum(1).numpy()
+            paint[indices] = _clothes(at, float(rest[:, 1].max()), int(scene.look[k]))
         else:
-            paint[mine] = rng.uniform(0.1, 0.9, 3)
+            paint[indices] = rng.uniform(0.1, 0.9, 3)
     image.reshape(-1, 3)[hits.pixel.numpy()] = paint * _light(normal, rng)[:, None]
     owner = np.full(SIZE[0] * SIZE[1], -1)
     owner[hits.pixel.numpy()] = np.minimum(mesh, len(vertices))
-    return RenderedImage(_film(image, rng), _seen(points, K, hits), owner.reshape(SIZE[1], SIZE[0]))
+    return RenderedImage(_film(image, rng), _visible(points, K, hits), owner.reshape(SIZE[1], SIZE[0]))
 
 
-def _seen(points: Tensor, K: Tensor, hits: Hits) -> np.ndarray:
-    """(n, J): inside the picture and not more than BEHIND metres behind what is seen at its pixel."""
+def _visible(points: Tensor, K: Tensor, hits: Hits) -> np.ndarray:
+    """Visibility (n, J): inside the image and at most BEHIND metres behind the surface drawn at its pixel."""
     width, height = SIZE
     depth = torch.full((width * height,), torch.inf)
     depth[hits.pixel] = hits.depth
     pixel = project(points, K).round().long()
     inside = (pixel >= 0).all(-1) & (pixel[..., 0] < width) & (pixel[..., 1] < height) & (points[..., 2] > 0)
-    place = (pixel[..., 1] * width + pixel[..., 0]).clamp(0, width * height - 1)
-    return (inside & (points[..., 2] <= depth[place] + BEHIND)).numpy()
+    pixel_index = (pixel[..., 1] * width + pixel[..., 0]).clamp(0, width * height - 1)
+    return (inside & (points[..., 2] <= depth[pixel_index] + BEHIND)).numpy()
 
 
 def _clothes(at: np.ndarray, top: float, look: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from stages.smpl.body import Body
 from stages.synthetic.crowd_video import cast, obstacles
 from stages.synthetic.mocap import BENCHMARK, PoseBank, load_poses
+from stages.synthetic.occluders import Occluder
 from stages.synthetic.sets import SIZE, VERSION, SynthSet
 
 FLIP = np.diag([1.0, -1.0, -1.0])  # y up, camera looking along -z -> OpenCV
@@ -27,10 +28,10 @@ FLIP = np.diag([1.0, -1.0, -1.0])  # y up, camera looking along -z -> OpenCV
 
 @dataclasses.dataclass
 class SyntheticScene:
-    """n people and m things in one picture.
+    """n people and m occluders in one image.
 
     K (3, 3) px · global_orient (n, 3), body_pose (n, 23, 3), betas (n, 10), transl (n, 3): camera frame, metres ·
-    things: list of (kind, size (3,), centre (3,), turn (3, 3)) in the camera frame · world_to_camera (4, 4) ·
+    occluders: list of m, see `Occluder`, in the camera frame · world_to_camera (4, 4) ·
     look: seeds (n,) of the people's clothes · background: seed · time in s, view number.
     """
 
@@ -39,7 +40,7 @@ class SyntheticScene:
     body_pose: np.ndarray
     betas: np.ndarray
     transl: np.ndarray
-    things: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
+    occluders: list[Occluder]
     world_to_camera: np.ndarray
     look: np.ndarray
     background: int
@@ -68,7 +69,7 @@ def generator(spec: SynthSet, scene: int) -> np.random.Generator:
 
 
 def make_scene(spec: SynthSet, number: int, body: Body) -> SyntheticScene:
-    """Picture `number` of a set: scene number // (frames * views), its frame and view the rest."""
+    """Image `number` of a set: scene number // (frames * views), its frame and view the rest."""
     index, rest = divmod(number, spec.frames * spec.views)
     frame, view = divmod(rest, spec.views)
     rng = generator(spec, index)
@@ -83,21 +84,21 @@ def make_scene(spec: SynthSet, number: int, body: Body) -> SyntheticScene:
     pose, lift, ground = _act(spec, index, frame, n, rng, body, betas)
     heading = Rotation.from_euler("y", rng.uniform(0, 2 * np.pi, (n, 1))).as_matrix()
     distance = float(rng.uniform(*spec.distance))
-    places = _places(n, spec.spread, distance, focal, rng)
-    turned = heading @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy().astype(np.float64)
-    pelvis = places + np.einsum("nij,nj->ni", heading, ground) + lift[:, None] * [0, 1, 0]
+    positions = _positions(n, spec.spread, distance, focal, rng)
+    root_in_world = heading @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy().astype(np.float64)
+    pelvis = positions + np.einsum("nij,nj->ni", heading, ground) + lift[:, None] * [0, 1, 0]
 
     camera = _camera(rng, distance, view, spec.views)
-    root = camera[:3, :3] @ turned
+    root = camera[:3, :3] @ root_in_world
     transl = pelvis @ camera[:3, :3].T + camera[:3, 3] - _rest_pelvis(body, betas)
-    things = _things(spec, rng, pelvis, camera)
+    occluders = _occluders(spec, rng, pelvis, camera)
     return SyntheticScene(
         K=K.astype(np.float32),
         global_orient=matrix_to_axis_angle(torch.from_numpy(root)).numpy().astype(np.float32),
         body_pose=pose[:, 1:],
         betas=betas,
         transl=transl.astype(np.float32),
-        things=things,
+        occluders=occluders,
         world_to_camera=camera,
         look=rng.integers(0, 2**31, n),
         background=int(rng.integers(0, 2**31)) + view,
@@ -114,7 +115,7 @@ def _walking(
     camera = _camera(rng, distance, 0, 1)
     people = cast(spec, len(betas), distance, K[0, 0], rng)
     betas = betas[: len(people)]
-    things = obstacles(spec, people, distance, K[0, 0], camera, rng)
+    occluders = obstacles(spec, people, distance, K[0, 0], camera, rng)
     look, background = rng.integers(0, 2**31, len(people)), int(rng.integers(0, 2**31))
     now = [one.at(time) for one in people]
     pose, pelvis = np.stack([p for p, _ in now]).astype(np.float32), np.stack([x for _, x in now])
@@ -127,7 +128,7 @@ def _walking(
         body_pose=pose[:, 1:],
         betas=betas,
         transl=transl.astype(np.float32),
-        things=things,
+        occluders=occluders,
         world_to_camera=camera,
         look=look,
         background=background,
@@ -162,24 +163,24 @@ def _lowest(body: Body, pose: np.ndarray, betas: np.ndarray) -> np.ndarray:
 
 
 def _rest_pelvis(body: Body, betas: np.ndarray) -> np.ndarray:
-    """The pelvis (n, 3) of the untranslated body, which the root turns about."""
+    """The pelvis (n, 3) of the untranslated body, which the root rotates about."""
     with torch.no_grad():
         still = torch.eye(3).expand(len(betas), 24, 3, 3)
         joints = body.joints(still, torch.tensor(betas), torch.zeros(len(betas), 3))
     return joints[:, 0].numpy().astype(np.float64)
 
 
-def _places(n: int, spread: float, distance: float, focal: float, rng: np.random.Generator) -> np.ndarray:
-    """Where n people stand, (n, 3): the first near the optical axis, the others around, never in each other."""
+def _positions(n: int, spread: float, distance: float, focal: float, rng: np.random.Generator) -> np.ndarray:
+    """Ground positions (n, 3): the first near the optical axis, the others around it, nobody inside another."""
     reach = 0.3 * SIZE[0] / focal * distance
-    places = [np.array([rng.uniform(-reach, reach) * (0.6 if n == 1 else 0.4), 0.0, -distance])]
-    while len(places) < n:
+    positions = [np.array([rng.uniform(-reach, reach) * (0.6 if n == 1 else 0.4), 0.0, -distance])]
+    while len(positions) < n:
         angle, step = rng.uniform(0, 2 * np.pi), spread * rng.uniform(0.9, 2.2)
-        place = places[rng.integers(len(places))] + step * np.array([np.cos(angle), 0.0, np.sin(angle)])
-        apart = min(np.linalg.norm(place - other) for other in places)
-        if apart > 0.85 * spread and place[2] < -1.8 and abs(place[0]) < -place[2] * 0.4 * SIZE[0] / focal:
-            places.append(place)
-    return np.stack(places)
+        position = positions[rng.integers(len(positions))] + step * np.array([np.cos(angle), 0.0, np.sin(angle)])
+        apart = min(np.linalg.norm(position - other) for other in positions)
+        if apart > 0.85 * spread and position[2] < -1.8 and abs(position[0]) < -position[2] * 0.4 * SIZE[0] / focal:
+            positions.append(position)
+    return np.stack(positions)
 
 
 def _camera(rng: np.random.Generator, distance: float, view: int, views: int) -> np.ndarray:
@@ -187,21 +188,19 @@ def _camera(rng: np.random.Generator, distance: float, view: int, views: int) ->
     height, pitch, roll = rng.uniform(0.7, 2.1), rng.normal(0, 0.06), rng.normal(0, 0.03)
     around = rng.uniform(-0.25, 0.25, views) + np.arange(views) * 2 * np.pi / max(views, 1)
     target = np.array([0, 0, -distance])
-    turn = Rotation.from_euler("y", around[view]).as_matrix() if views > 1 else np.eye(3)
-    eye = target + turn @ (np.array([0, height, 0]) - target)
+    orbit = Rotation.from_euler("y", around[view]).as_matrix() if views > 1 else np.eye(3)
+    eye = target + orbit @ (np.array([0, height, 0]) - target)
     aim = np.arctan2(height - 0.95, distance) * rng.uniform(0.7, 1.0) + pitch
     tilt = Rotation.from_euler("zx", [roll, aim]).as_matrix()
-    rotation = tilt @ FLIP @ turn.T
+    rotation = tilt @ FLIP @ orbit.T
     camera = np.eye(4)
     camera[:3, :3], camera[:3, 3] = rotation, -rotation @ eye
     return camera
 
 
-def _things(
-    spec: SynthSet, rng: np.random.Generator, pelvis: np.ndarray, camera: np.ndarray
-) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+def _occluders(spec: SynthSet, rng: np.random.Generator, pelvis: np.ndarray, camera: np.ndarray) -> list[Occluder]:
     """Boxes and balls between the camera and people, each hiding some part of one."""
-    things = []
+    occluders = []
     for _ in range(int(rng.integers(spec.objects[0], spec.objects[1] + 1))):
         goal = pelvis[rng.integers(len(pelvis))] + rng.uniform([-0.45, -0.8, -0.1], [0.45, 0.5, 0.1])
         at = (camera[:3, :3] @ goal + camera[:3, 3]) * rng.uniform(0.6, 0.88)
@@ -209,6 +208,6 @@ def _things(
         size = rng.uniform(0.07, 0.24, 3) * (1, 1.5, 1)
         if kind == "panel":
             size = np.array([rng.uniform(0.08, 0.3), rng.uniform(0.2, 0.5), 0.03])
-        turn = camera[:3, :3] @ Rotation.from_euler("yzx", rng.normal(0, [1.0, 0.15, 0.15])).as_matrix()
-        things.append((kind, size, at, turn))
-    return things
+        rotation = camera[:3, :3] @ Rotation.from_euler("yzx", rng.normal(0, [1.0, 0.15, 0.15])).as_matrix()
+        occluders.append((kind, size, at, rotation))
+    return occluders

@@ -5,30 +5,30 @@ from __future__ import annotations
 import dataclasses
 
 VERSION = 1  # scores name it: numbers of different versions are not comparable
-SIZE = (640, 480)  # width, height of every picture, px
+SIZE = (640, 480)  # width, height of every image, px
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthSet:
-    """One set. A scene has `frames` pictures (consecutive in time, or `views` cameras at one instant)."""
+    """One set. A scene has `frames` images (consecutive in time, or `views` cameras at one instant)."""
 
     name: str
     meaning: str
     scenes: int
     people: tuple[int, int] = (1, 1)  # fewest, most
-    objects: tuple[int, int] = (0, 0)  # things in front of people
+    objects: tuple[int, int] = (0, 0)  # occluders in front of people
     distance: tuple[float, float] = (2.6, 5.0)  # metres from the camera to the first person
     spread: float = 0.0  # metres between neighbours on the ground, about
     frames: int = 1
-    fps: float = 30.0  # pictures a second, of a scene with several frames
+    fps: float = 30.0  # images a second, of a scene with several frames
     views: int = 1
     crowded: bool = False  # keypoints swap between people more often
     walking: bool = False  # people walk about (stages/synthetic/crowd_video.py)
     motion: str = ""  # for training: a motion file to draw poses from, instead of the benchmark's
 
     @property
-    def pictures(self) -> int:
-        """Pictures in the whole set."""
+    def images(self) -> int:
+        """Images in the whole set."""
         return self.scenes * self.frames * self.views
 
 

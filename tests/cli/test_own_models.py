@@ -11,8 +11,8 @@ from PIL import Image
 from stages.artefacts.hdf5 import open_artefact
 from stages.geometry import cameras
 from stages.loaders.bodies import BodyLoader
-from tests import dpmesh_standin as standin
-from tests.cli.runner import hmr
+from tests.helpers import dpmesh_standin as standin
+from tests.helpers.cli import hmr
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {"PYTHONPATH": f"{ROOT}:{ROOT / 'docs' / 'examples'}"}

@@ -10,10 +10,11 @@ import torch
 
 from stages.artefacts.hdf5 import open_artefact
 from stages.models.scorehmr.denoiser import Denoiser
-from stages.models.scorehmr.refiner import EMBEDDED
+from stages.models.scorehmr.weights import EMBEDDED
 from tests.helpers.cli import hmr
-from tests.helpers.people_world import crowd, save
+from tests.helpers.people_world import crowd, save, with_keypoints
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
 
 
@@ -90,3 +91,56 @@ def test_published_weights_want_their_features(tmp_path: Path) -> None:
     (tmp_path / "pare_feat_stats.npz").unlink()
     lost = hmr(*command, "--features", tmp_path / "a.features.h5", "-o", tmp_path / "c.meshes.h5")
     assert lost.returncode == 4 and "pare_feat_stats.npz" in lost.stderr
+
+
+def test_a_refiner_from_outside(tmp_path: Path) -> None:
+    """docs/examples/refiner.py moves bodies sideways; what it does not have is refused, before anything is written."""
+    examples = {"PYTHONPATH": f"{ROOT}:{ROOT / 'docs' / 'examples'}"}
+    world = crowd(6)
+    xy, score = (world.detections.read(f"keypoints/{name}").copy() for name in ("xy", "score"))
+    xy += np.array([12.0, -5.0], np.float32)
+    score[2] = 0  # nobody is visible
+    shifted = with_keypoints(world, xy, score)
+    meshes, detections = (
+        save(shifted.meshes, tmp_path / "a.meshes.h5"),
+        save(shifted.detections, tmp_path / "a.detections.h5"),
+    )
+    out = tmp_path / "b.meshes.h5"
+    command = ("refine", meshes, "--detections", detections, "--model", "refiner:Recentred", "-o", out, "--quiet")
+    for flags, text in (
+        (("--loops", "3"), "recentred has no choice of --loops"),
+        (("--mode", "video"), "recentred has no --mode video"),
+        (("--no-hips",), "--hips"),
+    ):
+        refused = hmr(*command, *flags, **examples)
+        assert refused.returncode == 2 and text in refused.stderr and not out.exists(), refused.stderr
+    done = hmr(*command, **examples)
+    assert done.returncode == 0, done.stderr
+    with open_artefact(out, "meshes") as table:
+        assert table.attrs["model"] == {"name": "recentred", "sha256": "", "licence": "CC0"}
+        assert table.attrs["params"]["model"] == "refiner:Recentred"
+        assert table.read("extra/refined").tolist() == [1, 1, 0, 1, 1, 1]
+        before, after = table.read("extra/error_before"), table.read("extra/error_after")
+        refined = [0, 1, 3, 4, 5]
+        assert (after[refined] < 0.1 * before[refined]).all() and before[2] == after[2] == 0
+        moved = table.read("smpl/transl") - world.meshes.read("smpl/transl")
+        np.testing.assert_array_equal(moved[2], 0)
+        assert (moved[refined, :2] != 0).all() and (moved[refined, 2] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("collections:OrderedDict", "no subclass of stages.models.base.Refiner"),
+        ("stages.models.base:Refiner", "does not define __call__, load"),
+        ("nobody", "no model 'nobody'"),
+    ],
+)
+def test_classes_that_are_no_refiners(tmp_path: Path, model: str, text: str) -> None:
+    world = crowd(2)
+    meshes, detections = (
+        save(world.meshes, tmp_path / "a.meshes.h5"),
+        save(world.detections, tmp_path / "a.detections.h5"),
+    )
+    done = hmr("refine", meshes, "--detections", detections, "--model", model, "-o", tmp_path / "b.meshes.h5")
+    assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr

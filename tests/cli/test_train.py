@@ -34,8 +34,8 @@ def test_a_short_training_lowers_the_loss_and_is_resumed(tmp_path: Path) -> None
     second = read_checkpoint(out)
     assert second.metadata["people"] == "46080"
     assert any(not torch.equal(half[name], tensor) for name, tensor in second.tensors.items())
-    model, sha256 = load(RecoverParams(), out, "cpu")
-    assert model.name == "embedded" and sha256 == second.sha256
+    model, origin = load(RecoverParams(), out, "cpu")
+    assert model.name == "embedded" and origin["sha256"] == second.sha256
 
     with pytest.raises(ArtefactError, match="other settings"):
         run(poses, out, Params(samples=61_440, batch=512, width=96, blocks=(1,), seed=5))

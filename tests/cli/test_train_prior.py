@@ -56,7 +56,7 @@ def test_a_stopped_training_goes_on_and_its_file_refines(tmp_path: Path) -> None
     assert file.metadata["steps"] == str(state["steps"] + 5)
     covariance = file.tensors["error_covariance"]
     assert covariance.shape == (82, 82) and (torch.linalg.eigvalsh(covariance.double()) > 0).all()
-    assert ScoreHmrRefiner.load(file, body=load_body("embedded")).weigher is not None
+    assert ScoreHmrRefiner.load(file, body=load_body("embedded")).kalman_update is not None
     with pytest.raises(ArtefactError, match="other settings"):
         run(poses, out, Params(hidden=16, blocks=1, batch=64, steps=5))
     with pytest.raises(UsageError, match="nothing to train"):

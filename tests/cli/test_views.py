@@ -16,7 +16,7 @@ from stages import refine as refine_stage
 from stages.artefacts.hdf5 import open_artefact
 from stages.artefacts.table import Artefact
 from stages.engine.job import ProgressReport, RunOptions
-from stages.models.scorehmr.refiner import EMBEDDED
+from stages.models.scorehmr.weights import EMBEDDED
 from stages.params import RecoverParams, RefineParams
 from stages.refinement.counts import counts
 from tests.helpers.cli import hmr
@@ -242,6 +242,11 @@ def test_people_in_the_same_pose_are_not_joined_without_a_rig(tmp_path: Path) ->
     assert "view 0 tracks 0 and 1; view 1 tracks 2 and 3" in out.said
 
 
+def test_rows_that_stay_untouched_are_not_counted_as_joined(tmp_path: Path) -> None:
+    out = refined(rig_world(moments=2), tmp_path, min_joints=30)
+    assert out.json["joined"] == 0 and out.json["refined"]["untouched"] == 16 and (out.who("extra/views") == 0).all()
+
+
 def test_numbers_given_by_hand_are_kept_and_said(tmp_path: Path) -> None:
     world = rig_world(same_pose=True)
     world.track = world.person + 7
@@ -353,8 +358,9 @@ def test_tracks_get_one_number_in_all_views(tmp_path: Path) -> None:
 def test_detections_without_bodies_and_rig_say_that_nobody_is_told_apart(tmp_path: Path) -> None:
     out = track(rig_world(), tmp_path)
     assert "warning: 0 of 64 rows are joined" in out.said and "--cameras" in out.said
+    (tmp_path / "one").mkdir()
     world = rig_world(people=1)
-    assert same_people(track(world, tmp_path, "--force").table.rows["track"], world.person)
+    assert same_people(track(world, tmp_path / "one").table.rows["track"], world.person)
 
 
 def test_what_track_over_views_refuses(tmp_path: Path) -> None:

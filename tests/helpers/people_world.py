@@ -155,6 +155,16 @@ def walk(
     )
 
 
+def with_keypoints(world: World, xy: np.ndarray, score: np.ndarray) -> World:
+    """The same world with other keypoints (R, J, 2) and scores (R, J)."""
+    d = world.detections
+    again = in_memory(
+        "detections", frames=d.frames, rows=d.rows, group_attrs={"keypoints": d.group_attrs("keypoints")},
+        columns={"keypoints/xy": xy, "keypoints/score": score},
+    )  # fmt: skip
+    return World(world.meshes, again, world.pose, world.transl)
+
+
 def save(table: Artefact, path: Path) -> Path:
     """The table as a file."""
     columns = tuple(c for c in KINDS[table.kind].columns if table.has(c.name))

@@ -36,9 +36,10 @@ def detections(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recoverer(dpmesh_checkpoint: Path) -> tuple[DPMeshRecoverer, str]:
+def recoverer(dpmesh_checkpoint: Path) -> tuple[DPMeshRecoverer, dict[str, str]]:
     checkpoint = read_checkpoint(dpmesh_checkpoint)
-    return DPMeshRecoverer.load(checkpoint), checkpoint.sha256
+    model = DPMeshRecoverer.load(checkpoint)
+    return model, model.provenance(checkpoint)
 
 
 def run(batch: int = 3, **options: Any) -> RunOptions:
@@ -47,7 +48,10 @@ def run(batch: int = 3, **options: Any) -> RunOptions:
 
 @pytest.fixture
 def bodies(
-    recoverer: tuple[DPMeshRecoverer, str], detections: Path, dpmesh_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    recoverer: tuple[DPMeshRecoverer, dict[str, str]],
+    detections: Path,
+    dpmesh_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Any:
     """`hmr recover` as a function, with a network that is loaded once."""
     monkeypatch.setattr(recover, "load", lambda *_: recoverer)
@@ -138,14 +142,20 @@ def test_heatmaps_made_otherwise_are_refused(bodies: Any, detections: Path, sett
 
 
 def test_features_of_another_checkpoint_are_refused(
-    bodies: Any, exact: Path, detections: Path, recoverer: tuple[DPMeshRecoverer, str], monkeypatch: pytest.MonkeyPatch
+    bodies: Any,
+    exact: Path,
+    detections: Path,
+    recoverer: tuple[DPMeshRecoverer, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recover, "load", lambda *_: (recoverer[0], "0" * 64))
+    model, provenance = recoverer
+    other = provenance | {"sha256": "0" * 64}
+    monkeypatch.setattr(recover, "load", lambda *_: (model, other))
     with pytest.raises(InputError, match=r"made with another checkpoint: .*, not 000000000000") as caught:
         bodies(features=exact)
     assert caught.value.hint
-    converted = recoverer[0].__class__(recoverer[0].model, recoverer[0].body, source=recoverer[1])
-    monkeypatch.setattr(recover, "load", lambda *_: (converted, "0" * 64))
+    converted = DPMeshRecoverer(model.model, model.body, source_sha256=provenance["sha256"])
+    monkeypatch.setattr(recover, "load", lambda *_: (converted, other))
     bodies(features=exact)  # what was converted from the same file is the same network
 
 
@@ -170,7 +180,7 @@ def test_latents_of_another_autoencoder_are_refused(
 
 
 def test_focal_length_of_the_first_picture_is_a_choice(
-    recoverer: tuple[DPMeshRecoverer, str], detections: Path, exact: Path
+    recoverer: tuple[DPMeshRecoverer, dict[str, str]], detections: Path, exact: Path
 ) -> None:
     """`transl` is then for a camera with that focal length; rotations and shape do not change."""
     model = recoverer[0]

@@ -14,10 +14,10 @@ from stages.artefacts.table import Artefact, in_memory
 from stages.engine.job import RunOptions
 from stages.errors import ArtefactError, AssetError, InputError, UsageError
 from stages.evaluation import metrics
-from stages.models.scorehmr.refiner import EMBEDDED
+from stages.models.scorehmr.weights import EMBEDDED
 from stages.params import RefineParams
 from stages.refine import run
-from tests.helpers.people_world import World, build, crowd, limbs, observe, turned, walk
+from tests.helpers.people_world import World, build, crowd, limbs, observe, turned, walk, with_keypoints
 
 pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="stages/data/prior.safetensors is not there yet")
 SMPL = ("smpl/global_orient", "smpl/body_pose", "smpl/betas", "smpl/transl")
@@ -25,9 +25,9 @@ FEW = RefineParams(loops=2)
 
 
 def refined(world: World, params: RefineParams = FEW, **run_flags: Any) -> Artefact:
-    made = run(world.meshes, world.detections, None, params, RunOptions(**run_flags))
-    assert isinstance(made, Artefact)
-    return made
+    result = run(world.meshes, world.detections, None, params, RunOptions(**run_flags))
+    assert isinstance(result, Artefact)
+    return result
 
 
 def mpjpe(world: World, artefact: Artefact) -> float:
@@ -42,15 +42,6 @@ def same(a: Artefact, b: Artefact, atol: float = 1e-5) -> None:
     assert a.columns() == b.columns()
     for name in a.columns():
         np.testing.assert_allclose(a.read(name), b.read(name), atol=atol, rtol=1e-5, err_msg=name)
-
-
-def with_keypoints(world: World, xy: np.ndarray, score: np.ndarray) -> World:
-    d = world.detections
-    again = in_memory(
-        "detections", frames=d.frames, rows=d.rows, group_attrs={"keypoints": d.group_attrs("keypoints")},
-        columns={"keypoints/xy": xy, "keypoints/score": score},
-    )  # fmt: skip
-    return World(world.meshes, again, world.pose, world.transl)
 
 
 def subset(world: World, rows: np.ndarray) -> World:
@@ -87,7 +78,7 @@ def test_plain_fitting_follows_the_keypoints_further_and_the_pose_less() -> None
 def test_rows_without_evidence_are_left_alone_and_infect_nobody() -> None:
     world = crowd(12)
     xy, score = world.detections.read("keypoints/xy").copy(), world.detections.read("keypoints/score").copy()
-    score[1] = 0  # nobody saw it
+    score[1] = 0  # nothing is visible
     score[4, 1:] = 0  # one joint
     xy[7], score[7] = np.nan, np.nan
     xy[9, :3] = np.nan  # three joints unknown, the rest is fine
@@ -138,7 +129,7 @@ def test_a_body_that_is_not_finite_is_nobodys_neighbour(params: RefineParams) ->
     assert (out.read("extra/refined")[others] == 1).all()
 
 
-def test_what_cannot_be_weighed_is_marked() -> None:
+def test_rows_that_cannot_be_updated_are_marked() -> None:
     world = crowd(6)
     xy, score = world.detections.read("keypoints/xy").copy(), world.detections.read("keypoints/score").copy()
     score[1, 2:] = 0
@@ -201,7 +192,7 @@ def test_tracks_do_not_influence_each_other() -> None:
 def test_windows_of_a_long_track_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     world = walk(150, 1)
     whole = refined(world, RefineParams(mode="video", loops=2))
-    monkeypatch.setattr("stages.refinement.rows.WINDOW", 40)
+    monkeypatch.setattr("stages.refinement.plan.WINDOW", 40)
     windows = refined(world, RefineParams(mode="video", loops=2))
     np.testing.assert_allclose(windows.read("smpl/body_pose"), whole.read("smpl/body_pose"), atol=1e-4)
 

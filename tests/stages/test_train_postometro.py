@@ -328,7 +328,7 @@ def test_published_weights_on_another_mesh_are_warned_of(
 
 def test_random_pose_tokens_are_not_handed_out(tmp_path: Path, network: PostoMetro) -> None:
     file = write_checkpoint(tmp_path / "mesh.safetensors", network.state_dict(), {"tokens": "keypoints"})
-    with pytest.raises(AssetError, match="given keypoints"):
+    with pytest.raises(AssetError, match="tokens of keypoints"):
         recoverers.PctExtractor.load(read_checkpoint(file))
 
 

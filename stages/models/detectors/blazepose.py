@@ -96,32 +96,32 @@ class BlazePose:
     def _complete(self, image: np.ndarray, box: np.ndarray) -> DetectedPeople:
         """Landmarks for given boxes: the first crop is the box's own square, then two passes as above."""
         levels = crops.halvings(image)
-        found = DetectedPeople.nobody(len(self.joints))
-        found.box, found.score = np.asarray(box, float), np.full(len(box), np.nan)
-        found.keypoints = np.full((len(box), len(self.joints), 3), np.nan)
-        center, side = crops.square_boxes(found.box, 1.0)
+        result = DetectedPeople.nobody(len(self.joints))
+        result.box, result.score = np.asarray(box, float), np.full(len(box), np.nan)
+        result.keypoints = np.full((len(box), len(self.joints), 3), np.nan)
+        center, side = crops.square_boxes(result.box, 1.0)
         for k in range(len(box)):
             if not (np.isfinite(center[k]).all() and side[k] > 0):
                 continue
             seed = np.array([center[k], center[k] - [0, side[k] / 2]])
             if pose := self._landmarks(levels, seed, 3, lowest=0.0):
                 one = self._people([pose], image, agree=0.0, same=1.0)
-                found.score[k], found.keypoints[k] = one.score[0], one.keypoints[0]
-        return found
+                result.score[k], result.keypoints[k] = one.score[0], one.keypoints[0]
+        return result
 
     def _propose(self, levels: list[np.ndarray]) -> np.ndarray:
         """Hip centre and circle point (n, 2, 2) of every proposal that is left after merging, best first."""
         height, width = levels[0].shape[:2]
         points, scores = [], []
         for center, side in windows(width, height, WINDOWS):
-            to_picture = _upright(np.array(center), side, 0.0, 224)
+            to_image = _upright(np.array(center), side, 0.0, 224)
             raw, logit = self._net(0)(
-                crops.warp_from(levels, crops.invert(to_picture[None])[0], 224) / np.float32(127.5) - np.float32(1), 2
+                crops.warp_from(levels, crops.invert(to_image[None])[0], 224) / np.float32(127.5) - np.float32(1), 2
             )
             p = 1 / (1 + np.exp(-np.clip(logit[:, 0].astype(float), -100, 100)))
             best = np.flatnonzero(p > SEED)
             where = (raw[best, 4:8].reshape(-1, 2, 2) / 224 + ANCHORS[best, None]) * 224 - 0.5
-            points.append(where @ to_picture[:, :2].T + to_picture[:, 2])
+            points.append(where @ to_image[:, :2].T + to_image[:, 2])
             scores.append(p[best])
         xy, score = np.concatenate(points).astype(float), np.concatenate(scores)
         radius = np.linalg.norm(xy[:, 1] - xy[:, 0], axis=-1)
@@ -137,14 +137,10 @@ class BlazePose:
         for _ in range(passes):
             earlier = points[:33, :2]
             offset = seed[1] - seed[0]
-            to_picture = _upright(
-                seed[0], 2.5 * float(np.hypot(*offset)), float(np.arctan2(offset[0], -offset[1])), 256
-            )
-            raw, flag = self._net(1)(
-                crops.warp_from(levels, crops.invert(to_picture[None])[0], 256) / np.float32(255), 2
-            )
+            to_image = _upright(seed[0], 2.5 * float(np.hypot(*offset)), float(np.arctan2(offset[0], -offset[1])), 256)
+            raw, flag = self._net(1)(crops.warp_from(levels, crops.invert(to_image[None])[0], 256) / np.float32(255), 2)
             points = raw.reshape(39, 5).astype(float)
-            points[:, :2] = (points[:, :2] - 0.5) @ to_picture[:, :2].T + to_picture[:, 2]
+            points[:, :2] = (points[:, :2] - 0.5) @ to_image[:, :2].T + to_image[:, 2]
             score = min(score, float(flag[0]))
             seed = points[33:35, :2]
             if score < lowest or not np.isfinite(seed).all() or np.hypot(*(seed[1] - seed[0])) < 1:
@@ -189,25 +185,25 @@ class _Pose:
 
 def _boxes(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boxes (n, 4) around the landmarks (n, 33, 5) that are visible (all of them when fewer than three are)."""
-    seen = points[..., 3] > 0
-    seen |= seen.sum(1, keepdims=True) < 3
-    low = np.where(seen[..., None], points[..., :2], np.inf).min(1)
-    high = np.where(seen[..., None], points[..., :2], -np.inf).max(1)
+    visible = points[..., 3] > 0
+    visible |= visible.sum(1, keepdims=True) < 3
+    low = np.where(visible[..., None], points[..., :2], np.inf).min(1)
+    high = np.where(visible[..., None], points[..., :2], -np.inf).max(1)
     longer = (high - low).max(-1, keepdims=True)
     return clip_boxes(np.concatenate([low, high], -1) + PAD * longer, size)
 
 
 def windows(width: int, height: int, shares: Sequence[float]) -> list[tuple[tuple[float, float], float]]:
-    """Centre and side of each square window; never more than 16 along one side, for pictures of any shape."""
-    found = []
+    """Centre and side of each square window; never more than 16 along one side, for images of any shape."""
+    squares = []
     for share in shares:
         if share >= 1:
-            found.append((((width - 1) / 2, (height - 1) / 2), float(max(width, height))))
+            squares.append((((width - 1) / 2, (height - 1) / 2), float(max(width, height))))
             continue
         side = max(share * min(width, height), max(width, height) / 8)
         across, down = (_spread(length, side) for length in (width, height))
-        found += [((x, y), side) for y in down for x in across]
-    return found
+        squares += [((x, y), side) for y in down for x in across]
+    return squares
 
 
 def _spread(length: int, side: float) -> np.ndarray:
@@ -230,10 +226,10 @@ ANCHORS = _anchors()
 
 
 def _upright(center: np.ndarray, side: float, angle: float, size: int) -> np.ndarray:
-    """Affine (2, 3) from the pixels of a turned square crop of `size` to the picture."""
+    """Affine (2, 3) from the pixels of a rotated square crop of `size` to those of the image."""
     scale = side / size
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return np.concatenate([turn, (center - turn @ np.full(2, (size - 1) / 2))[:, None]], 1)
+    scaled_rotation = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return np.concatenate([scaled_rotation, (center - scaled_rotation @ np.full(2, (size - 1) / 2))[:, None]], 1)
 
 
 class _Net:

@@ -41,7 +41,7 @@ def availability(name: str, device: str) -> dict[str, Any]:
 def how_to_get(name: str) -> str:
     """The command that makes a detector ready."""
     lacks = name == "rtmpose" and importlib.util.find_spec("onnxruntime") is None
-    return ('pip install "hmr[rtmpose]" && ' if lacks else "") + f"hmr assets get {name}"
+    return ('pip install "hmr-toolchain[rtmpose]" && ' if lacks else "") + f"hmr assets get {name}"
 
 
 def try_out(name: str, folder: Path) -> None:

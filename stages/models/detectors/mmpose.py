@@ -77,10 +77,10 @@ class MMPose:
         return [self._complete(image, np.asarray(box, float)) for image, box in zip(images, boxes, strict=True)]
 
     def _complete(self, image: np.ndarray, box: np.ndarray) -> DetectedPeople:
-        found = DetectedPeople(box, np.full(len(box), np.nan), np.full((len(box), 17, 3), np.nan))
+        result = DetectedPeople(box, np.full(len(box), np.nan), np.full((len(box), 17, 3), np.nan))
         fine = np.flatnonzero(np.isfinite(box).all(1) & (box[:, 2:] > box[:, :2]).all(1))
         if not len(fine):  # mmpose takes an empty list for "the whole picture is one person"
-            return found
+            return result
         model = self._load()
         from mmpose.apis import inference_topdown
 
@@ -88,9 +88,9 @@ class MMPose:
             samples = inference_topdown(model, image[..., ::-1].copy(), box[fine], "xyxy")  # wants BGR
         for k, sample in zip(fine, samples, strict=True):
             pose = sample.pred_instances
-            found.keypoints[k, :, :2] = pose.keypoints[0, :17]
-            found.keypoints[k, :, 2] = np.clip(pose.keypoint_scores[0, :17], 0, 1)
-        return found
+            result.keypoints[k, :, :2] = pose.keypoints[0, :17]
+            result.keypoints[k, :, 2] = np.clip(pose.keypoint_scores[0, :17], 0, 1)
+        return result
 
     def _load(self) -> Any:
         if self._model is None:
@@ -104,13 +104,13 @@ class MMPose:
             with _quiet():
                 model = init_model(str(config), None, device=self.device)
             weights = checkpoint.without("state_dict.")
-            wanted = model.state_dict()
+            expected = model.state_dict()
             check_keys(
-                wanted,
-                {n: t for n, t in weights.items() if n in wanted or n.split(".")[0] in ("backbone", "neck", "head")},
+                expected,
+                {n: t for n, t in weights.items() if n in expected or n.split(".")[0] in ("backbone", "neck", "head")},
                 where=checkpoint.where,
             )
-            model.load_state_dict({n: weights[n] for n in wanted})
+            model.load_state_dict({n: weights[n] for n in expected})
             if model.dataset_meta and model.dataset_meta.get("num_keypoints", 17) not in (17, 26, 133):
                 raise AssetError(f"{config.name} does not begin with COCO's 17 joints", "take a COCO or Halpe model")
             self._model = model

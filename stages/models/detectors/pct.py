@@ -59,30 +59,30 @@ class PctPose:
     def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         if boxes is None:
             raise AssetError("detector pct finds no people, only their joints", "give it boxes: --boxes FILE")
-        found = [
+        result = [
             DetectedPeople(b, np.full(len(b), np.nan), np.full((len(b), 17, 3), np.nan)) for b in map(np.asarray, boxes)
         ]
-        frame = np.repeat(np.arange(len(found)), [len(each) for each in found])
-        box = np.concatenate([each.box for each in found]).astype(float) if len(frame) else np.zeros((0, 4))
+        frame = np.repeat(np.arange(len(result)), [len(each) for each in result])
+        box = np.concatenate([each.box for each in result]).astype(float) if len(frame) else np.zeros((0, 4))
         fine = np.flatnonzero(np.isfinite(box).all(1) & (box[:, 2:] > box[:, :2]).all(1))
         keypoints = np.full((len(box), 17, 3), np.nan)
         for start in range(0, len(fine), self.batch_size):
             some = fine[start : start + self.batch_size]
             keypoints[some] = self.keypoints(images, box[some], frame[some])
-        for k, each in enumerate(found):
+        for k, each in enumerate(result):
             each.keypoints = keypoints[frame == k]
-        return found
+        return result
 
     @torch.no_grad()
     def keypoints(self, images: list[np.ndarray], box: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        """Keypoints (n, 17, 3) of boxes (n, 4) in the pictures `frame` (n,), in picture pixels."""
+        """Keypoints (n, 17, 3) of boxes (n, 4) in the images `frame` (n,), in image pixels."""
         affine = crops.mmpose_affine(box, (SIDE, SIDE), PADDING)
         patches = crops.warp(images, frame, affine, SIDE)
         tensor = torch.from_numpy((patches - MEAN) / STD).permute(0, 3, 1, 2).float().contiguous()
-        xy, sure = self.network().pose(tensor.to(self.device), self.flip)
-        place = crops.apply(crops.invert(affine), xy.double().cpu().numpy())
+        xy, confidence = self.network().pose(tensor.to(self.device), self.flip)
+        position = crops.apply(crops.invert(affine), xy.double().cpu().numpy())
         return np.concatenate(
-            [place, np.broadcast_to(sure.double().cpu().numpy()[:, None, None], (len(box), 17, 1))], 2
+            [position, np.broadcast_to(confidence.double().cpu().numpy()[:, None, None], (len(box), 17, 1))], 2
         )
 
     def network(self) -> network.PCT:

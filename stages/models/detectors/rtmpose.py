@@ -65,19 +65,19 @@ class RtmPose:
 
     def __call__(self, images: list[np.ndarray], boxes: list[np.ndarray] | None = None) -> list[DetectedPeople]:
         if boxes is None:
-            found = self._people(images)
+            detections = self._people(images)
         else:
-            found = [DetectedPeople(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
-        if any(len(each) for each in found):
-            box = np.concatenate([each.box for each in found]).astype(float)
-            frame = np.repeat(np.arange(len(found)), [len(each) for each in found])
+            detections = [DetectedPeople(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
+        if any(len(each) for each in detections):
+            box = np.concatenate([each.box for each in detections]).astype(float)
+            frame = np.repeat(np.arange(len(detections)), [len(each) for each in detections])
             n = batch_for(self.device, MEGABYTES["pose"], cpu=CROPS, most=256)
             keypoints = np.concatenate(
                 [self._keypoints(images, box[a : a + n], frame[a : a + n]) for a in range(0, len(box), n)]
             )
-            for i, each in enumerate(found):
+            for i, each in enumerate(detections):
                 each.keypoints = keypoints[frame == i]
-        return found
+        return detections
 
     def _people(self, images: list[np.ndarray]) -> list[DetectedPeople]:
         """The boxes of each image; all images in one call where the file takes several."""
@@ -94,17 +94,17 @@ class RtmPose:
             )
         dets = [each for result in results for each in result[0]]
         labels = [each for result in results for each in result[1].reshape(len(result[0]), -1)]
-        found = []
+        detections = []
         for image, scale, each, label in zip(images, scales, dets, labels, strict=True):
             ours = (each[:, 4] > LOWEST) & (label == 0)
             # YOLOX measures from the image's corner; our pixel (0, 0) is the centre of the first pixel.
             box = clip_boxes(each[ours, :4] / scale - 0.5, (image.shape[1], image.shape[0]))
             people = DetectedPeople(box, each[ours, 4].astype(float), np.zeros((len(box), 17, 3)))
-            found.append(people.take(suppress(iou(box, box), people.score, OVERLAP)))
-        return found
+            detections.append(people.take(suppress(iou(box, box), people.score, OVERLAP)))
+        return detections
 
     def _keypoints(self, images: list[np.ndarray], box: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        """Keypoints (n, 17, 3) of boxes (n, 4) in the pictures `frame` (n,)."""
+        """Keypoints (n, 17, 3) of boxes (n, 4) in the images `frame` (n,)."""
         session = self._session("pose.onnx")
         height, width = _sizes(session, (256, 192))
         affine = crops.mmpose_affine(box, (width, height), PADDING)
@@ -115,8 +115,8 @@ class RtmPose:
         x, y = (np.concatenate([c[axis] for c in curves])[:, :17] for axis in (0, 1))
         if x.ndim != 3 or x.shape[1] != 17:
             raise AssetError(f"pose.onnx gives {x.shape}, not SimCC curves (n, 17, bins)", "it is not an RTMPose")
-        place = np.stack([x.argmax(-1), y.argmax(-1)], -1) / SPLIT
-        keypoints = np.concatenate([place, np.minimum(x.max(-1), y.max(-1)).clip(0, 1)[..., None]], -1)
+        position = np.stack([x.argmax(-1), y.argmax(-1)], -1) / SPLIT
+        keypoints = np.concatenate([position, np.minimum(x.max(-1), y.max(-1)).clip(0, 1)[..., None]], -1)
         bad = ~np.isfinite(affine).all((1, 2))
         affine[bad] = np.eye(2, 3)
         keypoints[..., :2] = crops.apply(crops.invert(affine), keypoints[..., :2])
@@ -130,8 +130,8 @@ class RtmPose:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
-            wanted = ["CUDAExecutionProvider"] if self.device.startswith("cuda") else []
-            providers = [p for p in wanted if p in onnxruntime.get_available_providers()] + ["CPUExecutionProvider"]
+            requested = ["CUDAExecutionProvider"] if self.device.startswith("cuda") else []
+            providers = [p for p in requested if p in onnxruntime.get_available_providers()] + ["CPUExecutionProvider"]
             try:
                 self._sessions[name] = onnxruntime.InferenceSession(str(self.folder / name), options, providers)
             except Exception as error:  # onnxruntime's exceptions have no common public base

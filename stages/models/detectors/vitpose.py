@@ -58,34 +58,34 @@ class VitPose:
 
         with torch.inference_mode():
             if boxes is None:
-                found = self._people(images)
+                detections = self._people(images)
             else:
-                found = [DetectedPeople(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
-            self._keypoints(images, found)
-        return found
+                detections = [DetectedPeople(b, np.full(len(b), np.nan), np.zeros((len(b), 17, 3))) for b in boxes]
+            self._keypoints(images, detections)
+        return detections
 
     def _people(self, images: list[np.ndarray]) -> list[DetectedPeople]:
         processor, network, *_ = self._networks()
         sizes = [image.shape[:2] for image in images]
-        # Every picture is resized to one size by the processor, so the batch is one tensor.
+        # Every image is resized to one size by the processor, so the batch is one tensor.
         inputs = processor(images=images, return_tensors="pt", input_data_format="channels_last").to(self.device)
         results = processor.post_process_object_detection(network(**inputs), target_sizes=sizes, threshold=LOWEST)
         person = next((int(k) for k, v in network.config.id2label.items() if v.lower() == "person"), 0)
-        found = []
+        detections = []
         for image, result in zip(images, results, strict=True):
             ours = result["labels"] == person
-            # RT-DETR measures from the picture's corner; our pixel (0, 0) is the centre of the first pixel.
+            # RT-DETR measures from the image's corner; our pixel (0, 0) is the centre of the first pixel.
             box = clip_boxes(result["boxes"][ours].cpu().numpy() - 0.5, (image.shape[1], image.shape[0]))
             score = result["scores"][ours].cpu().numpy()
-            found.append(DetectedPeople(box, score, np.zeros((len(box), 17, 3))))
-        return found
+            detections.append(DetectedPeople(box, score, np.zeros((len(box), 17, 3))))
+        return detections
 
-    def _keypoints(self, images: list[np.ndarray], found: list[DetectedPeople]) -> None:
-        """Fill the keypoints of `found`, people of all pictures in common batches."""
+    def _keypoints(self, images: list[np.ndarray], detections: list[DetectedPeople]) -> None:
+        """Fill in the keypoints of `detections`, people of all images in common batches."""
         import torch
 
         _, _, processor, network = self._networks()
-        people = [(i, k) for i, each in enumerate(found) for k in range(len(each))]
+        people = [(i, k) for i, each in enumerate(detections) for k in range(len(each))]
         mixture = getattr(network.config.backbone_config, "num_experts", 1) > 1
         count = batch_for(self.device, MEGABYTES["pose"], cpu=CROPS, most=256)
         for start in range(0, len(people), count):
@@ -93,7 +93,7 @@ class VitPose:
             which = sorted({i for i, _ in chunk})
             boxes = [
                 np.concatenate([b[:, :2], np.maximum(b[:, 2:] - b[:, :2], 1)], 1)
-                for b in (found[i].box[[k for j, k in chunk if j == i]] for i in which)
+                for b in (detections[i].box[[k for j, k in chunk if j == i]] for i in which)
             ]
             inputs = processor(
                 [images[i] for i in which], boxes=boxes, return_tensors="pt", input_data_format="channels_last"
@@ -102,8 +102,8 @@ class VitPose:
                 inputs["dataset_index"] = torch.zeros(len(chunk), dtype=torch.int64, device=self.device)
             poses = processor.post_process_pose_estimation(network(**inputs), boxes=boxes)
             for (i, k), pose in zip(chunk, (p for each in poses for p in each), strict=True):
-                found[i].keypoints[k, :, :2] = pose["keypoints"].cpu().numpy()
-                found[i].keypoints[k, :, 2] = pose["scores"].cpu().numpy().clip(0, 1)
+                detections[i].keypoints[k, :, :2] = pose["keypoints"].cpu().numpy()
+                detections[i].keypoints[k, :, 2] = pose["scores"].cpu().numpy().clip(0, 1)
 
     def _networks(self) -> tuple[Any, ...]:
         if self._loaded is None:
@@ -164,9 +164,9 @@ def _folders(path: Path | None, *, local: bool) -> dict[str, Path]:
     for part, name in HUB.items():
         try:
             # Complete already? Then the network is left alone.
-            found = [huggingface_hub.try_to_load_from_cache(name, file) for file in HUB_FILES]
-            if all(isinstance(each, str) for each in found):
-                folders[part] = Path(str(found[0])).parent
+            cached = [huggingface_hub.try_to_load_from_cache(name, file) for file in HUB_FILES]
+            if all(isinstance(each, str) for each in cached):
+                folders[part] = Path(str(cached[0])).parent
                 continue
             if local:
                 raise OSError("not in the hub's cache")

@@ -13,54 +13,41 @@ NAMES = joint_sets.SETS["body25"]
 HIPS = joint_sets.index(NAMES, ("mid_hip", "right_hip", "left_hip"))
 # SMPL's topology only: nose, right and left eye, right and left ear, left big and small toe and heel, the same right.
 OPENPOSE25_VERTICES = [332, 6260, 2800, 4071, 583, 3216, 3226, 3387, 6617, 6624, 6787]
-# For each point the joint (below 24) or 24 + place in the list above. Neck, hips and mid-hip are SMPL's own joints.
+# For each point the joint (below 24) or 24 + index in the list above. Neck, hips and mid-hip are SMPL's own joints.
 OPENPOSE25_MIX = [24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34]
 
 
 def chain_of(body: Body) -> KinematicChain:
-    """The chain of the 25 points. SMPL: as released (joints, and single vertices). Others: the body's own regressor."""
+    """The kinematic chain of the 25 points: SMPL's joints and single vertices as released; for another topology, the
+    body's own regressor."""
     if body.topology == "smpl":
-        which = torch.tensor(OPENPOSE25_VERTICES, device=body.device)
-        mix = torch.eye(24 + len(which), dtype=body.dtype, device=body.device)[OPENPOSE25_MIX]
+        vertex_indices = torch.tensor(OPENPOSE25_VERTICES, device=body.device)
+        mixture = torch.eye(24 + len(vertex_indices), dtype=body.dtype, device=body.device)[OPENPOSE25_MIX]
     else:
         rows = body.regressor("body25")
-        which = torch.nonzero((rows != 0).any(0))[:, 0]
-        mix = torch.cat([rows.new_zeros(len(rows), 24), rows[:, which]], 1)
-    vertices, dirs, weights = body.v_template[which], body.shapedirs[which], body.weights[which]
-    pose_dirs = None if body.posedirs is None else body.posedirs[which]
+        vertex_indices = torch.nonzero((rows != 0).any(0))[:, 0]
+        mixture = torch.cat([rows.new_zeros(len(rows), 24), rows[:, vertex_indices]], 1)
+    vertices, dirs, weights = (v[vertex_indices] for v in (body.v_template, body.shapedirs, body.weights))
+    pose_dirs = None if body.posedirs is None else body.posedirs[vertex_indices]
     if pose_dirs is None:
-        vertices, dirs, weights, mix = _fold(vertices, dirs, weights, mix)
+        vertices, dirs, weights, mixture = _fold(vertices, dirs, weights, mixture)
     parents = torch.tensor(body.parents)
-    return KinematicChain(parents, body.joint_template, body.joint_dirs, vertices, dirs, weights, mix, pose_dirs)
+    return KinematicChain(parents, body.joint_template, body.joint_dirs, vertices, dirs, weights, mixture, pose_dirs)
 
 
-def _fold(vertices: Tensor, dirs: Tensor, weights: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Without pose blend shapes a mixture of vertices moves with each bone as one rest point: far fewer points, each on
-    one bone. vertices (V, 3), dirs (V, 3, B), weights (V, 24), mix (K, 24 + V) -> the same for the folded points."""
+def _fold(vertices: Tensor, dirs: Tensor, weights: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One rest point per body point and bone in place of many vertices: without pose blend shapes, the vertices of a
+    mixture that are skinned to one bone move with it as their weighted mean. vertices (V, 3), dirs (V, 3, B), weights
+    (V, 24), mixture (K, 24 + V) -> the same for the merged points."""
     bones = weights.shape[1]
-    share = mix[:, bones:, None] * weights  # (K, V, bones)
-    total = share.sum(1)
-    k, b = torch.nonzero(share.abs().sum(1) > 1e-7, as_tuple=True)
-    size = total[k, b]
-    part = share[k, :, b] / size[:, None]  # (P, V)
-    folded = torch.zeros(len(mix), bones + len(k), dtype=mix.dtype, device=mix.device)
-    folded[:, :bones] = mix[:, :bones]
-    folded[k, bones + torch.arange(len(k), device=k.device)] = size
-    one_bone = torch.zeros(len(k), bones, dtype=mix.dtype, device=mix.device)
-    one_bone[torch.arange(len(k), device=k.device), b] = 1
-    return part @ vertices, torch.einsum("pv,vcb->pcb", part, dirs), one_bone, folded
-
-
-def evidence(keypoints: Tensor, names: tuple[str, ...]) -> Tensor:
-    """Keypoints (n, J, 3) of `names` -> (n, 25, 3) by name; what is absent or not finite has confidence 0.
-
-    Nothing is made up: a neck that the detector does not give stays unseen.
-    """
-    source = [name if name in names else {"mid_hip": "pelvis", "pelvis": "mid_hip"}.get(name, name) for name in NAMES]
-    at = torch.from_numpy(joint_sets.index(names, source)).to(keypoints.device)
-    found = keypoints[:, at.clamp_min(0)].clone()
-    found[:, at < 0] = 0
-    bad = ~torch.isfinite(found).all(-1)
-    found[bad] = 0
-    found[..., 2].clamp_min_(0)
-    return found
+    share = mixture[:, bones:, None] * weights  # (K, V, bones)
+    share_of_bone = share.sum(1)
+    point, bone = torch.nonzero(share.abs().sum(1) > 1e-7, as_tuple=True)
+    weight = share_of_bone[point, bone]
+    normalized = share[point, :, bone] / weight[:, None]  # (P, V)
+    folded = torch.zeros(len(mixture), bones + len(point), dtype=mixture.dtype, device=mixture.device)
+    folded[:, :bones] = mixture[:, :bones]
+    folded[point, bones + torch.arange(len(point), device=point.device)] = weight
+    one_bone = torch.zeros(len(point), bones, dtype=mixture.dtype, device=mixture.device)
+    one_bone[torch.arange(len(point), device=point.device), bone] = 1
+    return normalized @ vertices, torch.einsum("pv,vcb->pcb", normalized, dirs), one_bone, folded

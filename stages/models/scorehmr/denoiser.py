@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
 
     def stacks(self) -> list[tuple[slice, slice, nn.Module, nn.Linear, nn.ModuleList, nn.Linear]]:
         """(slice of x, slice of the condition, time branch, first layer, blocks, last layer) of each stack."""
-        found: list = [
+        stacks: list = [
             (
                 slice(0, self.size),
                 slice(0, self.condition_size),
@@ -109,15 +109,15 @@ class Denoiser(nn.Module):
         if self.with_betas:
             part = slice(-self.betas_condition, None)
             x = slice(self.size, None)
-            found.append((x, part, self.time_mlp_betas, self.init_mlp_betas, self.blocks_betas, self.final_mlp_betas))
-        return found
+            stacks.append((x, part, self.time_mlp_betas, self.init_mlp_betas, self.blocks_betas, self.final_mlp_betas))
+        return stacks
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         out = []
         distinct, which = t.unique(return_inverse=True)  # the time branch is half of the work, and t has few values
-        for part, seen, time_mlp, first, blocks, last in self.stacks():
+        for part, condition_part, time_mlp, first, blocks, last in self.stacks():
             time = time_mlp(sinusoid(distinct, first.in_features))
-            h, c = first(x[:, part]), condition[:, seen]
+            h, c = first(x[:, part]), condition[:, condition_part]
             for block in blocks:
                 h = block(h, time, which, c)
             out.append(last(h))
@@ -127,8 +127,8 @@ class Denoiser(nn.Module):
         """A fast `eps = f(x (n, D), t)` for these rows and indices; equal to forward within 1e-5, without gradient."""
         with torch.no_grad():
             stacks = [
-                (part, _FastStack(time_mlp, first, blocks, last, condition[:, seen], times))
-                for part, seen, time_mlp, first, blocks, last in self.stacks()
+                (part, _FastStack(time_mlp, first, blocks, last, condition[:, condition_part], times))
+                for part, condition_part, time_mlp, first, blocks, last in self.stacks()
             ]
         if len(stacks) == 1:
             return stacks[0][1]

@@ -1,4 +1,4 @@
-"""What can guide the sampler: keypoints, neighbours in time, other views. Terms add.
+"""The terms that guide the sampler: keypoints, neighbours in time, other views. They are added.
 
 Every term gives the gradient of its own loss with respect to x0 (n, 144); weights are the step sizes of the released
 code. Source: ScoreHMR, eqs. 9 (keypoints), 10 (views), 11 (time).
@@ -16,13 +16,13 @@ from stages.models.scorehmr.keypoint_term import KeypointTerm
 
 @dataclass
 class SmoothTerm:
-    """Squared difference to the previous row where `linked` (n,) says that it is the same track one frame earlier."""
+    """Squared difference to the previous row where it is one frame earlier in the same track: consecutive (n,) bool."""
 
-    linked: Tensor
+    consecutive: Tensor
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss (n - 1,) of each pair of neighbouring rows (0 if not linked) and the gradient (n, 144)."""
-        step = (x[1:] - x[:-1]) * self.linked[1:, None]
+        """Loss (n - 1,) of each pair of neighbouring rows (0 if not consecutive) and the gradient (n, 144)."""
+        step = (x[1:] - x[:-1]) * self.consecutive[1:, None]
         gradient = torch.zeros_like(x)
         gradient[1:] = 2 * step
         gradient[:-1] -= 2 * step
@@ -33,31 +33,31 @@ class SmoothTerm:
 class ViewTerm:
     """Distance of the body pose from its mean over the views of a person.
 
-    `group` (n,) numbers the persons; `turn` (n, 3, 3), if the cameras' orientations are known, takes camera to world
-    directions: then the global orientations must agree as well. Gain 300^2 as released.
+    group (n,): number of the person · R_camera_to_world (n, 3, 3), if the cameras' orientations are known: then the
+    global orientations must agree as well · gain: 300^2 as released.
     """
 
     group: Tensor
     groups: int
-    turn: Tensor | None = None
+    R_camera_to_world: Tensor | None = None
     gain: float = 300.0**2
     count: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        one = torch.ones_like(self.group, dtype=torch.float32)
-        self.count = torch.zeros(self.groups, device=self.group.device).index_add_(0, self.group, one)
+        ones = torch.ones_like(self.group, dtype=torch.float32)
+        self.count = torch.zeros(self.groups, device=self.group.device).index_add_(0, self.group, ones)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Loss (groups,) and the gradient (n, 144)."""
-        away = self._from_mean(x)
-        away[:, :6] = 0
-        if self.turn is not None:
+        difference = self._from_mean(x)
+        difference[:, :6] = 0
+        if self.R_camera_to_world is not None:
             columns = x[:, :6].reshape(-1, 2, 3)
-            world = torch.einsum("nab,ncb->nca", self.turn, columns).reshape(-1, 6)
-            off = self._from_mean(world).reshape(-1, 2, 3)
-            away[:, :6] = torch.einsum("nab,nca->ncb", self.turn, off).reshape(-1, 6)
-        loss = torch.zeros_like(self.count, dtype=x.dtype).index_add_(0, self.group, away.square().sum(1))
-        return self.gain * loss, 2 * self.gain * away
+            world = torch.einsum("nab,ncb->nca", self.R_camera_to_world, columns).reshape(-1, 6)
+            root_difference = self._from_mean(world).reshape(-1, 2, 3)
+            difference[:, :6] = torch.einsum("nab,nca->ncb", self.R_camera_to_world, root_difference).reshape(-1, 6)
+        loss = torch.zeros_like(self.count, dtype=x.dtype).index_add_(0, self.group, difference.square().sum(1))
+        return self.gain * loss, 2 * self.gain * difference
 
     def _from_mean(self, x: Tensor) -> Tensor:
         mean = x.new_zeros(self.groups, x.shape[1]).index_add_(0, self.group, x) / self.count[:, None]
@@ -68,12 +68,12 @@ class ViewTerm:
 class Guidance:
     """The terms of one run and their weights.
 
-    `replace` is the released program's habit, kept for comparison only: with several terms the view term takes the
-    place of the keypoint term, and the smoothness term, without keypoints, that of the view term.
+    `replace` does what the released program does, for comparison only: with several terms, the view term replaces the
+    keypoint term, and the smoothness term, without keypoints, the view term.
 
     `damped`: steps are divided by 1 + variance * curvature. The released rule, x0' = x0 - variance * gradient with the
-    variance (1 - a) / a of x0 given the latent, is the limit of a weak pull; this is the mean of the Gaussian posterior
-    that the same variance and a quadratic loss give, so strong weights do not overshoot at high noise.
+    variance (1 - a) / a of x0 given the latent, is the limit for a small weight; the damped step leads to the mean of
+    the Gaussian posterior of the same variance and a quadratic loss, so large weights do not overshoot at high noise.
     """
 
     keypoints: KeypointTerm | None = None
@@ -86,32 +86,31 @@ class Guidance:
     damped: bool = False
     losses: dict[str, Tensor] = field(default_factory=dict)
 
-    def gradient(self, x: Tensor, betas: Tensor | None, going: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Weighted gradient with respect to x (n, 144) and to betas; the keypoint part of rows not `going` is dropped.
+    def gradient(self, x: Tensor, betas: Tensor | None, active: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weighted gradient with respect to x (n, 144) and to betas; rows that are not `active` get no keypoint part.
 
-        `going` is decided by the caller from `losses["keypoints"]`, so evaluate() must have been called for this x.
+        The caller decides `active` from `losses["keypoints"]`: call evaluate_keypoints() for this x first.
         """
-        total, on_betas = torch.zeros_like(x), None
+        total, betas_gradient = torch.zeros_like(x), None
         use_views = self.views is not None and not (self.replace and self.smooth is not None and self.keypoints is None)
         if self.keypoints is not None and not (self.replace and use_views):
-            part, on_betas = self._part
-            if going is not None:
-                part = torch.where(going[:, None], part, torch.zeros_like(part))
-                on_betas = (
-                    None if on_betas is None else torch.where(going[:, None], on_betas, torch.zeros_like(on_betas))
-                )
+            part, betas_gradient = self._keypoint_gradients
+            if active is not None:
+                part = torch.where(active[:, None], part, torch.zeros_like(part))
+                if betas_gradient is not None:
+                    betas_gradient = torch.where(active[:, None], betas_gradient, torch.zeros_like(betas_gradient))
             total = part * self.w_keypoints
-            on_betas = None if on_betas is None else on_betas * self.w_keypoints
+            betas_gradient = None if betas_gradient is None else betas_gradient * self.w_keypoints
         if use_views and self.views is not None:
             self.losses["views"], part = self.views.evaluate(x)
             total = total + self.w_views * part
         if self.smooth is not None:
             self.losses["smooth"], part = self.smooth.evaluate(x)
             total = total + self.w_smooth * part
-        return total, on_betas
+        return total, betas_gradient
 
     def curvature(self, x: Tensor) -> Tensor:
-        """Second derivative of the weighted loss, bounded from above, at the x (n, 144) of the last look()."""
+        """Upper bound (n, 144) of the second derivative of the weighted loss at the last x of evaluate_keypoints()."""
         total = torch.zeros_like(x)
         if self.keypoints is not None:
             total = total + self.keypoints.curvature() * self.w_keypoints
@@ -121,11 +120,11 @@ class Guidance:
             total = total + 8 * self.w_smooth
         return total
 
-    def look(self, x: Tensor, betas: Tensor | None) -> Tensor | None:
-        """Evaluate the keypoint term at x (n, 144); its loss (n,), before anything is dropped."""
+    def evaluate_keypoints(self, x: Tensor, betas: Tensor | None) -> Tensor | None:
+        """Evaluate the keypoint term at x (n, 144); its loss (n,) for all rows."""
         if self.keypoints is None:
             return None
-        loss, part, on_betas = self.keypoints.evaluate(x, betas)
-        self._part = part, on_betas
+        loss, part, betas_gradient = self.keypoints.evaluate(x, betas)
+        self._keypoint_gradients = part, betas_gradient
         self.losses["keypoints"] = loss
         return loss

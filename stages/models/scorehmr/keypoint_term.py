@@ -1,9 +1,9 @@
-"""The keypoint term: robust reprojection error of the body's points, its gradient, and the camera that moves with it.
+"""The keypoint term: robust reprojection error of the body's points, its gradient, and the translation that it moves.
 
 Source: ScoreHMR, eq. 9 (reprojection), with what the released code does beyond it: confidences and the resolution
-weight enter squared, the Geman-McClure function acts on full-picture pixels, and the translation is optimised by one
-Adam step per guided step. `camera="solve"` replaces Adam by the closed-form translation (weighted least squares on the
-lines of sight, with the robust weights of the current residuals).
+weight enter squared, the Geman-McClure function acts on pixels of the whole image, and the translation is optimised by
+one Adam step per guided step. `camera="solve"` replaces Adam by the closed-form translation (weighted least squares on
+the lines of sight, with the robust weights of the current residuals).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Adam:
 
 
 class KeypointTerm:
-    """State of one refinement of n people: `transl` (n, 3) moves with every step; `betas` (n, B) are fixed or given."""
+    """State of one refinement of n people: `transl` (n, 3) moves with every step; `betas` (n, B) stay as they are."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class KeypointTerm:
         self.xy = observed.xy.permute(1, 2, 0).contiguous()  # (K, 2, n)
         self.focal, self.center = observed.focal.t().contiguous(), observed.center.t().contiguous()
         self.sigma2 = observed.sigma.square()
-        self.trust = (observed.weight[:, None] * observed.confidence).square().t()[:, None].contiguous()  # (K, 1, n)
-        self.xy = torch.where(self.trust > 0, self.xy, torch.zeros_like(self.xy))  # an unseen point may be NaN
+        self.weight2 = (observed.weight[:, None] * observed.confidence).square().t()[:, None].contiguous()  # (K, 1, n)
+        self.xy = torch.where(self.weight2 > 0, self.xy, torch.zeros_like(self.xy))  # may be NaN
         self.scale = observed.weight
         self.m, self.v, self.count = torch.zeros_like(self.transl), torch.zeros_like(self.transl), 0
         self.grad_transl = torch.zeros_like(self.transl)
@@ -71,23 +71,21 @@ class KeypointTerm:
         if self.camera == "solve":
             self._solve(posed.points)
         loss, force = self.residual(posed)
-        gradient, on_betas = self.chain.backward(posed, force, betas is not None)
-        return loss, gradient, on_betas
+        gradient, betas_gradient = self.chain.backward(posed, force, betas is not None)
+        return loss, gradient, betas_gradient
 
     def residual(self, posed: PosedChain) -> tuple[Tensor, Tensor]:
         """Loss (n,) and forces on the points (K, 3, n); keeps the gradient of the translation."""
         points = posed.points + self.transl
-        depth = points[:, 2:].clamp_min(
-            0.05
-        )  # behind the camera there is no picture; push forward, never divide by zero
-        seen = points[:, :2] / depth
-        error = seen * self.focal + (self.center - self.xy)
+        depth = points[:, 2:].clamp_min(0.05)  # points behind the camera have no image; never divide by zero
+        tangent = points[:, :2] / depth
+        error = tangent * self.focal + (self.center - self.xy)
         square = error.square()
-        bent = self.sigma2 / (self.sigma2 + square)  # gmof(r) = r^2 * bent, its derivative 2 r bent^2
-        loss = (square * bent * self.trust).sum((0, 1))
-        pull = error * bent.square_() * self.trust * (2 * self.focal)
+        robust = self.sigma2 / (self.sigma2 + square)  # gmof(r) = r^2 * robust, its derivative 2 r robust^2
+        loss = (square * robust * self.weight2).sum((0, 1))
+        pull = error * robust.square_() * self.weight2 * (2 * self.focal)
         pull /= depth
-        force = torch.cat([pull, -(pull * seen).sum(1, keepdim=True)], 1)
+        force = torch.cat([pull, -(pull * tangent).sum(1, keepdim=True)], 1)
         self.grad_transl = force.sum(0)
         self._last = posed, depth
         return loss, force
@@ -99,18 +97,18 @@ class KeypointTerm:
         sums of the Gauss-Newton matrix are taken in place of its diagonal, which keeps simultaneous steps stable.
         """
         posed, depth = self._last
-        lever = (posed.points[:, None] - posed.world[None, :, :, 3]).norm(dim=2) * self.chain.carried[..., None]
-        pull = (self.trust[:, 0] * (self.focal.amax(0) / depth[:, 0]).square()) * lever.sum(1)  # (K, n)
-        joint = 2 * (pull[:, None] * lever).sum(0)  # (24, n)
+        distance = (posed.points[:, None] - posed.world[None, :, :, 3]).norm(dim=2) * self.chain.carried[..., None]
+        pull = (self.weight2[:, 0] * (self.focal.amax(0) / depth[:, 0]).square()) * distance.sum(1)  # (K, n)
+        joint = 2 * (pull[:, None] * distance).sum(0)  # (24, n)
         return joint.t().repeat_interleave(6, 1)
 
-    def move_camera(self, going: Tensor | None = None) -> None:
-        """One Adam step on the translation with the last gradient; rows not `going` (n,) move by momentum only."""
+    def move_camera(self, active: Tensor | None = None) -> None:
+        """One Adam step on the translation with the last gradient; rows that are not `active` (n,) move by momentum."""
         if self.camera != "adam":
             return
         a, gradient = self.adam, self.grad_transl
-        if going is not None:
-            gradient = torch.where(going, gradient, torch.zeros_like(gradient))
+        if active is not None:
+            gradient = torch.where(active, gradient, torch.zeros_like(gradient))
         self.count += 1
         self.m.mul_(a.beta1).add_(gradient, alpha=1 - a.beta1)
         self.v.mul_(a.beta2).addcmul_(gradient, gradient, value=1 - a.beta2)
@@ -126,29 +124,29 @@ class KeypointTerm:
 
     def _solve(self, points: Tensor) -> None:
         A, b = self._normal_equations(points)
-        # A pinch of the present translation keeps badly conditioned depth (two points on a line of sight).
-        damp = 1e-6 * A.diagonal(dim1=1, dim2=2).amax(1, keepdim=True).clamp_min(1e-12)
-        now = self.transl.t().double()
-        found = torch.linalg.solve_ex(A + torch.diag_embed(damp.expand(-1, 3)), b + damp * now)[0]
-        good = ((self.trust[:, 0] > 0).sum(0) >= 2) & torch.isfinite(found).all(1) & (found[:, 2] > 0.2)
-        self.transl = torch.where(good[:, None], found, now).t().to(self.transl.dtype).contiguous()
+        # A small weight of the present translation holds badly conditioned depth (two points on a line of sight).
+        damping = 1e-6 * A.diagonal(dim1=1, dim2=2).amax(1, keepdim=True).clamp_min(1e-12)
+        transl = self.transl.t().double()
+        solution = torch.linalg.solve_ex(A + torch.diag_embed(damping.expand(-1, 3)), b + damping * transl)[0]
+        good = ((self.weight2[:, 0] > 0).sum(0) >= 2) & torch.isfinite(solution).all(1) & (solution[:, 2] > 0.2)
+        self.transl = torch.where(good[:, None], solution, transl).t().to(self.transl.dtype).contiguous()
 
     def information(self, x: Tensor) -> Tensor:
-        """How firmly the points hold the translation: the normal matrix (n, 3, 3) at the present one."""
+        """The normal matrix (n, 3, 3) of the translation at the present one: how well the keypoints determine it."""
         return self._normal_equations(self.chain.forward(x, self.rest).points)[0]
 
     def _normal_equations(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """focal (X + tx) = (u - c) (Z + tz) for both axes is linear in the translation: A (n, 3, 3), b (n, 3)."""
-        # Depth is the difference of large numbers, so this small system is made and solved in double precision.
+        # Depth is the difference of large numbers, so this small system is built and solved in double precision.
         points, transl, f = points.double(), self.transl.double(), self.focal.double()
-        placed = points + transl
-        depth = placed[:, 2:].clamp_min(0.05)
+        in_camera = points + transl
+        depth = in_camera[:, 2:].clamp_min(0.05)
         ray = self.xy.double() - self.center
-        error = placed[:, :2] / depth * f - ray
-        bent = self.sigma2 / (self.sigma2 + error.square())
-        w = self.trust * bent.square() / depth.square()  # (K, 2, n): pixels, not metres, are weighted
+        error = in_camera[:, :2] / depth * f - ray
+        robust = self.sigma2 / (self.sigma2 + error.square())
+        w = self.weight2 * robust.square() / depth.square()  # (K, 2, n): residuals in pixels, not in metres
         right = ray * points[:, 2:] - f * points[:, :2]
-        A = placed.new_zeros(placed.shape[-1], 3, 3)
+        A = in_camera.new_zeros(in_camera.shape[-1], 3, 3)
         wx, wy = w[:, 0], w[:, 1]
         A[:, 0, 0], A[:, 1, 1] = (wx.sum(0) * f[0] ** 2), (wy.sum(0) * f[1] ** 2)
         A[:, 0, 2] = A[:, 2, 0] = -(wx * ray[:, 0]).sum(0) * f[0]

@@ -3,8 +3,8 @@
 Forward: kinematic chain and linear blend skinning (Loper et al. 2015, eqs. 2 to 4) of the vertices that are read.
 Backward: statics instead of the chain rule. A loss pulls every point with a force; the derivative with respect to a
 joint's rotation is the torque about that joint of all forces further out, so one product with the table of descendants
-replaces the backward pass through the tree. The six numbers of a joint are reached through the Gram-Schmidt step, which
-only lets the torque through.
+replaces the backward pass through the tree. The gradient of the six numbers of a joint then follows from the torque
+through the Gram-Schmidt step.
 
 Arrays keep people in the LAST axis (bones first), so that every constant table acts by one matrix product and every
 element-wise step runs along memory, for one person as for 128.
@@ -29,7 +29,7 @@ class RestSkeleton:
 
 @dataclass
 class PosedChain:
-    """What `backward` needs again. points (K, 3, n), body frame (no translation), metres."""
+    """The posed body, as `backward` needs it. points (K, 3, n), body frame (no translation), metres."""
 
     rest: RestSkeleton
     points: Tensor
@@ -38,7 +38,7 @@ class PosedChain:
     dot: Tensor
     local: Tensor  # (24, 3, 3, n)
     world: Tensor  # (24, 3, 4, n): rotation | position of the joint
-    bones: Tensor  # (24, 3, 4, n): rotation | what carries a rest point to its place
+    bones: Tensor  # (24, 3, 4, n): rotation | translation of a rest point
     blended: Tensor  # (V, 3, 4, n)
     vertices: Tensor  # (V, 3, n): read vertices before skinning, with pose blend shapes
 
@@ -108,7 +108,7 @@ class KinematicChain:
         for j in reversed(range(1, count)):
             below[self.parents[j]] += below[j]
         self.below = below.to(device)
-        # How much of a point hangs on a joint, (K, 24): all of it, if every bone that carries it is further out.
+        # Share of a point that moves with a joint (K, 24): 1 if every bone that it is skinned to is a descendant.
         self.carried = (self.from_joints + self.from_vertices @ self.weights) @ self.below.t()
 
     def rest(self, betas: Tensor) -> RestSkeleton:
@@ -151,8 +151,8 @@ class KinematicChain:
         bones = world.clone()
         bones[:, :, 3] -= _rotate(world, rest.joints)
         blended = _matmul(self.weights, bones)
-        places = _rotate(blended, vertices).add_(blended[:, :, 3])
-        points = _matmul(self.from_joints, world[:, :, 3]) + _matmul(self.from_vertices, places)
+        positions = _rotate(blended, vertices).add_(blended[:, :, 3])
+        points = _matmul(self.from_joints, world[:, :, 3]) + _matmul(self.from_vertices, positions)
         return PosedChain(rest, points, l1, l2, dot, local, world, bones, blended, vertices)
 
     def backward(self, posed: PosedChain, force: Tensor, with_betas: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -161,33 +161,33 @@ class KinematicChain:
         count, n = len(self.parents), force.shape[-1]
         on_joints, on_vertices = _matmul(self.to_joints, force), _matmul(self.to_vertices, force)
         on_bones = _matmul(self.weights_t, on_vertices)
-        # The moment of the skinned vertices: bone rotation times the sum of (rest place outer force), made axial.
+        # The moment of the skinned vertices: axial vector of bone rotation times sum of (rest position outer force).
         outer = _matmul(self.weights_t, posed.vertices[:, :, None] * on_vertices[:, None])
         carried = bones[:, :, 0:1] * outer[:, None, 0]
         carried.addcmul_(bones[:, :, 1:2], outer[:, None, 1]).addcmul_(bones[:, :, 2:3], outer[:, None, 2])
-        place = world[:, :, 3]
-        moment = _axial(carried) + _cross(bones[:, :, 3], on_bones) + _cross(place, on_joints)
+        position = world[:, :, 3]
+        moment = _axial(carried) + _cross(bones[:, :, 3], on_bones) + _cross(position, on_joints)
         both = _matmul(self.below, torch.cat([on_joints + on_bones, moment], 1))
         total, moment = both[:, :3], both[:, 3:]
-        torque = _rotate_back(world, moment - _cross(place, total))  # in the joint's own frame
+        torque = _rotate_back(world, moment - _cross(position, total))  # in the joint's own frame
 
         on_rest = None
         if self.pose_dirs_t is not None or with_betas:
             on_rest = _rotate_back(posed.blended, on_vertices)
         if self.pose_dirs_t is not None and on_rest is not None:
             pull = (self.pose_dirs_t @ on_rest.view(-1, n)).view(count - 1, 3, 3, n)
-            turned = local[1:, 0, :, None] * pull[:, 0, None]
-            turned.addcmul_(local[1:, 1, :, None], pull[:, 1, None])
-            turned.addcmul_(local[1:, 2, :, None], pull[:, 2, None])
-            torque[1:] -= _axial(turned)
+            rotated = local[1:, 0, :, None] * pull[:, 0, None]
+            rotated.addcmul_(local[1:, 1, :, None], pull[:, 1, None])
+            rotated.addcmul_(local[1:, 2, :, None], pull[:, 2, None])
+            torque[1:] -= _axial(rotated)
 
         b2, b3 = local[:, :, 1], local[:, :, 2]
-        lean = torque[:, 0:1] / posed.l2
+        tilt = torque[:, 0:1] / posed.l2
         out = x_like(force, count, n)
-        torch.mul(b3, torch.addcmul(torque[:, 1:2], lean, posed.dot), out=out[:, 0])
+        torch.mul(b3, torch.addcmul(torque[:, 1:2], tilt, posed.dot), out=out[:, 0])
         torch.addcmul(out[:, 0].neg(), b2, torque[:, 2:3], out=out[:, 0])
         out[:, 0] /= posed.l1
-        torch.mul(b3, lean, out=out[:, 1])
+        torch.mul(b3, tilt, out=out[:, 1])
         gradient = out.view(count * 6, n).t()
         if not with_betas or on_rest is None:
             return gradient, None

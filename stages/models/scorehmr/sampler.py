@@ -2,7 +2,7 @@
 
 Source: ScoreHMR, algorithm 1 and eq. 8, as the released code runs it: the noise estimate is held constant when the
 guidance is differentiated, loops restart from the latent (not from the clean estimate), the result is the last clean
-estimate. Nothing is random, and no row looks at another except through the smoothness and view terms.
+estimate. Nothing is random, and rows influence each other through the smoothness and view terms alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from stages.models.scorehmr.denoiser import Call
 from stages.models.scorehmr.guidance import Guidance
 from stages.models.scorehmr.schedule import Schedule, down
 
-Record = Callable[[str, Tensor], None]
+Recorder = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How long and how far: `loops` times up to noise index `start` in steps of `step`, and back under guidance."""
+    """The loop: `loops` times up to noise index `start` in steps of `step`, and back under guidance."""
 
     loops: int = 10
     start: int = 50
@@ -38,7 +38,7 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class Codec:
-    """What the denoiser's numbers mean: pose = x * std + mean (144); betas = (x + 1) / 2 * (high - low) + low."""
+    """The denoiser's numbers: pose = x * std + mean (144); betas = (x + 1) / 2 * (high - low) + low."""
 
     mean: Tensor | None = None
     std: Tensor | None = None
@@ -60,7 +60,7 @@ class Codec:
             return pose.contiguous(), None
         return pose.contiguous(), (x[:, 144:] + 1) / 2 * (self.betas_high - self.betas_low) + self.betas_low
 
-    def pull(self, pose: Tensor, betas: Tensor | None) -> Tensor:
+    def gradient_to_x(self, pose: Tensor, betas: Tensor | None) -> Tensor:
         """Gradients with respect to pose and betas -> with respect to x."""
         x = pose if self.std is None else pose * self.std
         if betas is None or self.betas_low is None or self.betas_high is None:
@@ -83,10 +83,10 @@ class _Stopping:
     def __init__(self, plan: SamplingPlan, n: int, device: torch.device) -> None:
         self.on, self.tolerance, self.step = plan.early_stopping, plan.early_tolerance, 0
         self.last: Tensor | None = None
-        self.at = torch.full((n,), -1, dtype=torch.long, device=device)
+        self.stop_step = torch.full((n,), -1, dtype=torch.long, device=device)
         self.kept: tuple[Tensor, Tensor] | None = None
 
-    def going(self, loss: Tensor | None) -> Tensor | None:
+    def active(self, loss: Tensor | None) -> Tensor | None:
         if not self.on or loss is None:
             return None
         last, self.last = self.last, loss
@@ -95,20 +95,20 @@ class _Stopping:
         change = (last - loss).abs() / torch.maximum(last, loss).clamp_min(1)
         return change >= self.tolerance
 
-    def keep(self, going: Tensor | None, x0: Tensor, transl: Tensor | None) -> None:
-        if going is not None and transl is not None:
-            new = ~going & (self.at < 0)
+    def keep(self, active: Tensor | None, x0: Tensor, transl: Tensor | None) -> None:
+        if active is not None and transl is not None:
+            new = ~active & (self.stop_step < 0)
             if self.kept is None:
                 self.kept = x0.clone(), transl.clone()
             self.kept[0][new], self.kept[1][new] = x0[new], transl[new]
-            self.at[new] = self.step
+            self.stop_step[new] = self.step
         self.step += 1
 
     def result(self, x0: Tensor, transl: Tensor | None) -> SampledPoses:
         if self.kept is not None and transl is not None:
-            stopped = (self.at >= 0)[:, None]
+            stopped = (self.stop_step >= 0)[:, None]
             x0, transl = torch.where(stopped, self.kept[0], x0), torch.where(stopped, self.kept[1], transl)
-        return SampledPoses(x0, transl, self.at)
+        return SampledPoses(x0, transl, self.stop_step)
 
 
 @torch.no_grad()
@@ -119,11 +119,11 @@ def guided_sampling(
     guidance: Guidance,
     plan: SamplingPlan,
     codec: Codec,
-    record: Record | None = None,
+    record: Recorder | None = None,
 ) -> SampledPoses:
-    """Refine x (n, D), the encoded estimate, with the conditioned denoiser `eps`. `record` hears of every value."""
+    """Refine x (n, D), the encoded estimate, with the conditioned denoiser `eps`. `record` gets every value."""
     times = plan.times
-    note: Record = record or (lambda name, value: None)
+    note: Recorder = record or (lambda name, value: None)
     stopping = _Stopping(plan, len(x), x.device)
     term = guidance.keypoints
     x0 = x
@@ -137,21 +137,21 @@ def guided_sampling(
             noise = eps(x, t)
             estimate = schedule.x0(x, noise, t)
             pose, betas = codec.decode(estimate)
-            going = stopping.going(guidance.look(pose, betas))
-            pull = codec.pull(*guidance.gradient(pose, betas, going)) * schedule.recip[t]
+            active = stopping.active(guidance.evaluate_keypoints(pose, betas))
+            x_gradient = codec.gradient_to_x(*guidance.gradient(pose, betas, active)) * schedule.recip[t]
             if guidance.damped:
                 curvature = guidance.curvature(pose)
                 curvature = curvature if codec.std is None else curvature * codec.std**2
-                pull = pull / (1 + schedule.recipm1[t] ** 2 * curvature)
+                x_gradient = x_gradient / (1 + schedule.recipm1[t] ** 2 * curvature)
             if term is not None:
-                term.move_camera(going)
-            noise = torch.add(noise, pull, alpha=schedule.sigma[t])
+                term.move_camera(active)
+            noise = torch.add(noise, x_gradient, alpha=schedule.sigma[t])
             x0 = schedule.x0(x, noise, t)
             x = schedule.move(x0, noise, below)
-            stopping.keep(going, x0, None if term is None else term.transl.t())
+            stopping.keep(active, x0, None if term is None else term.transl.t())
             if record is not None:
                 note("timesteps", torch.tensor(t))
-                note("grad_norm", pull.norm(dim=-1))
+                note("grad_norm", x_gradient.norm(dim=-1))
                 note("x0", x0)
                 for name, loss in guidance.losses.items():
                     note(f"loss_{name}", loss)
@@ -164,16 +164,16 @@ def guided_sampling(
 
 @torch.no_grad()
 def sample(
-    eps: Call, schedule: Schedule, noise: Tensor, start: int = 950, step: int = 50, record: Record | None = None
+    eps: Call, schedule: Schedule, noise: Tensor, start: int = 950, step: int = 50, record: Recorder | None = None
 ) -> Tensor:
-    """Unguided samples x0 (n, D) from `noise` (n, D), clipped to [-1, 1] at every step (training pictures)."""
+    """Unguided samples x0 (n, D) from `noise` (n, D), clipped to [-1, 1] at every step (monitoring of training)."""
     x, x0 = noise, noise
     for t in down(start, step):
-        guess = eps(x, t)
+        predicted = eps(x, t)
         if record is not None:
             record("latents", x)
-        x0 = schedule.x0(x, guess, t).clamp(-1, 1)
+        x0 = schedule.x0(x, predicted, t).clamp(-1, 1)
         if record is not None:
             record("x0", x0)
-        x = schedule.move(x0, guess, t - step)
+        x = schedule.move(x0, predicted, t - step)
     return x0

@@ -25,7 +25,7 @@ def tables(steps: int = STEPS) -> dict[str, np.ndarray]:
     product = np.cumprod(alphas)
     before = np.concatenate([[1.0], product[:-1]])
     variance = betas * (1 - before) / (1 - product)
-    made = {
+    result = {
         "betas": betas,
         "alphas_cumprod": product,
         "alphas_cumprod_prev": before,
@@ -40,7 +40,7 @@ def tables(steps: int = STEPS) -> dict[str, np.ndarray]:
         "posterior_mean_coef2": (1 - before) * np.sqrt(alphas) / (1 - product),
         "p2_loss_weight": np.ones(steps),
     }
-    return {name: table.astype(np.float32) for name, table in made.items()}
+    return {name: table.astype(np.float32) for name, table in result.items()}
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Schedule:
 
     @classmethod
     def cosine(cls) -> Schedule:
-        made = tables()
-        a = made["alphas_cumprod"]
+        result = tables()
+        a = result["alphas_cumprod"]
         return cls(
             keep=np.sqrt(a).tolist(),
             noise=np.sqrt(np.float32(1) - a).tolist(),
-            mean=made["sqrt_alphas_cumprod"].tolist(),
-            recip=made["sqrt_recip_alphas_cumprod"].tolist(),
-            recipm1=made["sqrt_recipm1_alphas_cumprod"].tolist(),
-            sigma=made["sqrt_one_minus_alphas_cumprod"].tolist(),
+            mean=result["sqrt_alphas_cumprod"].tolist(),
+            recip=result["sqrt_recip_alphas_cumprod"].tolist(),
+            recipm1=result["sqrt_recipm1_alphas_cumprod"].tolist(),
+            sigma=result["sqrt_one_minus_alphas_cumprod"].tolist(),
         )
 
     def x0(self, x: Tensor, eps: Tensor, t: int) -> Tensor:

@@ -80,5 +80,5 @@ def test_boxes_and_sums() -> None:
     a, b = np.array([[0.0, 0, 10, 10], [50, 0, 60, 10]]), np.array([[51.0, 0, 61, 10], [0, 0, 4, 10]])
     moment = Moment.of_boxes(np.array([1, 2]), a, np.array([8, 9]), b, None)
     found = score([moment])
-    assert (found.matched, found.idtp, found.true, found.found) == (1, 1, 2, 2)
+    assert (found.matched, found.idtp, found.true, found.predicted) == (1, 1, 2, 2)
     assert (found + found).true == 4 and score([]).idf1 == 0 and (found + found).idf1 == found.idf1

@@ -7,7 +7,7 @@ import pytest
 
 from stages.geometry.rays import nearest_points, rays
 from stages.refinement.association import associate
-from stages.refinement.likeness import Sightings, news, pose_weights, ray_weights, tell_poses
+from stages.refinement.likeness import Sightings, independent_share, pose_margin, pose_weights, ray_weights
 from stages.refinement.partition import Links, doubtful, improve, merge
 from tests.helpers.rig_world import STEP, K, RigWorld, rig_world
 
@@ -46,12 +46,12 @@ def test_rays_that_would_meet_behind_a_camera_do_not() -> None:
 
 def test_the_same_person_weighs_one_and_another_less() -> None:
     world = rig_world(noise=1.0)
-    seen = sightings(world)
+    rows = sightings(world)
     pairs = np.array([(i, j) for i in range(16) for j in range(16, 32) if world.moment[i] == world.moment[j]])
-    weight, miss = ray_weights(seen, pairs)
+    weight, distance = ray_weights(rows, pairs)
     same = world.person[pairs[:, 0]] == world.person[pairs[:, 1]]
     assert weight[same].min() > 0.9 and weight[~same].mean() < 0.6 and weight[~same].max() < weight[same].min()
-    assert miss[same].max() < 0.02
+    assert distance[same].max() < 0.02
     few = world.keypoints.copy()
     few[:, 3:, 2] = 0
     world.keypoints = few
@@ -60,53 +60,53 @@ def test_the_same_person_weighs_one_and_another_less() -> None:
 
 def test_poses_are_compared_joint_by_joint() -> None:
     world = rig_world()
-    seen = sightings(world)
-    weight, away = pose_weights(seen, np.array([[0, 0], [0, 1]]))
+    rows = sightings(world)
+    weight, away = pose_weights(rows, np.array([[0, 0], [0, 1]]))
     assert weight[0] == 1 and away[0] == 0
     joints = world.joints - world.joints[:, :1]
     np.testing.assert_allclose(away[1], np.linalg.norm(joints[0] - joints[1], axis=-1).mean())
 
 
-def test_many_frames_a_second_do_not_make_poses_tell() -> None:
+def test_poses_of_many_frames_a_second_are_not_independent() -> None:
     world = rig_world(people=1, moments=9)
-    assert news(sightings(world)) == pytest.approx(3 / 9)  # 0.8 s
-    assert tell_poses(100) < tell_poses(4) < tell_poses(0.1) == tell_poses(1)
+    assert independent_share(sightings(world)) == pytest.approx(3 / 9)  # 0.8 s
+    assert pose_margin(100) < pose_margin(4) < pose_margin(0.1) == pose_margin(1)
 
 
 def links(*pairs: tuple[int, int, float]) -> Links:
-    made = Links()
+    result = Links()
     for a, b, weight in pairs:
-        made.add(a, b, weight * 10, 0.1, 10)
-    return made
+        result.add(a, b, weight * 10, 0.1, 10)
+    return result
 
 
 def test_merging_agrees_round_cycles_and_keeps_rivals_apart() -> None:
     # Cameras of tracks 0 1 | 2 3 | 4 5; 0-3 and 3-4 would fit for themselves, but not together with the others.
-    made = links(
+    result = links(
         (0, 2, 0.9), (2, 4, 0.9), (0, 4, 0.9), (1, 3, 0.8), (3, 5, 0.8), (1, 5, 0.8), (0, 3, 0.85), (3, 4, -0.5)
     )
     rivals = {0: {1}, 1: {0}, 2: {3}, 3: {2}, 4: {5}, 5: {4}}
-    groups = merge([{t} for t in range(6)], made, rivals)
+    groups = merge([{t} for t in range(6)], result, rivals)
     assert sorted(map(sorted, groups)) == [[0, 2, 4], [1, 3, 5]]
-    assert not doubtful(groups, made, rivals, [0, 0, 1, 1, 2, 2], lambda moments: 0.1, set())
+    assert not doubtful(groups, result, rivals, [0, 0, 1, 1, 2, 2], lambda moments: 0.1, set())
 
 
-def test_greed_is_mended_by_exchanges() -> None:
-    made = links((0, 2, 0.9), (0, 3, 0.8), (1, 2, 0.8), (1, 3, -0.4))  # the best pair 0-2 costs 1-2 and 0-3
+def test_exchanges_correct_a_greedy_merge() -> None:
+    result = links((0, 2, 0.9), (0, 3, 0.8), (1, 2, 0.8), (1, 3, -0.4))  # the best pair 0-2 costs 1-2 and 0-3
     rivals = {0: {1}, 1: {0}, 2: {3}, 3: {2}}
-    groups = merge([{t} for t in range(4)], made, rivals)
+    groups = merge([{t} for t in range(4)], result, rivals)
     assert {0, 2} in groups
-    better = improve(groups, made, rivals, set())
+    better = improve(groups, result, rivals, set())
     assert sorted(map(sorted, better)) == [[0, 3], [1, 2]]
 
 
 def test_equal_weights_are_in_doubt_and_numbered_tracks_are_not() -> None:
-    made = links((0, 2, 0.9), (1, 3, 0.9), (0, 3, 0.88), (1, 2, 0.88))
+    result = links((0, 2, 0.9), (1, 3, 0.9), (0, 3, 0.88), (1, 2, 0.88))
     rivals = {0: {1}, 1: {0}, 2: {3}, 3: {2}}
     groups = [{0, 2}, {1, 3}]
-    assert doubtful(groups, made, rivals, [0, 0, 1, 1], lambda moments: 0.1, set()) == {0: {0, 1}, 1: {2, 3}}
-    assert not doubtful(groups, made, rivals, [0, 0, 1, 1], lambda moments: 0.01, set())
-    assert not doubtful(groups, made, rivals, [0, 0, 1, 1], lambda moments: 0.1, {0, 1, 2, 3})
+    assert doubtful(groups, result, rivals, [0, 0, 1, 1], lambda moments: 0.1, set()) == {0: {0, 1}, 1: {2, 3}}
+    assert not doubtful(groups, result, rivals, [0, 0, 1, 1], lambda moments: 0.01, set())
+    assert not doubtful(groups, result, rivals, [0, 0, 1, 1], lambda moments: 0.1, {0, 1, 2, 3})
 
 
 def test_numbers_are_those_of_the_first_track() -> None:
@@ -120,10 +120,10 @@ def test_cameras_that_share_no_moment_are_told_so() -> None:
     world = rig_world(people=1, cameras=2)
     world.moment = world.moment + 100 * world.view
     people = associate(sightings(world))
-    assert "same moment" in people.nobody and len(set(people.person.tolist())) == 2
-    assert "same moment" in associate(sightings(world, rig=False)).nobody
+    assert "same moment" in people.reason and len(set(people.person.tolist())) == 2
+    assert "same moment" in associate(sightings(world, rig=False)).reason
     one = world.keep(world.view == 0)
-    assert "one view only" in associate(sightings(one)).nobody
+    assert "one view only" in associate(sightings(one)).reason
 
 
 def test_one_after_the_other_before_one_camera_are_two_people_only_if_all_cameras_say_so() -> None:

@@ -92,7 +92,7 @@ def test_the_added_body_with_the_published_selection_serves_the_others(
     monkeypatch.setattr(mesh_sampling, "listed", lambda: rows)
     monkeypatch.setattr(mesh_sampling, "read_arrays", lambda path: {"v_template": templates[1], "f": faces})
     assert mesh_sampling.selection(mesh_sampling.of_body(mine)) == mesh_sampling.selection(published)  # type: ignore[arg-type]
-    own = mesh_sampling.of_body(mine, own=True)  # type: ignore[arg-type]
+    own = mesh_sampling.of_body(mine, derive=True)  # type: ignore[arg-type]
     assert mesh_sampling.selection(own) == mesh_sampling.selection(plain)
     coarser = mesh_sampling.of_body(mine, (100, 30))  # type: ignore[arg-type]
     assert coarser.counts == (642, 100, 30)

@@ -151,11 +151,11 @@ def test_the_pyramid_keeps_places() -> None:
     levels = crops.halvings(image)
     assert [len(level) for level in levels] == [1024, 512, 256, 128]
     for side in (150.0, 700.0, 1400.0):
-        to_picture = blazepose._upright(np.array([400.0, 600.0]), side, 0.3, 224)
-        crop = crops.warp_from(levels, crops.invert(to_picture[None])[0], 224)[..., 0]
+        to_image = blazepose._upright(np.array([400.0, 600.0]), side, 0.3, 224)
+        crop = crops.warp_from(levels, crops.invert(to_image[None])[0], 224)[..., 0]
         rows, columns = np.mgrid[:224, :224]
         center = np.array([(crop * columns).sum(), (crop * rows).sum()]) / crop.sum()
-        np.testing.assert_allclose(to_picture[:, :2] @ center + to_picture[:, 2], [335.5, 615.5], atol=0.6)
+        np.testing.assert_allclose(to_image[:, :2] @ center + to_image[:, 2], [335.5, 615.5], atol=0.6)
 
 
 def test_every_detector_in_the_table_follows_the_protocol() -> None:

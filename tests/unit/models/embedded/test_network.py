@@ -89,7 +89,7 @@ def test_the_place_is_exact_for_exact_keypoints(skeleton: Skeleton) -> None:
     place = torch.tensor([[0.3, -0.2, 5.0]]).T.expand(3, 6).contiguous()
     image = (points[:2] + place[:2, None]) / (points[2] + place[2])
     guess = place * torch.tensor([1.0, 1, 1.1])[:, None]
-    found = virtual_camera.solve_pelvis(points, image, torch.ones(17, 6), guess, trust=0.0)
+    found = virtual_camera.solve_pelvis(points, image, torch.ones(17, 6), guess, guess_weight=0.0)
     torch.testing.assert_close(found, place, atol=2e-3, rtol=0)
     held = virtual_camera.solve_pelvis(points, image, torch.zeros(17, 6), guess)
     torch.testing.assert_close(held, guess, atol=1e-3, rtol=0)

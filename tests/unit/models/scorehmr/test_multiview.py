@@ -12,7 +12,14 @@ from stages.models.scorehmr.body25 import chain_of
 from stages.models.scorehmr.kalman_update import NOT_UPDATED, KalmanUpdate
 from stages.models.scorehmr.kinematic_chain import KinematicChain
 from stages.models.scorehmr.linearized_body import LinearizedBody, PosedEstimate
-from stages.models.scorehmr.multiview import STATE, MultiviewUpdate, ViewBatch, Views, _moved, _placed
+from stages.models.scorehmr.multiview import (
+    STATE_SIZE,
+    MultiviewUpdate,
+    ViewBatch,
+    Views,
+    corrected_in_world,
+    pelvis_from_rays,
+)
 from stages.smpl.body import load_body
 from tests.helpers.rig_world import ring
 
@@ -76,20 +83,20 @@ def miss(chain: KinematicChain, out: tuple[torch.Tensor, ...], truth: torch.Tens
 def test_the_derivative_is_that_of_the_residuals(chain: KinematicChain, update: MultiviewUpdate) -> None:
     rows, _ = scene(chain)
     tangent = (rows.keypoints[..., :2] - torch.tensor([320.0, 240.0])) / F
-    half = torch.full_like(rows.transl[:, 0], 0.2)
-    views = Views(*(v.double() for v in (rows.R, rows.t, tangent, rows.keypoints[..., 2], half)), rows.group)
+    half_box = torch.full_like(rows.transl[:, 0], 0.2)
+    views = Views(*(v.double() for v in (rows.R, rows.t, tangent, rows.keypoints[..., 2], half_box)), rows.group)
     g = torch.Generator().manual_seed(1)
-    turned, betas = torch.randn(PEOPLE, 24, 3, generator=g).double(), torch.randn(PEOPLE, 10, generator=g).double()
+    vectors, betas = torch.randn(PEOPLE, 24, 3, generator=g).double(), torch.randn(PEOPLE, 10, generator=g).double()
     pelvis = 0.3 * torch.randn(PEOPLE, 3, generator=g).double() + torch.tensor([0.0, 1.0, 0.0])
-    start = PosedEstimate(axis_angle_to_matrix(turned), betas, pelvis, torch.ones(PEOPLE).double())
+    start = PosedEstimate(axis_angle_to_matrix(vectors), betas, pelvis, torch.ones(PEOPLE).double())
 
     def residuals(error: torch.Tensor) -> torch.Tensor:
-        now = _moved(start, error)
-        points = update.linearized.linearise(now)[0] + now.pelvis[:, None]
+        now = corrected_in_world(start, error)
+        points = update.linearized.linearize(now)[0] + now.pelvis[:, None]
         return views.residuals(points[rows.group]).flatten(1)
 
-    _, J = update._linearise(start, views)
-    zero = torch.zeros(PEOPLE, STATE).double()
+    _, J = update.linearize(start, views)
+    zero = torch.zeros(PEOPLE, STATE_SIZE).double()
     for k in (0, 1, 2, 10, 44, 71, 72, 76, 81, 82, 83, 84):
         step = zero.clone()
         step[:, k] = 1e-5
@@ -105,13 +112,13 @@ def test_exact_keypoints_give_the_points_their_places(chain: KinematicChain, upd
     # All views' bodies are one: seen from the world they are in one place.
     world = (points_of(chain, out) - rows.t[:, None]) @ rows.R
     for who in range(PEOPLE):
-        mine = world[rows.group == who]
-        torch.testing.assert_close(mine, mine[:1].expand_as(mine), atol=1e-4, rtol=0)
+        of_person = world[rows.group == who]
+        torch.testing.assert_close(of_person, of_person[:1].expand_as(of_person), atol=1e-4, rtol=0)
 
 
 def test_known_betas_are_kept(chain: KinematicChain, update: MultiviewUpdate) -> None:
     rows, _ = scene(chain)
-    out = update(dataclasses.replace(rows, betas=rows.betas + 0.5, known_shape=torch.ones(len(rows.group))))
+    out = update(dataclasses.replace(rows, betas=rows.betas + 0.5, betas_known=torch.ones(len(rows.group))))
     torch.testing.assert_close(out[1], torch.full_like(out[1], 0.5), atol=1e-4, rtol=0)
 
 
@@ -140,9 +147,9 @@ def test_rows_and_groups_do_not_influence_each_other(chain: KinematicChain, upda
     rows, _ = scene(chain)
     together = update(rows)
     for who in range(PEOPLE):
-        mine = rows.group == who
-        for a, b in zip(update(rows.only(mine)), together, strict=True):
-            torch.testing.assert_close(a, b[mine], atol=1e-5, rtol=1e-5)
+        of_person = rows.group == who
+        for a, b in zip(update(rows.select(of_person)), together, strict=True):
+            torch.testing.assert_close(a, b[of_person], atol=1e-5, rtol=1e-5)
     order = torch.randperm(len(rows.group), generator=torch.Generator().manual_seed(2))
     mixed = ViewBatch(*(getattr(rows, f.name)[order] for f in dataclasses.fields(rows)))
     for a, b in zip(update(mixed), together, strict=True):
@@ -153,7 +160,7 @@ def test_a_single_view_is_updated_as_ever_and_nothing_seen_stays(
     chain: KinematicChain, update: MultiviewUpdate
 ) -> None:
     rows, _ = scene(chain)
-    alone = rows.only(torch.arange(len(rows.group)) < PEOPLE)
+    alone = rows.select(torch.arange(len(rows.group)) < PEOPLE)
     assert update.single is not None
     expected = update.single(alone.pose, alone.betas, alone.transl, alone.keypoints, alone.K)
     for a, b in zip(update(alone), expected, strict=True):
@@ -168,9 +175,9 @@ def test_a_single_view_is_updated_as_ever_and_nothing_seen_stays(
 
 def test_the_shape_of_a_person_is_that_of_all_moments(chain: KinematicChain, update: MultiviewUpdate) -> None:
     rows, truth = scene(chain, wrong=0.05, people=1)
-    parts = [update.shape(rows.only(torch.arange(VIEWS) < k)) for k in (4, 3, 4)]
+    parts = [update.shape(rows.select(torch.arange(VIEWS) < k)) for k in (4, 3, 4)]
     betas = (parts[0] + parts[1] + parts[2]).betas()
-    known = dataclasses.replace(rows, betas=betas.expand(VIEWS, 10), known_shape=torch.ones(VIEWS))
+    known = dataclasses.replace(rows, betas=betas.expand(VIEWS, 10), betas_known=torch.ones(VIEWS))
     assert miss(chain, update(known), truth).max() < 0.006
     assert (betas - betas.new_zeros(10)).abs().max() > 0.2  # it is not the estimates' mean
 
@@ -180,9 +187,9 @@ def test_lines_of_sight_of_a_wrong_view_do_not_move_people(chain: KinematicChain
     points = ((truth - rows.t[:, None]) @ rows.R)[:1].double()  # from the world's origin
     tangent = (rows.keypoints[..., :2] - torch.tensor([320.0, 240.0])) / F
     tangent[0, :, 0] += 0.3
-    half = torch.full((VIEWS,), 0.2)
-    views = Views(*(v.double() for v in (rows.R, rows.t, tangent, rows.keypoints[..., 2], half)), rows.group)
-    assert _placed(views, points, 1).norm() < 0.07, _placed(views, points, 1).norm()  # 0.63 by least squares
+    half_box = torch.full((VIEWS,), 0.2)
+    views = Views(*(v.double() for v in (rows.R, rows.t, tangent, rows.keypoints[..., 2], half_box)), rows.group)
+    assert pelvis_from_rays(views, points, 1).norm() < 0.07  # 0.63 by least squares
 
 
 def test_without_a_covariance_bodies_are_only_brought_together(chain: KinematicChain) -> None:
@@ -190,5 +197,5 @@ def test_without_a_covariance_bodies_are_only_brought_together(chain: KinematicC
     out = MultiviewUpdate(LinearizedBody(chain), None)(rows)
     assert miss(chain, out, truth).max() < 0.5 * miss(chain, (rows.pose, rows.betas, rows.transl), truth).min()
     world = (points_of(chain, out) - rows.t[:, None]) @ rows.R
-    mine = world[rows.group == 1]
-    torch.testing.assert_close(mine, mine[:1].expand_as(mine), atol=1e-4, rtol=0)
+    of_person = world[rows.group == 1]
+    torch.testing.assert_close(of_person, of_person[:1].expand_as(of_person), atol=1e-4, rtol=0)

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from stages.errors import AssetError, InputError, UsageError
+from stages.errors import AssetError
 from stages.files.checkpoints import Checkpoint, read_checkpoint
 from stages.geometry import cameras
 from stages.geometry.rotations import rot6d_columns_to_matrix
-from stages.models.scorehmr.body25 import NAMES, chain_of, evidence
+from stages.models.base import EstimateBatch
+from stages.models.scorehmr.body25 import chain_of
 from stages.models.scorehmr.denoiser import Denoiser
 from stages.models.scorehmr.guidance import SmoothTerm, ViewTerm
 from stages.models.scorehmr.keypoint_term import KeypointTerm, Observed
-from stages.models.scorehmr.refiner import EstimateBatch, ScoreHmrRefiner
+from stages.models.scorehmr.refiner import ScoreHmrRefiner
 from stages.models.scorehmr.schedule import tables
 from stages.models.scorehmr.translation_smoothing import ACCELERATION, NOISE, smooth_translations
-from stages.refinement.windows import track_windows, view_windows
+from stages.models.scorehmr.weights import condition_of
 from stages.smpl.body import load_body
 from tests.helpers.random_chain import random_chain
 
@@ -110,12 +111,10 @@ def test_gradients_of_terms(kind: str) -> None:
     if kind == "smooth":
         term = SmoothTerm(torch.tensor([False, True, True, False, True, True]))
     else:
-        turn = (
-            rot6d_columns_to_matrix(torch.randn(6, 6, generator=g, dtype=torch.float64)) if kind == "turned" else None
-        )
-        term = ViewTerm(torch.tensor([0, 1, 0, 1, 1, 2]), 3, turn)
+        R = rot6d_columns_to_matrix(torch.randn(6, 6, generator=g, dtype=torch.float64)) if kind == "turned" else None
+        term = ViewTerm(torch.tensor([0, 1, 0, 1, 1, 2]), 3, R)
     if kind == "turned":
-        world = torch.cat([torch.einsum("nab,ncb->nca", turn, x[:, :6].view(6, 2, 3)).reshape(6, 6), x[:, 6:]], 1)
+        world = torch.cat([torch.einsum("nab,ncb->nca", R, x[:, :6].view(6, 2, 3)).reshape(6, 6), x[:, 6:]], 1)
     else:
         world = x if kind == "smooth" else torch.cat([0 * x[:, :6], x[:, 6:]], 1)
     if kind == "smooth":
@@ -133,57 +132,20 @@ def test_translations_equal_a_dense_solve() -> None:
     n = 9
     A = torch.randn(n, 3, 3, generator=g, dtype=torch.float64)
     A = 0.01 * A @ A.transpose(1, 2)
-    t, linked = torch.randn(n, 3, generator=g, dtype=torch.float64), torch.arange(n) % 5 > 0
+    t, consecutive = torch.randn(n, 3, generator=g, dtype=torch.float64), torch.arange(n) % 5 > 0
     M, b = np.zeros((3 * n, 3 * n)), np.zeros(3 * n)
     for i in range(n):
-        own = A[i].numpy() / NOISE**2 + 1e-6 * np.eye(3)
-        M[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] += own
-        b[3 * i : 3 * i + 3] = own @ t[i].numpy()
+        information = A[i].numpy() / NOISE**2 + 1e-6 * np.eye(3)
+        M[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] += information
+        b[3 * i : 3 * i + 3] = information @ t[i].numpy()
     for i in range(1, n - 1):
-        if linked[i] and linked[i + 1]:
+        if consecutive[i] and consecutive[i + 1]:
             for axis in range(3):
                 row = np.zeros(3 * n)
                 row[[3 * i - 3 + axis, 3 * i + axis, 3 * i + 3 + axis]] = 1, -2, 1
                 M += np.outer(row, row) / ACCELERATION**2
-    want = np.linalg.solve(M, b).reshape(n, 3)
-    np.testing.assert_allclose(smooth_translations(A, t, linked), want, atol=1e-8)
-
-
-def test_evidence_by_name() -> None:
-    keypoints = torch.ones(2, 3, 3)
-    keypoints[1, 0, 0] = float("nan")
-    found = evidence(keypoints, ("left_knee", "pelvis", "left_index"))
-    seen = found[..., 2] > 0
-    assert [NAMES[k] for k in torch.nonzero(seen[0])[:, 0]] == ["mid_hip", "left_knee"]
-    assert [NAMES[k] for k in torch.nonzero(seen[1])[:, 0]] == ["mid_hip"] and torch.isfinite(found).all()
-
-
-def test_track_units() -> None:
-    frame = np.array([0, 0, 1, 3, 3, 4, 20, 5])
-    track = np.array([7, -1, 7, 7, 8, 7, 7, 8])
-    status = np.array([0, 0, 0, 0, 0, 0, 0, 1])
-    units, filled = track_windows(frame, track, np.zeros(21, int), status, max_gap=4, window=3, margin=1)
-    own = sorted(int(r) for u in units for r in u.row[u.own])
-    assert own == sorted([0, 1, 2, 3, 4, 5, 6, -1])  # every good row once, one filled frame, the failed row not at all
-    assert filled.frame.tolist() == [2] and filled.before.tolist() == [2] and filled.fraction.tolist() == [0.5]
-    assert all(not u.linked[0] for u in units) and max(len(u) for u in units) <= 5
-    with pytest.raises(InputError, match="two rows"):
-        track_windows(
-            np.array([0, 0]), np.array([1, 1]), np.zeros(1, int), np.zeros(2, int), max_gap=1, window=9, margin=1
-        )
-
-
-def test_view_units() -> None:
-    nan = np.full(4, np.nan)
-    rows = {"frame": np.array([0, 1, 2, 3]), "track": np.full(4, -1), "status": np.zeros(4, int)}
-    (photos,) = view_windows(**rows, view=np.zeros(4, int), time=nan)
-    assert photos.row.tolist() == [0, 1, 2, 3]
-    pairs = view_windows(**rows, view=np.array([0, 0, 1, 1]), time=np.array([0.0, 0.04, 0.04, 0.0]))
-    assert sorted(u.row.tolist() for u in pairs) == [[0, 3], [1, 2]]
-    in_order = view_windows(**rows, view=np.array([0, 0, 1, 1]), time=nan)
-    assert sorted(u.row.tolist() for u in in_order) == [[0, 2], [1, 3]]
-    with pytest.raises(UsageError):
-        view_windows(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), nan[:1], np.zeros(1, int))
+    expected = np.linalg.solve(M, b).reshape(n, 3)
+    np.testing.assert_allclose(smooth_translations(A, t, consecutive), expected, atol=1e-8)
 
 
 def published(tmp_path: Path, **changes: torch.Tensor | None) -> Checkpoint:
@@ -207,7 +169,7 @@ def published(tmp_path: Path, **changes: torch.Tensor | None) -> Checkpoint:
 def test_published_layout_is_read_and_others_are_refused(tmp_path: Path) -> None:
     body = load_body("embedded")
     whole = published(tmp_path)
-    assert ScoreHmrRefiner.recognises(whole.names) and ScoreHmrRefiner.conditioned_on(whole) == "pare"
+    assert ScoreHmrRefiner.recognises(whole.names) and condition_of(whole) == "pare"
     refiner = ScoreHmrRefiner.load(whole, body=body)
     assert refiner.published and refiner.preset("fast").plan.step == 10 and refiner.preset("paper").plan.step == 2
     name = "ema_model.model.blocks.1.block.linear_layer2.bias"
@@ -229,14 +191,14 @@ def test_unknown_cameras_get_the_released_focal_length_and_known_ones_keep_their
     refiner = ScoreHmrRefiner.load(published(tmp_path), body=load_body("embedded"))
     n = 2
     K = cameras.default_K(torch.tensor([[640.0, 480.0]])).repeat(n, 1, 1)
-    seen = EstimateBatch(
+    estimates = EstimateBatch(
         torch.eye(3).repeat(n, 24, 1, 1), torch.zeros(n, 10), torch.tensor([[0.3, 0.1, 4.0]]).repeat(n, 1),
         torch.zeros(n, 25, 3), K, torch.tensor([[640.0, 480.0]]).repeat(n, 1), torch.tensor([False, True]),
         torch.arange(n), features=torch.zeros(n, 4608),
     )  # fmt: skip
-    scene = refiner._reference_camera(seen)
-    assert scene.K[:, 0, 0].tolist() == [5000.0, 800.0]
-    at = cameras.project(scene.transl[:, None], scene.K)
-    torch.testing.assert_close(at, cameras.project(seen.transl[:, None], K), atol=0.02, rtol=0)
-    out = refiner(seen, refiner.preset("fast"))  # nothing is seen: the place stays where it was in the picture
-    torch.testing.assert_close(out.transl, seen.transl, atol=1e-3, rtol=0)
+    reference = refiner.in_reference_camera(estimates)
+    assert reference.K[:, 0, 0].tolist() == [5000.0, 800.0]
+    at = cameras.project(reference.transl[:, None], reference.K)
+    torch.testing.assert_close(at, cameras.project(estimates.transl[:, None], K), atol=0.02, rtol=0)
+    out = refiner(estimates, refiner.preset("fast"))  # no keypoint is visible: the position in the image stays
+    torch.testing.assert_close(out.transl, estimates.transl, atol=1e-3, rtol=0)
