@@ -109,7 +109,7 @@ def test_targets_inputs_and_writers_in_each_others_way(tmp_path: Path) -> None:
     fails(2, "--shard 4/3", "import", "boxes", source, "-o", out, "--shard", "4/3")
     folder = tmp_path / "c.h5.parts"
     folder.mkdir()
-    from stages.files.atomic import process_start
+    from stages.files.locks import process_start
 
     mark = {"host": os.uname().nodename, "pid": os.getpid(), "started": process_start(os.getpid())}
     (folder / "writer-0-of-1").write_text(json.dumps(mark))

@@ -47,7 +47,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "cv2": ("stages/geometry/crops.py", "stages/visualization/draw.py"),
     "pickle": ("stages/files/pickles.py", "stages/smpl/body_files.py"),
     "os.replace": ("stages/files/atomic.py",),
-    "os.rename": ("stages/files/atomic.py",),
+    "os.rename": ("stages/files/locks.py",),
     "shutil.move": ("stages/files/atomic.py",),
     "pathlib.Path.replace": ("stages/files/atomic.py",),
     "typer": ("hmr_cli/",),

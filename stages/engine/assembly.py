@@ -18,7 +18,8 @@ from stages.artefacts.validate import check_file
 from stages.engine.header import Header
 from stages.engine.parts import Parts, Tables
 from stages.errors import ArtefactError
-from stages.files.atomic import check_space, disk_errors, fsync_folder, replacing, write_lock
+from stages.files.atomic import check_space, disk_errors, fsync_folder, replacing
+from stages.files.locks import write_lock
 
 # What a job's `finish` does: the whole table in; row columns to replace (not frame, not box) and root attributes out.
 Finish = Callable[[Artefact], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]

@@ -18,7 +18,8 @@ import numpy as np
 
 from stages.engine.header import Header
 from stages.errors import ArtefactError, MachineError
-from stages.files.atomic import disk_errors, lock_holder, write_bytes, write_lock
+from stages.files.atomic import disk_errors, write_bytes
+from stages.files.locks import lock_holder, write_lock
 
 Tables = dict[str, np.ndarray]
 

@@ -28,7 +28,7 @@ from stages.keypoints.oks import extent
 LOWEST = 0.05  # similarity below which two are never the same person
 USUAL = 0.35  # and share of the similarity that is usual for this person: noise is the detector's own, and steady
 MEMORY = 0.9  # of what is usual, from one sight to the next
-SPREAD = 2.0  # times COCO's sigmas: people move between frames
+SPREAD = 1.5  # times COCO's sigmas: people move between frames
 OKS_SHARE = 0.65  # of the similarity; the rest is overlap
 WAIT = 0.3  # by how much the similarity falls until a person is forgotten
 INSIDE = 0.2  # share of the predicted box's width that must lie in the image

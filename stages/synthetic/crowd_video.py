@@ -60,26 +60,31 @@ class Walker:
     heading: float
 
     def path(self, time: np.ndarray) -> np.ndarray:
-        """Where on the ground (x, z) at times (T,) s, without sway: (T, 2)."""
+        """Where the pelvis is over the ground (x, z) at times (T,) s: (T, 2)."""
+        low, high, share = self._between(time)
+        trans, rotation = walks().trans[self.clip], Rotation.from_euler("y", self.heading)
+        sway = rotation.apply(trans[low] + share[:, None] * (trans[high] - trans[low]))[:, [0, 2]]
         speed = walks().speed[self.clip] * self.pace
         ahead = np.array([np.sin(self.heading), np.cos(self.heading)])
-        return self.cross + speed * (np.asarray(time)[:, None] - self.when) * ahead
+        return self.cross + speed * (time[:, None] - self.when) * ahead + sway
 
-    def at(self, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """Pose (24, 3), its root rotated into the world, and the pelvis position (3,) of a body of usual height."""
-        poses, trans = walks().poses[self.clip], walks().trans[self.clip]
-        position = self.start + 30 * self.pace * time
-        if walks().speed[self.clip] > 0:
-            position %= len(poses)
-        low, share = int(position), position % 1
-        high = (low + 1) % len(poses)
+    def pose(self, time: float) -> np.ndarray:
+        """Pose (24, 3), its root rotated into the world."""
+        (low,), (high,), (share,) = self._between(np.array([time]))
+        poses = walks().poses[self.clip]
         first, second = Rotation.from_rotvec(poses[low]), Rotation.from_rotvec(poses[high])
         pose = (first * Rotation.from_rotvec(share * (first.inv() * second).as_rotvec())).as_rotvec()
-        rotation = Rotation.from_euler("y", self.heading)
-        pose[0] = (rotation * Rotation.from_rotvec(pose[0])).as_rotvec()
-        sway = rotation.apply(trans[low] + share * (trans[high] - trans[low]))
-        x, z = self.path(np.array([time]))[0]
-        return pose, sway + np.array([x, 0, z])
+        pose[0] = (Rotation.from_euler("y", self.heading) * Rotation.from_rotvec(pose[0])).as_rotvec()
+        return pose
+
+    def _between(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The frames of the clip before and after times (T,), and how far between them each lies."""
+        count = len(walks().poses[self.clip])
+        position = self.start + 30 * self.pace * time
+        if walks().speed[self.clip] > 0:
+            position = position % count
+        low = position.astype(int)
+        return low, (low + 1) % count, position - low
 
 
 def cast(spec: SynthSet, n: int, distance: float, focal: float, rng: np.random.Generator) -> list[Walker]:

@@ -117,9 +117,9 @@ def _walking(
     betas = betas[: len(people)]
     occluders = obstacles(spec, people, distance, K[0, 0], camera, rng)
     look, background = rng.integers(0, 2**31, len(people)), int(rng.integers(0, 2**31))
-    now = [one.at(time) for one in people]
-    pose, pelvis = np.stack([p for p, _ in now]).astype(np.float32), np.stack([x for _, x in now])
-    pelvis[:, 1] = -_lowest(body, pose, betas)  # the lower foot on the ground
+    pose = np.stack([one.pose(time) for one in people]).astype(np.float32)
+    x, z = np.concatenate([one.path(np.array([time])) for one in people]).T
+    pelvis = np.stack([x, -_lowest(body, pose, betas), z], 1)  # the lower foot on the ground
     root = camera[:3, :3] @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy().astype(np.float64)
     transl = pelvis @ camera[:3, :3].T + camera[:3, 3] - _rest_pelvis(body, betas)
     return SyntheticScene(

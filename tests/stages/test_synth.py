@@ -13,12 +13,13 @@ from stages.artefacts.hdf5 import open_artefact
 from stages.engine.job import RunOptions
 from stages.errors import UsageError
 from stages.geometry.cameras import project
+from stages.loaders.tracks import takes
 from stages.params import SynthParams
 from stages.smpl.body import load_body
 from stages.synthetic import examples
 from stages.synthetic.renderer import render
-from stages.synthetic.scenes import make_scene
-from stages.synthetic.sets import SETS, SIZE
+from stages.synthetic.scenes import SyntheticScene, make_scene
+from stages.synthetic.sets import SETS, SIZE, VERSION
 from tests.helpers.motion_files import motion_file
 
 
@@ -92,6 +93,83 @@ def test_a_video_moves_smoothly_and_views_see_the_same_person() -> None:
         return (body(*smpl).joints[0].numpy() - camera[:3, 3]) @ camera[:3, :3]
 
     np.testing.assert_allclose(world(a), world(b), atol=1e-4)
+
+
+FIRST = {
+    "synth": [0.118, 0.18, 2.672],
+    "synth-oc": [-0.158, 0.008, 3.433],
+    "synth-pc": [-0.088, -0.046, 3.188],
+    "synth-crowd": [0.41, -0.229, 5.895],
+    "synth-video": [0.377, -0.004, 4.714],
+    "synth-views": [0.142, 0.583, 4.049],
+    "synth-crowd-video": [-5.305, 0.105, 4.711],
+}
+
+
+def test_the_sets_of_version_1_are_what_they_were() -> None:
+    """Where the first person of each set stands, m: a new set must not move the others."""
+    assert VERSION == 1
+    body = load_body("embedded")
+    for name, place in FIRST.items():
+        np.testing.assert_allclose(make_scene(SETS[name], 0, body).transl[0], place, atol=2e-3, err_msg=name)
+
+
+def walked(frames: range) -> tuple[np.ndarray, list[SyntheticScene]]:
+    """Where people stand on the ground (T, n, 2) m, world, in frames of the first crowded scene; the scenes."""
+    body, spec = load_body("embedded"), SETS["synth-crowd-video"]
+    scenes = [make_scene(spec, number, body) for number in frames]
+    places = []
+    for scene in scenes:
+        smpl = [torch.from_numpy(getattr(scene, n)) for n in ("global_orient", "body_pose", "betas", "transl")]
+        pelvis = body(*smpl).joints[:, 0].numpy()
+        camera = scene.world_to_camera
+        places.append(((pelvis - camera[:3, 3]) @ camera[:3, :3])[:, [0, 2]])
+    return np.stack(places), scenes
+
+
+def test_people_of_the_crowded_video_walk_smoothly_past_each_other() -> None:
+    spec = SETS["synth-crowd-video"]
+    place, scenes = walked(range(0, spec.frames, 3))
+    step = np.linalg.norm(np.diff(place, axis=0), axis=-1) * spec.fps / 3  # m/s
+    assert step.max() < 4 and (step.mean(0) > 0.7).sum() >= 3  # most walk, nobody jumps
+    apart = np.linalg.norm(place[:, :, None] - place[:, None], axis=-1) + 9 * np.eye(place.shape[1])
+    assert apart.min() > 0.4  # nobody walks through anybody
+    x = np.stack([(s.K @ s.transl.T)[0] / s.transl[:, 2] for s in scenes])  # px, about
+    order = x.argsort(1)
+    assert (order[0] != order[-1]).sum() >= 4  # they change places as seen by the camera
+    assert [s.time for s in scenes] == pytest.approx(np.arange(0, spec.frames, 3) / spec.fps)
+    for one in scenes[1:]:  # camera, obstacles, clothes and background stand still
+        np.testing.assert_array_equal(one.world_to_camera, scenes[0].world_to_camera)
+        np.testing.assert_array_equal(one.look, scenes[0].look)
+        assert one.background == scenes[0].background and len(one.occluders) == len(scenes[0].occluders) >= 1
+        np.testing.assert_array_equal(one.occluders[0][2], scenes[0].occluders[0][2])
+
+
+def test_feet_of_walkers_stay_on_the_ground_and_do_not_slide() -> None:
+    """The lowest point of everybody is the ground; of two frames in a row, a foot of each walker hardly moves."""
+    body, spec = load_body("embedded"), SETS["synth-crowd-video"]
+    before: np.ndarray | None = None
+    slide = []
+    for number in range(30, 50):
+        scene = make_scene(spec, number, body)
+        smpl = [torch.from_numpy(getattr(scene, n)) for n in ("global_orient", "body_pose", "betas", "transl")]
+        out, camera = body(*smpl), scene.world_to_camera
+        ground = ((out.vertices.numpy() - camera[:3, 3]) @ camera[:3, :3])[..., 1].min(1)
+        np.testing.assert_allclose(ground, 0, atol=0.01)
+        feet = ((out.joints[:, [10, 11]].numpy() - camera[:3, 3]) @ camera[:3, :3])[..., [0, 2]]
+        if before is not None:
+            slide.append(np.linalg.norm(feet - before, axis=-1).min(1))
+        before = feet
+    assert np.median(slide) < 0.05  # m in 1/15 s; a walker moves 0.06 to 0.1
+
+
+def test_hidden_people_have_no_row_and_keep_their_number(tmp_path: Path) -> None:
+    out = synth.run("synth-crowd-video", tmp_path / "c.detections.h5", SynthParams(pictures=60), RunOptions())
+    with open_artefact(out) as table:
+        track, frame = table.rows["track"], table.rows["frame"]
+        gaps = [np.diff(frame[track == t]).max(initial=1) for t in np.unique(track)]
+        assert max(gaps) > 3 and table.read("extra/seen").sum(1).min() >= 4
+        assert takes(table.frames).max() == 0 and len(np.unique(frame * 1000 + track)) == table.n_rows
 
 
 def test_training_scenes_show_other_poses_and_are_no_benchmark(tmp_path: Path) -> None:

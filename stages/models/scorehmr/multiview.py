@@ -23,13 +23,7 @@ from stages.geometry.cameras import look_at
 from stages.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from stages.models.scorehmr.groups import group_max, group_mean, group_median, group_sum
 from stages.models.scorehmr.kalman_update import KNOWN, MIN_KEYPOINTS, NOT_UPDATED, PIXEL, KalmanUpdate
-from stages.models.scorehmr.linearized_body import (
-    MIN_DEPTH,
-    POSE_SIZE,
-    LinearizedBody,
-    PosedEstimate,
-    point_jacobian,
-)
+from stages.models.scorehmr.linearized_body import MIN_DEPTH, POSE_SIZE, LinearizedBody, PosedEstimate, point_jacobian
 
 STATE_SIZE = POSE_SIZE + 3  # rotation vectors of 24 bones, betas, pelvis in the world
 FREE = 1e-6  # precision of the pelvis, which the estimates do not hold

@@ -232,7 +232,7 @@ def dead_pid() -> int:
 
 
 def test_a_second_writer_is_told_who_holds_the_target(tmp_path: Path) -> None:
-    from stages.files.atomic import process_start
+    from stages.files.locks import process_start
 
     out, parts = tmp_path / "a.h5", tmp_path / "a.h5.parts"
     me = os.getpid()

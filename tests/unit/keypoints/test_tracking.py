@@ -195,7 +195,7 @@ def test_a_newcomer_in_front_does_not_take_the_number_of_who_is_hidden() -> None
 def test_noise_that_is_usual_breaks_no_track() -> None:
     """The same overlap from frame to frame, all the time, is one person who is badly seen."""
     rng = np.random.default_rng(1)
-    ids = follow(Tracker(SIGMA, max_gap=3.0), *[((100 + rng.normal(0, 9), 50 + rng.normal(0, 9)),) for _ in range(60)])
+    ids = follow(Tracker(SIGMA, max_gap=3.0), *[((100 + rng.normal(0, 7), 50 + rng.normal(0, 7)),) for _ in range(60)])
     assert all(i == [0] for i in ids)
 
 
