@@ -147,8 +147,13 @@ def test_the_box_says_whose_centre_and_joints_count() -> None:
     for x, logit in ((12, 1.0), (50, 3.0)):  # two people in both crops, the right one clearer
         heads["center"][:, 0, 32, x] = logit
         heads["heatmap"][:, :, 32, x] = logit
-    xy, _ = decode(heads, torch.tensor([[2.0, 4, 24, 60], [40, 4, 62, 60]]))
+    box = torch.tensor([[2.0, 4, 24, 60], [40, 4, 62, 60]])
+    xy, _ = decode(heads, box)
     assert (xy[0, :, 0] == 12).all() and (xy[1, :, 0] == 50).all()
+    heads["heatmap"][0, 0, 32, 34] = 3.0  # clearer than the own nose and not far, but not in the box
+    heads["regress"][0, 1, 32, 12] = 12  # expected half way
+    xy, _ = decode(heads, box)
+    assert xy[0, 0, 0] == 12
 
 
 # ---- who is one person, who is behind another
@@ -176,6 +181,7 @@ def test_the_same_joints_in_another_box_are_somebody_behind() -> None:
     assert list(in_front) == [1] and in_front[1].tolist() == [0]
     np.testing.assert_array_equal(distinct(pair, np.arange(3), in_front), [0, 2])  # still the same joints: dropped
     pair.xy[1] += 60
+    pair.score[1] = 1.0  # now the best of all, but only because others were painted over
     np.testing.assert_array_equal(distinct(pair, np.arange(3), in_front), [0, 2, 1])  # its own: kept, last
 
 
@@ -227,6 +233,35 @@ def test_a_mirrored_photo_gives_mirrored_people(detector: MoveNetDetector) -> No
     back[..., 0] = image.shape[1] - 1 - back[..., 0]
     side = (plain.box[0, 2:] - plain.box[0, :2]).max()
     assert np.median(np.linalg.norm(back - plain.keypoints, axis=-1)) < 0.03 * side
+
+
+def test_the_mirrored_pass_sees_the_same_joints(detector: MoveNetDetector) -> None:
+    levels = [crops.halvings(open_frame(fixtures.find("photos/free") / "000000000785.jpg"))]
+    skier = Candidates.of([(detector._boxes(levels)[0][0][:1], np.ones(1))])
+    plain, mirrored = (detector._see(levels, skier, np.arange(1), 1.25, mirror=m)[0][0] for m in (False, True))
+    assert np.linalg.norm(plain - mirrored, axis=-1).max() < 0.06 * skier.longer(np.arange(1))
+
+
+def test_whoever_is_in_front_is_painted_over(detector: MoveNetDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second box over half of the skier: he is found in both, so he is painted over in the crops of the other one."""
+    image = open_frame(fixtures.find("photos/free") / "000000000785.jpg")
+    him = detector([image])[0].take(np.arange(1))
+    box, painted = him.box.repeat(2, 0), []
+    box[1] += [0, 0.35 * (box[0, 3] - box[0, 1]), 0.1 * (box[0, 2] - box[0, 0]), 0]
+
+    def record(view: np.ndarray, ends: np.ndarray, radius: np.ndarray) -> None:
+        painted.append((ends, radius))
+
+    monkeypatch.setattr(movenet, "paint_over", record)
+    detector([image], [box])
+    assert len(painted) == 2  # in both passes, of one of the two
+    for (ends, radius), grow in zip(painted, (movenet.FIRST, movenet.SECOND), strict=True):
+        scale = movenet.SIZE / grow / (box[1, 2:] - box[1, :2]).max()
+        to_crop = (him.keypoints[0, :, :2] - (box[1, :2] + box[1, 2:]) / 2) * scale + (movenet.SIZE - 1) / 2
+        expected = to_crop[np.array(movenet.LIMBS)]
+        nearest = np.abs(ends[:, None] - expected[None]).max((-1, -2)).min(1)
+        assert len(ends) > 8 and np.median(nearest) < 0.05 * movenet.SIZE
+        np.testing.assert_allclose(radius, movenet.LIMB * (box[0, 2:] - box[0, :2]).max() * scale)
 
 
 def test_given_boxes_are_kept_in_their_order(detector: MoveNetDetector) -> None:
