@@ -89,6 +89,12 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
+def test_no_page_holds_the_leftovers_of_a_merge() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("stages/data/*.md")]
+    leftover = re.compile(r"^(<{7} |>{7} |={7}$)", re.MULTILINE)
+    assert pages and not [page.name for page in pages if leftover.search(page.read_text())]
+
+
 def test_contributing_and_design_name_what_is_there() -> None:
     """The ten places of CONTRIBUTING, and the files and folders of the design's tree."""
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
